@@ -1,0 +1,44 @@
+/**
+ * What the cluster store holds: the map and the files, as JSON under fixed keys.
+ *
+ *   cluster              ClusterIdentity
+ *   map                  ClusterMap
+ *   file-id              the last file id given, decimal (never reused)
+ *   files/by-name/NAME   file id
+ *   files/by-id/ID       FileRecord (ID: 16 hex digits, so that ranges ascend)
+ *   leases/node/ID, leases/switch/ID   presence, under a lease
+ */
+export interface ClusterIdentity { readonly uuid: string; /** low 32 bits of the uuid; carried in headers */ readonly clusterId: number; readonly formatVersion: number }
+
+export interface NodeEntry { readonly id: string; readonly host: string; readonly port: number; readonly state: 'up' | 'down'; /** control (gRPC) and metrics port, 0: none */ readonly controlPort: number }
+export interface SwitchEntry { readonly id: string; readonly host: string; readonly port: number; readonly state: 'programmable' | 'forwarding' | 'down'; readonly controlPort: number }
+
+export interface ClusterMap {
+  /** Grows by one with every change of membership or node state. */
+  readonly epoch: number;
+  readonly nodes: readonly NodeEntry[];
+  readonly switches: readonly SwitchEntry[];
+}
+
+export interface FileRecord {
+  readonly id: number;
+  readonly name: string;
+  /** e.g. 'rs(4,2)' */
+  readonly code: string;
+  readonly unitBytes: number;
+  /** Node ids in placement order (layout/ maps a unit to an index in this list). */
+  readonly nodes: readonly string[];
+  /** Owner's epoch; 0: never opened for writing. */
+  readonly writerEpoch: number;
+  /** Acknowledged bytes as last published; the units' headers may know more. */
+  readonly length: number;
+  /** Commit mark as last published: versions up to (epoch, counter) are committed. */
+  readonly commitEpoch: number;
+  readonly commitCounter: number;
+  /** The last takeover's decision: versions of epochs below `decidedEpoch` exist only in stripes below `decidedStripes`. */
+  readonly decidedEpoch: number;
+  readonly decidedStripes: number;
+  readonly state: 'open' | 'closed' | 'deleted';
+  /** ISO time of the last publication. */
+  readonly modified: string;
+}
