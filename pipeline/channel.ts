@@ -1,0 +1,192 @@
+/**
+ * Messages over one queue pair: protobuf control messages, batched records, and the immediates of ring writes.
+ *
+ * A queue pair's receives are consumed in order by messages and by ring writes alike, so every receive has room for a
+ * message; `receives` must cover the ring's slots plus the messages the peer may have under way. Receives are posted
+ * again before the handler that consumed them returns, so credits alone bound the peer.
+ *
+ * Work request ids: messages use the top bit; all others belong to the owner (`onWritten`).
+ */
+import type { Device, MemoryRegion, QueuePair } from 'tartan-rdma';
+import { Flag, Opcode, Status, statusName } from 'tartan-rdma';
+import { Control } from '../wire/generated/ring.js';
+import { FRAME_WORDS, MESSAGE_BYTES, MessageType, checkFrame, frameHead, recordWords, recordsPerMessage } from '../wire/ring-messages.js';
+import type { Flushable, Hub } from './hub.js';
+
+const MESSAGE_BIT = 0x8000_0000;
+const SEND_BUFFERS = 32;
+
+/** Records of one type that wait for a send buffer. */
+class RecordQueue {
+  readonly type: number;
+  readonly each: number;
+  readonly most: number;
+  words: Uint32Array;
+  count = 0;
+  constructor(type: number) {
+    this.type = type;
+    this.each = recordWords(type);
+    this.most = recordsPerMessage(type);
+    this.words = new Uint32Array(this.most * this.each);
+  }
+  /** @returns word index of a new record in `words`; the array may have been replaced by a larger one */
+  push(): number {
+    const at = this.count * this.each;
+    if (at + this.each > this.words.length) {
+      const larger = new Uint32Array(this.words.length * 2);
+      larger.set(this.words);
+      this.words = larger;
+    }
+    this.count++;
+    return at;
+  }
+  drop(records: number): void {
+    this.words.copyWithin(0, records * this.each, this.count * this.each);
+    this.count -= records;
+  }
+}
+
+export class MessageChannel implements Flushable {
+  readonly qp: QueuePair;
+  readonly hub: Hub;
+  touched = false;
+  /** Put into every frame. */
+  mapEpoch = 0;
+  onControl: (message: Control) => void = () => {};
+  /** `words[w…]` holds `count` records; valid during the call. */
+  onRecords: (type: number, words: Uint32Array, w: number, count: number, mapEpoch: number) => void = () => {};
+  /** A peer's write with immediate has arrived. */
+  onWrite: (imm: number, byteLength: number) => void = () => {};
+  /** A request of the owner's has completed (also flushed ones). */
+  onWritten: (wrId: number, status: number, opcode: number) => void = () => {};
+  /** The connection is no longer usable; called once, before the flushed completions. */
+  onClosed: (reason: string) => void = () => {};
+  closed = false;
+
+  private readonly region: MemoryRegion;
+  private readonly words: Uint32Array;
+  private readonly bytes: Uint8Array;
+  private readonly receives: number;
+  private readonly freeSends: number[] = [];
+  private readonly queues: (RecordQueue | undefined)[] = [];
+  private readonly controls: Uint8Array[] = [];
+  private destroyed: Promise<void> | undefined;
+
+  /** @param receives receives kept posted: ring slots granted to the peer plus 32 is the rule */
+  constructor(hub: Hub, device: Device, qp: QueuePair, receives: number) {
+    this.hub = hub;
+    this.qp = qp;
+    this.receives = receives;
+    this.region = device.allocate((receives + SEND_BUFFERS) * MESSAGE_BYTES);
+    this.words = new Uint32Array(this.region.buffer);
+    this.bytes = new Uint8Array(this.region.buffer);
+    for (let i = 0; i < SEND_BUFFERS; i++) this.freeSends.push(receives + i);
+    qp.handler = (opcode, status, wrId, byteLength, imm) => { this.complete(opcode, status, wrId, byteLength, imm); };
+    qp.onError = (reason) => { this.fail(reason); };
+    for (let i = 0; i < receives; i++) this.postReceive(i);
+    hub.wake();
+  }
+
+  sendControl(message: Control): void {
+    if (this.closed) return;
+    const encoded = Control.encode(message).finish();
+    if (encoded.length > MESSAGE_BYTES - FRAME_WORDS * 4) throw new RangeError(`control message of ${encoded.length} bytes does not fit a message of ${MESSAGE_BYTES}`);
+    this.controls.push(encoded);
+    this.hub.touch(this);
+  }
+
+  /** The queue of a record type: `const w = queue.push(); queue.words[w] = …`, then `touch()`. */
+  records(type: number): RecordQueue {
+    return (this.queues[type] ??= new RecordQueue(type));
+  }
+
+  touch(): void { this.hub.touch(this); }
+
+  /** Sends what is queued as far as send buffers go; the rest follows as they come back. */
+  flush(): void {
+    if (this.closed) return;
+    while (this.controls.length > 0 && this.freeSends.length > 0) {
+      const encoded = this.controls.shift()!;
+      const buffer = this.freeSends.pop()!;
+      const w = buffer * (MESSAGE_BYTES / 4);
+      this.words[w] = frameHead(MessageType.CONTROL, encoded.length);
+      this.words[w + 1] = this.mapEpoch;
+      this.bytes.set(encoded, buffer * MESSAGE_BYTES + FRAME_WORDS * 4);
+      this.postSend(buffer, FRAME_WORDS * 4 + encoded.length);
+    }
+    for (const queue of this.queues) {
+      while (queue !== undefined && queue.count > 0 && this.freeSends.length > 0) {
+        const count = Math.min(queue.count, queue.most);
+        const buffer = this.freeSends.pop()!;
+        const w = buffer * (MESSAGE_BYTES / 4);
+        this.words[w] = frameHead(queue.type, count);
+        this.words[w + 1] = this.mapEpoch;
+        for (let i = 0, n = count * queue.each; i < n; i++) this.words[w + FRAME_WORDS + i] = queue.words[i]!;
+        if (count === queue.count) queue.count = 0; else queue.drop(count);
+        this.postSend(buffer, (FRAME_WORDS + count * queue.each) * 4);
+      }
+    }
+  }
+
+  /** Ends the connection; the memory is given back when everything has flushed. */
+  destroy(reason: string): Promise<void> {
+    this.destroyed ??= (async () => {
+      this.qp.toError(reason);
+      await this.qp.destroy();
+      this.fail(reason);
+      await this.region.deregister();
+    })();
+    return this.destroyed;
+  }
+
+  private postSend(buffer: number, length: number): void {
+    this.qp.postSend((MESSAGE_BIT | buffer) >>> 0, this.region, buffer * MESSAGE_BYTES, length, Flag.SIGNALED);
+  }
+
+  private postReceive(buffer: number): void {
+    this.qp.postRecv((MESSAGE_BIT | buffer) >>> 0, this.region, buffer * MESSAGE_BYTES, MESSAGE_BYTES);
+  }
+
+  private complete(opcode: number, status: number, wrId: number, byteLength: number, imm: number): void {
+    if (wrId < MESSAGE_BIT) { this.onWritten(wrId, status, opcode); return; }
+    const buffer = wrId - MESSAGE_BIT;
+    if (buffer >= this.receives) {
+      this.freeSends.push(buffer);
+      if (status !== Status.SUCCESS) this.fail(statusName(status));
+      else if (this.controls.length > 0 || this.queues.length > 0) this.hub.touch(this);
+      return;
+    }
+    if (status !== Status.SUCCESS) { this.fail(statusName(status)); return; }
+    if (this.closed) return;
+    if (opcode === Opcode.RECV_WRITE_WITH_IMM) {
+      this.postReceive(buffer);
+      this.onWrite(imm, byteLength);
+      return;
+    }
+    this.receive(buffer, byteLength);
+    if (!this.closed) this.postReceive(buffer);
+  }
+
+  private receive(buffer: number, byteLength: number): void {
+    const w = buffer * (MESSAGE_BYTES / 4);
+    const type = checkFrame(this.words, w, byteLength);
+    if (type === 0) { this.qp.toError(`malformed frame of ${byteLength} bytes`); return; }
+    const count = this.words[w]! >>> 16;
+    const mapEpoch = this.words[w + 1]!;
+    if (type !== MessageType.CONTROL) { this.onRecords(type, this.words, w + FRAME_WORDS, count, mapEpoch); return; }
+    let message: Control;
+    try {
+      message = Control.decode(this.bytes.subarray(buffer * MESSAGE_BYTES + FRAME_WORDS * 4, buffer * MESSAGE_BYTES + byteLength));
+    } catch {
+      this.qp.toError(`malformed control message of ${count} bytes`);
+      return;
+    }
+    this.onControl(message);
+  }
+
+  private fail(reason: string): void {
+    if (this.closed) return;
+    this.closed = true;
+    this.onClosed(reason);
+  }
+}
