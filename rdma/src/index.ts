@@ -1,0 +1,3 @@
+export * from './device.js';
+export * from './records.js';
+export * from './sim/index.js';

@@ -1,0 +1,83 @@
+import { RdmaError, type MemoryRegion } from '../device.js';
+import type { SimDevice } from './device.js';
+
+const MAX_BYTES = 2 ** 31;
+
+/**
+ * An ordinary ArrayBuffer that counts the requests outstanding on it.
+ *
+ *     registered ── deregister() ──▶ revoked ── last request completed ──▶ detached
+ */
+export class SimRegion implements MemoryRegion {
+  readonly lkey: number;
+  readonly rkey: number;
+  readonly buffer: ArrayBuffer;
+  readonly byteLength: number;
+  readonly access: number;
+  isRevoked = false;
+  readonly #device: SimDevice;
+  #outstanding = 0;
+  #deregistered: Promise<void> | undefined;
+  #onIdle: (() => void) | undefined;
+
+  constructor(device: SimDevice, lkey: number, rkey: number, byteLength: number, access: number) {
+    if (!Number.isInteger(byteLength) || byteLength < 1 || byteLength > MAX_BYTES) {
+      throw new RdmaError('ERR_REGISTRATION_REFUSED', `Cannot register ${byteLength} bytes: 1 to ${MAX_BYTES} are possible`);
+    }
+    try {
+      this.buffer = new ArrayBuffer(byteLength);
+    } catch (cause) {
+      throw new RdmaError('ERR_REGISTRATION_REFUSED', `Cannot register ${byteLength} bytes: no memory`, { cause });
+    }
+    this.#device = device;
+    this.lkey = lkey;
+    this.rkey = rkey;
+    this.byteLength = byteLength;
+    this.access = access;
+  }
+
+  isUsableBy(device: SimDevice): boolean {
+    return this.#device === device && !this.isRevoked;
+  }
+
+  contains(offset: number, length: number): boolean {
+    return offset >= 0 && length >= 0 && offset + length <= this.byteLength;
+  }
+
+  /** @param access the bit of `Access` that the peer needs */
+  allows(access: number, offset: number, length: number): boolean {
+    return !this.isRevoked && (this.access & access) !== 0 && this.contains(offset, length);
+  }
+
+  bytes(offset: number, length: number): Uint8Array {
+    return new Uint8Array(this.buffer, offset, length);
+  }
+
+  hold(): void {
+    this.#outstanding++;
+  }
+
+  release(): void {
+    this.#outstanding--;
+    if (this.#outstanding === 0) this.#onIdle?.();
+  }
+
+  deregister(): Promise<void> {
+    this.#deregistered ??= new Promise((resolve) => {
+      this.isRevoked = true;
+      this.#device.forgetKey(this.rkey);
+      this.#onIdle = () => {
+        this.#onIdle = undefined;
+        this.#device.later(() => {
+          structuredClone(this.buffer, { transfer: [this.buffer] }); // detaches; ArrayBuffer.transfer() is newer than Node 20
+          this.#device.forgetRegion(this);
+          resolve();
+        });
+      };
+      this.#device.release(); // what was posted but not rung would otherwise hold the region for ever
+      if (this.#outstanding === 0) this.#onIdle();
+    });
+    return this.#deregistered;
+  }
+}
+

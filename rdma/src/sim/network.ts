@@ -1,0 +1,98 @@
+import type { SimHost } from './host.js';
+import type { SimWorld } from './world.js';
+
+/** How one direction between two hosts behaves. */
+export interface LinkOptions {
+  /** Time from a byte's departure to its arrival, virtual ms. Default 0.02. */
+  readonly latencyMs: number;
+  /** Added to it: uniform, 0 … jitterMs. Order on one connection is kept all the same. Default 0.01. */
+  readonly jitterMs: number;
+  /** Rate, shared by everything that goes this way. Default 1,250,000 (10 Gbit/s). */
+  readonly bytesPerMs: number;
+}
+
+export const DEFAULT_LINK: LinkOptions = { latencyMs: 0.02, jitterMs: 0.01, bytesPerMs: 1_250_000 };
+
+/** One direction between two hosts, by name: it outlives the processes at its ends. */
+export class Link {
+  options: LinkOptions;
+  /** Nothing arrives; what is sent is sent again when the partition heals. */
+  isBlocked = false;
+  /** Counts partitions, so that a retry timer knows its own. */
+  blockedEpoch = 0;
+  #busyUntil = 0;
+
+  constructor(options: LinkOptions) {
+    this.options = options;
+  }
+
+  /** Takes the link for `bytes`. @returns when the last of them has left, virtual ms */
+  occupy(now: number, bytes: number): number {
+    this.#busyUntil = Math.max(now, this.#busyUntil) + bytes / this.options.bytesPerMs;
+    return this.#busyUntil;
+  }
+}
+
+/** All links, made on first use from the defaults. */
+export class Network {
+  readonly #links = new Map<string, Link>();
+  readonly #defaults: LinkOptions;
+
+  constructor(defaults: Partial<LinkOptions>) {
+    this.#defaults = { ...DEFAULT_LINK, ...defaults };
+  }
+
+  link(from: string, to: string): Link {
+    const key = `${from} > ${to}`;
+    let link = this.#links.get(key);
+    if (link === undefined) this.#links.set(key, (link = new Link(this.#defaults)));
+    return link;
+  }
+}
+
+/**
+ * One direction of one connection: messages arrive in the order of sending, each exactly once, unless the connection
+ * breaks first. What comes due while the link is blocked waits at its end (the sender's retransmissions).
+ */
+export class Channel {
+  readonly link: Link;
+  readonly #world: SimWorld;
+  readonly #to: SimHost;
+  #messages: { time: number; arrive: () => void }[] = [];
+  #lastArrival = 0;
+  #isClosed = false;
+
+  constructor(world: SimWorld, from: SimHost, to: SimHost) {
+    this.#world = world;
+    this.#to = to;
+    this.link = world.network.link(from.name, to.name);
+  }
+
+  send(arrive: () => void): void {
+    if (this.#isClosed) return;
+    const { latencyMs, jitterMs } = this.link.options;
+    const delay = latencyMs + jitterMs * this.#world.networkRandom.random();
+    const time = Math.max(this.#lastArrival, this.#world.now() + delay);
+    this.#lastArrival = time;
+    this.#messages.push({ time, arrive });
+    this.#world.schedule(time - this.#world.now(), this.#to, () => this.#pump());
+  }
+
+  /** After a partition: what waited arrives after one more retransmission. */
+  resume(): void {
+    if (this.#messages.length === 0) return;
+    const delay = this.link.options.latencyMs + this.#world.networkRandom.random();
+    this.#world.schedule(delay, this.#to, () => this.#pump());
+  }
+
+  close(): void {
+    this.#isClosed = true;
+    this.#messages = [];
+  }
+
+  #pump(): void {
+    while (!this.link.isBlocked && this.#messages.length > 0 && this.#messages[0]!.time <= this.#world.now() + 1e-9) {
+      this.#messages.shift()!.arrive();
+    }
+  }
+}

@@ -1,0 +1,455 @@
+/**
+ * One end of a simulated reliable connection.
+ *
+ *                fail()                        flush()                          destroy() and all delivered
+ *     connected ────────▶ error, still moving ────────▶ error, at rest ─────────────────────────────────────▶ closed
+ *
+ * Between fail() and flush() what is on its way goes on being read and placed for a random while, as in a real device:
+ * memory is free only when the flushed completions arrive, and whoever reuses it earlier shows in the simulation.
+ *
+ * A request goes out in 1 to 4 pieces, each read from source memory when it leaves; the peer places each when it
+ * arrives. Order: requests leave one after the other, the channel keeps their order, completions wait for the head.
+ */
+import { Access, type CompletionHandler, type MemoryRegion, type QueuePair } from '../device.js';
+import { Flag, Opcode, Status, statusName } from '../records.js';
+import type { SimDevice, Startable } from './device.js';
+import type { SimRegion } from './memory-region.js';
+import type { Channel } from './network.js';
+import { cutPieces } from './pieces.js';
+
+/** How long after an error memory may still be touched: uniform, 0 … this, virtual ms. */
+const FLUSH_MS = 0.1;
+/** Every so many pieces (on average) leaves late, by up to this many virtual ms. */
+const LATE_ONE_IN = 4;
+const LATE_MS = 0.05;
+
+interface Gather { readonly region: SimRegion; readonly offset: number; readonly length: number }
+
+interface SendRequest {
+  readonly opcode: number;
+  readonly flags: number;
+  readonly wrId: number;
+  readonly imm: number;
+  readonly rkey: number;
+  readonly remoteOffset: number;
+  readonly gather: readonly Gather[];
+  readonly length: number;
+  /** Not SUCCESS: fails with it, without leaving, once everything before it has completed. */
+  status: number;
+  isDone: boolean;
+}
+
+interface RecvRequest { readonly wrId: number; readonly gather: Gather | undefined; readonly length: number; readonly isValid: boolean }
+
+/** What arrives: a piece of a WRITE or SEND, or the whole of a READ request. */
+interface Message { readonly request: SendRequest; readonly at: number; readonly bytes: Uint8Array | undefined; isPlaced: boolean }
+
+export class SimQueuePair implements QueuePair {
+  readonly device: SimDevice;
+  readonly qpn: number;
+  readonly transport = 'sim';
+  readonly remote: string;
+  handler: CompletionHandler = () => {};
+  onError: ((reason: string) => void) | undefined;
+  peer!: SimQueuePair;
+  /** Nothing will ever happen here again; `onGone` tells the connection. */
+  isGone = false;
+  onGone: (() => void) | undefined;
+
+  readonly #out: Channel;
+  #state: 'connected' | 'error' | 'closed' = 'connected';
+  #isAtRest = false;
+  #firstStatus: number = Status.FLUSHED;
+  #culprit: SendRequest | undefined;
+  #sends: SendRequest[] = [];
+  /** Index in #sends of the first request that has not left. */
+  #next = 0;
+  #isTransmitting = false;
+  #recvs: RecvRequest[] = [];
+  /** Arrived, but waiting: its head needs a receive. */
+  #inbound: Message[] = [];
+  #destroyed: Promise<void> | undefined;
+  #onRest: (() => void) | undefined;
+
+  constructor(device: SimDevice, remote: string, out: Channel) {
+    this.device = device;
+    this.qpn = device.adoptQueuePair(this);
+    this.remote = remote;
+    this.#out = out;
+  }
+
+  get state(): 'connected' | 'error' | 'closed' {
+    return this.#state;
+  }
+
+  // Posting.
+
+  postRecv(wrId: number, region: MemoryRegion | undefined, offset: number, length: number): void {
+    const gather = region === undefined ? undefined : this.#gather(region, offset, length);
+    const isValid = region === undefined || gather !== undefined;
+    gather?.region.hold();
+    const recv: RecvRequest = { wrId: wrId >>> 0, gather, length: region === undefined ? 0 : length, isValid };
+    this.device.stage({ start: () => this.#startRecv(recv) });
+  }
+
+  postSend(wrId: number, region: MemoryRegion, offset: number, length: number, flags = 0): void {
+    this.#postSend(Opcode.SEND, flags, wrId, 0, 0, 0, [[region, offset, length]]);
+  }
+
+  postWrite(wrId: number, region: MemoryRegion, offset: number, length: number, rkey: number, remoteOffset: number, flags = 0): void {
+    this.#postSend(Opcode.WRITE, flags, wrId, 0, rkey, remoteOffset, [[region, offset, length]]);
+  }
+
+  postWriteWithImm(
+    wrId: number, region: MemoryRegion, offset: number, length: number, rkey: number, remoteOffset: number, imm: number, flags = 0,
+  ): void {
+    this.#postSend(Opcode.WRITE_WITH_IMM, flags, wrId, imm, rkey, remoteOffset, [[region, offset, length]]);
+  }
+
+  postGatherWithImm(
+    wrId: number, region: MemoryRegion, offset0: number, length0: number, offset1: number, length1: number,
+    rkey: number, remoteOffset: number, imm: number, flags = 0,
+  ): void {
+    this.#postSend(Opcode.WRITE_WITH_IMM, flags, wrId, imm, rkey, remoteOffset, [[region, offset0, length0], [region, offset1, length1]]);
+  }
+
+  postRead(wrId: number, region: MemoryRegion, offset: number, length: number, rkey: number, remoteOffset: number, flags = 0): void {
+    this.#postSend(Opcode.READ, flags, wrId, 0, rkey, remoteOffset, [[region, offset, length]]);
+  }
+
+  #postSend(
+    opcode: number, flags: number, wrId: number, imm: number, rkey: number, remoteOffset: number,
+    entries: readonly (readonly [MemoryRegion, number, number])[],
+  ): void {
+    const gather: Gather[] = [];
+    let length = 0;
+    for (const [region, offset, bytes] of entries) {
+      const entry = this.#gather(region, offset, bytes);
+      if (entry !== undefined) gather.push(entry);
+      length += bytes;
+    }
+    const status = gather.length === entries.length ? Status.SUCCESS : Status.LOCAL_PROTECTION_ERROR;
+    for (const entry of gather) entry.region.hold();
+    const request: SendRequest = {
+      opcode, flags, wrId: wrId >>> 0, imm: imm >>> 0, rkey: rkey >>> 0, remoteOffset, gather, length, status, isDone: false,
+    };
+    this.device.stage({ start: () => this.#startSend(request) } satisfies Startable);
+  }
+
+  #gather(region: MemoryRegion, offset: number, length: number): Gather | undefined {
+    const own = this.device.ownRegion(region);
+    return own?.contains(offset, length) === true ? { region: own, offset, length } : undefined;
+  }
+
+  #startRecv(recv: RecvRequest): void {
+    if (this.#isAtRest) {
+      this.#completeRecv(recv, Opcode.RECV, Status.FLUSHED, 0, 0);
+    } else if (!recv.isValid && this.#state === 'connected') {
+      this.#completeRecv(recv, Opcode.RECV, Status.LOCAL_PROTECTION_ERROR, 0, 0);
+      this.fail(Status.FLUSHED, undefined, 'a receive named memory outside its region');
+    } else {
+      this.#recvs.push(recv);
+      if (this.#inbound.length > 0) this.device.later(() => this.#takeInbound());
+    }
+  }
+
+  #startSend(request: SendRequest): void {
+    if (this.#isAtRest) {
+      this.#completeSend(request, Status.FLUSHED);
+      return;
+    }
+    this.#sends.push(request);
+    this.#kick();
+  }
+
+  // The requester's side: transmission.
+
+  #kick(): void {
+    if (this.#isTransmitting || this.#next >= this.#sends.length) return;
+    this.#isTransmitting = true;
+    this.device.later(() => this.#transmit());
+  }
+
+  #transmit(): void {
+    const request = this.#sends[this.#next];
+    if (this.#isAtRest || this.#state !== 'connected' || request === undefined) {
+      this.#isTransmitting = false;
+    } else if (request.status !== Status.SUCCESS) {
+      this.#isTransmitting = false;
+      // Earlier requests complete first: acknowledged() kicks again when this one is the head.
+      if (this.#next === 0) this.fail(request.status, request, 'a request named memory outside its region');
+    } else if (request.opcode === Opcode.READ) {
+      this.#note(request, 'asks');
+      this.#leave({ request, at: 0, bytes: undefined, isPlaced: false });
+      this.#next++;
+      this.#transmit();
+    } else {
+      this.#transmitPiece(request, cutPieces(this.device.random, request.length), 0);
+    }
+  }
+
+  #transmitPiece(request: SendRequest, bounds: readonly number[], index: number): void {
+    const [from, to] = [bounds[index]!, bounds[index + 1]!];
+    this.#atDeparture(to - from, () => {
+      if (this.#isAtRest) {
+        this.#isTransmitting = false;
+        return;
+      }
+      const bytes = readGather(request.gather, from, to);
+      this.device.counts.bytesSent += bytes.length;
+      this.device.counts.bytesCopied += bytes.length;
+      this.#note(request, `reads ${from}..${to}`);
+      this.#leave({ request, at: from, bytes, isPlaced: false });
+      if (index + 2 < bounds.length) {
+        this.#transmitPiece(request, bounds, index + 1);
+      } else {
+        this.#next++;
+        this.#transmit();
+      }
+    });
+  }
+
+  #atDeparture(bytes: number, depart: () => void): void {
+    const { world, random, host } = this.device;
+    const left = this.#out.link.occupy(world.now(), bytes) - world.now();
+    const late = random.int(LATE_ONE_IN) === 0 ? random.random() * LATE_MS : 0;
+    world.schedule(left + late, host, depart);
+  }
+
+  #leave(message: Message): void {
+    this.#out.send(() => this.peer.#arrived(message));
+  }
+
+  #acknowledged(request: SendRequest): void {
+    if (this.#isAtRest) return;
+    request.isDone = true;
+    while (this.#sends[0]?.isDone === true) {
+      this.#completeSend(this.#sends.shift()!, Status.SUCCESS);
+      this.#next--;
+    }
+    this.#kick();
+  }
+
+  #readArrived(request: SendRequest, at: number, bytes: Uint8Array, isLast: boolean): void {
+    if (this.#isAtRest) return;
+    placeGather(request.gather, at, bytes);
+    this.device.counts.bytesReceived += bytes.length;
+    this.#note(request, `placed ${at}..${at + bytes.length}`);
+    if (isLast) this.#acknowledged(request);
+  }
+
+  // The responder's side.
+
+  #arrived(message: Message): void {
+    if (this.#state !== 'connected') return;
+    this.#inbound.push(message);
+    if (this.#inbound.length === 1) this.#takeInbound();
+  }
+
+  #takeInbound(): void {
+    while (this.#state === 'connected' && this.#inbound.length > 0) {
+      if (!this.#take(this.#inbound[0]!)) return;
+      this.#inbound.shift();
+    }
+  }
+
+  /** @returns false when it must wait for a receive */
+  #take(message: Message): boolean {
+    const { request } = message;
+    if (request.opcode === Opcode.READ) return this.#answerRead(request);
+    return request.opcode === Opcode.SEND ? this.#takeSend(message) : this.#takeWrite(message);
+  }
+
+  #takeWrite(message: Message): boolean {
+    const { request, at } = message;
+    const bytes = message.bytes!;
+    const isLast = at + bytes.length === request.length;
+    if (!message.isPlaced) {
+      // Checked again for every piece: the region may have been deregistered since the first.
+      const region = this.device.regionByKey(request.rkey);
+      if (region?.allows(Access.REMOTE_WRITE, request.remoteOffset, request.length) !== true) {
+        this.#refuse(request, Status.REMOTE_ACCESS_ERROR);
+        return true;
+      }
+      this.#place(request, region.bytes(request.remoteOffset + at, bytes.length), bytes, at);
+      message.isPlaced = true;
+    }
+    if (isLast && request.opcode === Opcode.WRITE_WITH_IMM) {
+      const recv = this.#recvs.shift();
+      if (recv === undefined) return false;
+      this.#completeRecv(recv, Opcode.RECV_WRITE_WITH_IMM, Status.SUCCESS, request.length, request.imm);
+    }
+    if (isLast) this.#acknowledge(request);
+    return true;
+  }
+
+  #takeSend(message: Message): boolean {
+    const { request, at } = message;
+    const bytes = message.bytes!;
+    const recv = this.#recvs[0];
+    if (recv === undefined) return false;
+    if (request.length > recv.length) {
+      this.#recvs.shift();
+      this.#completeRecv(recv, Opcode.RECV, Status.LENGTH_ERROR, 0, 0);
+      this.#refuse(request, Status.REMOTE_INVALID_REQUEST);
+      return true;
+    }
+    if (recv.gather !== undefined) this.#place(request, recv.gather.region.bytes(recv.gather.offset + at, bytes.length), bytes, at);
+    if (at + bytes.length === request.length) {
+      this.#recvs.shift();
+      this.#completeRecv(recv, Opcode.RECV, Status.SUCCESS, request.length, 0);
+      this.#acknowledge(request);
+    }
+    return true;
+  }
+
+  #place(request: SendRequest, target: Uint8Array, bytes: Uint8Array, at: number): void {
+    target.set(bytes);
+    this.device.counts.bytesReceived += bytes.length;
+    this.#note(request, `places ${at}..${at + bytes.length}`);
+  }
+
+  #answerRead(request: SendRequest): boolean {
+    const bounds = cutPieces(this.device.random, request.length);
+    const answer = (index: number): void => {
+      const [from, to] = [bounds[index]!, bounds[index + 1]!];
+      this.#atDeparture(to - from, () => {
+        if (this.#state !== 'connected') return;
+        const now = this.device.regionByKey(request.rkey);
+        if (now?.allows(Access.REMOTE_READ, request.remoteOffset, request.length) !== true) {
+          this.#refuse(request, Status.REMOTE_ACCESS_ERROR);
+          return;
+        }
+        const bytes = now.bytes(request.remoteOffset + from, to - from).slice();
+        this.device.counts.bytesSent += bytes.length;
+        this.device.counts.bytesCopied += bytes.length;
+        this.#note(request, `answers ${from}..${to}`);
+        const isLast = index + 2 === bounds.length;
+        this.#out.send(() => this.peer.#readArrived(request, from, bytes, isLast));
+        if (!isLast) answer(index + 1);
+      });
+    };
+    const region = this.device.regionByKey(request.rkey);
+    if (region?.allows(Access.REMOTE_READ, request.remoteOffset, request.length) === true) answer(0);
+    else this.#refuse(request, Status.REMOTE_ACCESS_ERROR);
+    return true;
+  }
+
+  #acknowledge(request: SendRequest): void {
+    this.#out.send(() => this.peer.#acknowledged(request));
+  }
+
+  /** Tells the peer which of its requests failed, and ends. */
+  #refuse(request: SendRequest, status: number): void {
+    this.#out.send(() => this.peer.fail(status, request, `the peer refused a request: ${statusName(status)}`));
+    this.fail(Status.FLUSHED, undefined, `a request of the peer was refused: ${statusName(status)}`);
+  }
+
+  // Errors and the end.
+
+  toError(reason: string): void {
+    this.device.release(); // posted before: in its place among the flushed
+    this.fail(Status.FLUSHED, undefined, reason);
+  }
+
+  /**
+   * @param status   of the request that failed
+   * @param culprit  that request; undefined: the oldest one outstanding
+   */
+  fail(status: number, culprit: SendRequest | undefined, reason: string): void {
+    if (this.#state !== 'connected') return;
+    this.#state = 'error';
+    this.#firstStatus = status;
+    this.#culprit = culprit;
+    this.device.counts.errors++;
+    this.device.world.note(`${this.device.name} qp${this.qpn} error: ${reason}`);
+    this.device.deliver(() => this.onError?.(reason));
+    this.#out.send(() => this.peer.fail(Status.RETRY_EXCEEDED, undefined, 'the peer is gone'));
+    this.device.world.schedule(this.device.random.random() * FLUSH_MS, this.device.host, () => this.#flush());
+  }
+
+  #flush(): void {
+    this.#isAtRest = true;
+    this.#inbound = [];
+    const sends = this.#sends;
+    const culprit = this.#culprit ?? sends[0];
+    this.#sends = [];
+    for (const request of sends) this.#completeSend(request, request === culprit ? this.#firstStatus : Status.FLUSHED);
+    const recvs = this.#recvs;
+    this.#recvs = [];
+    for (const recv of recvs) this.#completeRecv(recv, Opcode.RECV, Status.FLUSHED, 0, 0);
+    this.isGone = true;
+    this.onGone?.();
+    this.#onRest?.();
+  }
+
+  destroy(): Promise<void> {
+    this.#destroyed ??= new Promise((resolve) => {
+      this.toError('destroyed');
+      const close = (): void => {
+        // Behind the flushed completions in the device's queue of deliveries.
+        this.device.deliver(() => {
+          this.#state = 'closed';
+          this.device.dropQueuePair(this);
+          resolve();
+        });
+      };
+      if (this.#isAtRest) close();
+      else this.#onRest = close;
+    });
+    return this.#destroyed;
+  }
+
+  #completeSend(request: SendRequest, status: number): void {
+    const finish = (): void => { for (const entry of request.gather) entry.region.release(); };
+    if (status === Status.SUCCESS && (request.flags & Flag.SIGNALED) === 0) finish();
+    else this.#complete(request.opcode, status, request.wrId, 0, 0, finish);
+  }
+
+  #completeRecv(recv: RecvRequest, opcode: number, status: number, byteLength: number, imm: number): void {
+    this.#complete(opcode, status, recv.wrId, byteLength, imm, () => recv.gather?.region.release());
+  }
+
+  #complete(opcode: number, status: number, wrId: number, byteLength: number, imm: number, finish: () => void): void {
+    const { world, name } = this.device;
+    if (world.trace) world.note(`${name} qp${this.qpn} ${opcodeName(opcode)} ${wrId} completes: ${statusName(status)}`);
+    this.device.deliver(() => {
+      this.device.counts.completions++;
+      this.handler(opcode, status, wrId, byteLength, imm, 0);
+      finish();
+    });
+  }
+
+  #note(request: SendRequest, what: string): void {
+    const { world, name } = this.device;
+    if (world.trace) world.note(`${name} qp${this.qpn} ${opcodeName(request.opcode)} ${request.wrId} ${what}`);
+  }
+}
+
+const opcodeNames = new Map<number, string>(Object.entries(Opcode).map(([name, value]) => [value, name]));
+
+function opcodeName(opcode: number): string {
+  return opcodeNames.get(opcode) ?? `OPCODE_${opcode}`;
+}
+
+/** @returns a copy of bytes from … to of the gathered source */
+function readGather(gather: readonly Gather[], from: number, to: number): Uint8Array {
+  const out = new Uint8Array(to - from);
+  forEachPart(gather, from, to, (part, at) => out.set(part, at));
+  return out;
+}
+
+function placeGather(gather: readonly Gather[], at: number, bytes: Uint8Array): void {
+  forEachPart(gather, at, at + bytes.length, (part, start) => part.set(bytes.subarray(start, start + part.length)));
+}
+
+/** Visits the memory behind bytes from … to of a gather list. @param visit its memory, and where that starts within from … to */
+function forEachPart(gather: readonly Gather[], from: number, to: number, visit: (part: Uint8Array, at: number) => void): void {
+  let base = 0;
+  for (const { region, offset, length } of gather) {
+    const start = Math.max(from, base);
+    const end = Math.min(to, base + length);
+    if (start < end) visit(region.bytes(offset + start - base, end - start), start - from);
+    base += length;
+  }
+}
