@@ -1,0 +1,96 @@
+/**
+ * Builds the native addon with g++ alone: no node-gyp, no download. `node rdma/build-addon.mjs` is the command.
+ *
+ * Every native/*.cc becomes an object in build/obj (in parallel, skipped while newer than its source, every header and
+ * this script) and the objects become build/tartan_rdma.node. Kernel files carry their own instruction sets, chosen at
+ * run time; everything else must run on any x86-64 (or other) CPU that Node runs on:
+ *
+ *   *_gfni.cc   GFNI, AVX-512 and carry-less multiplication        x86-64 only
+ *   *_avx2.cc   AVX2 and carry-less multiplication                 x86-64 only
+ *   the rest    the compiler's baseline
+ */
+import { spawn, spawnSync } from 'node:child_process';
+import { existsSync, mkdirSync, readdirSync, renameSync, statSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { availableParallelism } from 'node:os';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+const KERNEL_FLAGS = [
+  ['_gfni.cc', ['-mgfni', '-mavx512f', '-mavx512bw', '-mavx512vl', '-mavx512dq', '-mavx512vbmi', '-mvpclmulqdq', '-mpclmul', '-msse4.2']],
+  ['_avx2.cc', ['-mavx2', '-mpclmul', '-msse4.2']],
+];
+const COMPILE_FLAGS = ['-std=c++20', '-O3', '-g', '-fPIC', '-fvisibility=hidden', '-pthread', '-fno-math-errno', '-Wall', '-Wextra', '-Wno-missing-field-initializers', '-DNAPI_VERSION=8'];
+
+const root = dirname(fileURLToPath(import.meta.url));
+const nativeDirectory = join(root, 'native');
+const objectDirectory = join(root, 'build', 'obj');
+const output = join(root, 'build', 'tartan_rdma.node');
+const compiler = process.env.CXX || 'g++';
+
+function fail(line) {
+  process.stderr.write(`rdma/build-addon: ${line}\n`);
+  process.exit(1);
+}
+
+function headersDirectory() {
+  try {
+    return join(dirname(createRequire(import.meta.url).resolve('node-api-headers/package.json')), 'include');
+  } catch {
+    return fail("cannot find the npm package 'node-api-headers': run `npm ci` first");
+  }
+}
+
+/** @returns the kernel flags of a source file, or undefined when this machine's architecture can't have it */
+function flagsFor(file) {
+  for (const [ending, flags] of KERNEL_FLAGS) {
+    if (file.endsWith(ending)) return process.arch === 'x64' ? flags : undefined;
+  }
+  return [];
+}
+
+const modified = (path) => (existsSync(path) ? statSync(path).mtimeMs : 0);
+
+function run(args) {
+  return new Promise((resolve) => {
+    const child = spawn(compiler, args, { stdio: ['ignore', 'inherit', 'inherit'] });
+    child.on('error', () => resolve(1));
+    child.on('exit', (code) => resolve(code ?? 1));
+  });
+}
+
+async function main() {
+  if (process.platform !== 'linux') fail(`the addon needs Linux (memfd, epoll), this is ${process.platform}`);
+  if (spawnSync(compiler, ['--version'], { stdio: 'ignore' }).status !== 0) {
+    fail(`cannot run the C++ compiler '${compiler}': run \`apt-get install g++\``);
+  }
+  const include = headersDirectory();
+  mkdirSync(objectDirectory, { recursive: true });
+  const files = readdirSync(nativeDirectory);
+  const sources = files.filter((file) => file.endsWith('.cc') && flagsFor(file) !== undefined);
+  const shared = Math.max(modified(fileURLToPath(import.meta.url)), ...files.filter((file) => file.endsWith('.h')).map((file) => modified(join(nativeDirectory, file))));
+
+  const objects = sources.map((file) => join(objectDirectory, file.replace(/\.cc$/, '.o')));
+  const stale = sources.filter((file, i) => modified(objects[i]) < Math.max(shared, modified(join(nativeDirectory, file))));
+  const queue = [...stale];
+  let failed;
+  await Promise.all(Array.from({ length: Math.min(availableParallelism(), queue.length) }, async () => {
+    for (let file = queue.shift(); file !== undefined && failed === undefined; file = queue.shift()) {
+      const object = join(objectDirectory, file.replace(/\.cc$/, '.o'));
+      const partial = `${object}.${process.pid}.tmp`;  // two builds at once, or an interrupted one, never leave half an object
+      if (await run([...COMPILE_FLAGS, ...flagsFor(file), '-isystem', include, '-c', join(nativeDirectory, file), '-o', partial]) === 0) renameSync(partial, object);
+      else failed = file;
+    }
+  }));
+  if (failed !== undefined) fail(`cannot compile native/${failed} (see the compiler's lines above)`);
+
+  // A removed source leaves its object behind but no trace here: only the objects listed above are linked.
+  if (stale.length > 0 || modified(output) < Math.max(...objects.map(modified), modified(nativeDirectory))) {
+    const partial = `${output}.${process.pid}.tmp`;
+    if (await run(['-shared', '-pthread', '-static-libstdc++', '-static-libgcc', ...objects, '-o', partial]) !== 0) fail('cannot link the addon (see the lines above)');
+    renameSync(partial, output);
+    process.stdout.write(`rdma/build-addon: compiled ${stale.length} of ${sources.length} files → build/tartan_rdma.node\n`);
+  }
+}
+
+await main();

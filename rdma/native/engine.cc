@@ -1,0 +1,309 @@
+#include "engine.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "handshake.h"
+#include "queue_pair.h"
+
+namespace tartan {
+
+namespace {
+// Coding work between two turns of the network: about 50 µs, so that neither starves the other.
+constexpr uint64_t ENCODE_BUDGET_BYTES = 1 << 20;
+}  // namespace
+
+std::unique_ptr<Engine> Engine::open(const WorkRequest* requests, uint32_t request_capacity, Completion* completions, uint32_t completion_capacity,
+                                     std::function<void()> wake, std::string& why) {
+  const int epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+  const int doorbell_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+  if (epoll_fd < 0 || doorbell_fd < 0) {
+    why = strerror(errno);
+    if (epoll_fd >= 0) ::close(epoll_fd);
+    if (doorbell_fd >= 0) ::close(doorbell_fd);
+    return nullptr;
+  }
+  return std::unique_ptr<Engine>(new Engine(requests, request_capacity, completions, completion_capacity, std::move(wake), epoll_fd, doorbell_fd));
+}
+
+Engine::Engine(const WorkRequest* requests, uint32_t request_capacity, Completion* completions, uint32_t completion_capacity, std::function<void()> wake,
+               int epoll_fd, int doorbell_fd)
+    : submissions_(requests, request_capacity),
+      completions_(completions, completion_capacity, counters),
+      wake_(std::move(wake)),
+      epoll_fd_(epoll_fd),
+      services_(completions_, events_, counters, next_qpn_, epoll_fd),
+      encodes_(services_) {
+  doorbell_.fd = doorbell_fd;
+  services_.watch(doorbell_fd, &doorbell_, EPOLLIN, true);
+  // Signals are for the threads that Node has set up for them.
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_BLOCK, &all, &before);
+  thread_ = std::thread([this] { run(); });
+  pthread_setname_np(thread_.native_handle(), "tartan-rdma");
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+}
+
+Engine::~Engine() { close(); }
+
+void Engine::close() {
+  if (!thread_.joinable()) return;
+  stopping_.store(true);
+  kick();
+  thread_.join();
+  ::close(epoll_fd_);
+  ::close(doorbell_.fd);
+}
+
+uint32_t Engine::ring(uint32_t count) {
+  counters.rings.add(1);
+  if (count > 0) {
+    submissions_.release(count);
+    if (sleeping_.load(std::memory_order_seq_cst)) kick();
+  }
+  return submissions_.free_entries();
+}
+
+uint32_t Engine::poll() {
+  bool wants_kick;
+  const uint32_t count = completions_.poll(wants_kick);
+  if (wants_kick) kick();
+  return count;
+}
+
+void Engine::submit(Command command) {
+  command.position = submissions_.tail();
+  commands_.put(std::move(command));
+  commands_submitted_.fetch_add(1, std::memory_order_seq_cst);
+  if (sleeping_.load(std::memory_order_seq_cst)) kick();
+}
+
+void Engine::kick() {
+  const uint64_t one = 1;
+  [[maybe_unused]] ssize_t written = write(doorbell_.fd, &one, sizeof one);  // EAGAIN: it is ringing already
+}
+
+void Engine::Doorbell::on_ready(uint32_t) {
+  uint64_t count;
+  [[maybe_unused]] ssize_t got = read(fd, &count, sizeof count);
+}
+
+// ---- engine thread ----
+
+void Engine::run() {
+  epoll_event ready[64];
+  while (!stopping_.load(std::memory_order_acquire)) {
+    // Asleep is announced before looking once more at everything that rings the doorbell only for a sleeper.
+    sleeping_.store(true, std::memory_order_seq_cst);
+    const bool busy = submissions_.tail() != submissions_.head() || commands_submitted_.load(std::memory_order_seq_cst) != commands_taken_ ||
+                      !services_.dirty.empty() || !encodes_.empty() || completions_.can_move() || stopping_.load(std::memory_order_seq_cst);
+    if (busy) sleeping_.store(false, std::memory_order_relaxed);
+    const int count = epoll_wait(epoll_fd_, ready, 64, busy ? 0 : sleep_ms());
+    sleeping_.store(false, std::memory_order_relaxed);
+
+    // Commands first: a peer may already use what JavaScript has just registered.
+    take_submissions();
+    for (int i = 0; i < count; i++) {
+      Pollable* pollable = static_cast<Pollable*>(ready[i].data.ptr);
+      if (!pollable->buried) pollable->on_ready(ready[i].events);
+      publish();
+    }
+    run_timers();
+    pump_dirty();
+    publish();
+    if (!encodes_.empty()) {
+      encodes_.run(ENCODE_BUDGET_BYTES);
+      publish();
+    }
+    empty_graveyard();
+  }
+  tear_down();
+}
+
+void Engine::publish() {
+  if (!completions_.publish()) return;
+  counters.wakeups.add(1);
+  wake_();
+}
+
+// Requests and commands in the order in which JavaScript issued them.
+void Engine::take_submissions() {
+  // The tail first: whatever was commanded before a request below it has then been counted too.
+  const uint32_t tail = submissions_.tail();
+  const uint32_t commands = commands_submitted_.load(std::memory_order_seq_cst);
+  uint32_t head = submissions_.head();
+  const auto take_until = [&](uint32_t position) {
+    counters.requests.add(position - head);
+    while (head != position) execute(submissions_.at(head++));
+    submissions_.advance(head);
+  };
+  for (Command command; commands_taken_ != commands && commands_.take(command); commands_taken_++) {
+    if (static_cast<int32_t>(command.position - head) > 0) take_until(command.position);
+    execute(command);
+  }
+  if (static_cast<int32_t>(tail - head) > 0) take_until(tail);
+}
+
+void Engine::execute(const WorkRequest& shared) {
+  const WorkRequest request = shared;  // JavaScript could still write to its ring: judge and use the same bytes
+  if (request.opcode == ENCODE || request.opcode == VERIFY) return encodes_.post(request);
+  QueuePair* pair = request.qpn < services_.queue_pairs.size() ? services_.queue_pairs[request.qpn] : nullptr;
+  if (!pair) return services_.complete(request.opcode, FLUSHED, request.qpn, request.wr_id);
+  switch (request.opcode) {
+    case WRITE:
+    case WRITE_WITH_IMM:
+    case READ:
+    case SEND:
+      return pair->post_send(request);
+    case RECV:
+      return pair->post_recv(request);
+    default:
+      services_.complete(request.opcode, INVALID_REQUEST, request.qpn, request.wr_id);
+  }
+}
+
+void Engine::execute(Command& command) {
+  QueuePair* pair = command.id < services_.queue_pairs.size() ? services_.queue_pairs[command.id] : nullptr;
+  switch (command.type) {
+    case CommandType::add_region:
+      counters.regions.add(1);
+      return services_.regions.add(command.region);
+    case CommandType::deregister:
+      return deregister(command.region);
+    case CommandType::add_coder:
+      return encodes_.add_coder(command.coder);
+    case CommandType::remove_coder:
+      return encodes_.remove_coder(command.id);
+    case CommandType::add_coding_queue:
+      return encodes_.add_queue(command.id);
+    case CommandType::remove_coding_queue:
+      encodes_.remove_queue(command.id);
+      while (!encodes_.empty()) encodes_.run(ENCODE_BUDGET_BYTES);  // so that the fence comes after what it flushed
+      return services_.emit({EventType::fence, command.number});
+    case CommandType::listen:
+      return start_listening(command);
+    case CommandType::close_listener: {
+      auto found = listeners_.find(command.id);
+      if (found != listeners_.end()) {
+        found->second->close_all();
+        services_.bury(found->second);
+        listeners_.erase(found);
+      }
+      return services_.emit({EventType::fence, command.number});
+    }
+    case CommandType::connect:
+      return start_connecting(command);
+    case CommandType::to_error:
+      if (pair) pair->fail(command.host, FLUSHED);
+      return;
+    case CommandType::destroy_queue_pair:
+      if (pair) pair->destroy();
+      return;
+    case CommandType::fence:
+      return services_.emit({EventType::fence, command.number});
+  }
+}
+
+void Engine::start_listening(Command& command) {
+  auto listener = std::make_unique<Listener>(services_, command.id);
+  uint32_t port = command.port;
+  std::string why;
+  if (!listener->open(command.host, port, why)) return services_.emit({EventType::listen_failed, command.id, 0, 0, 0, why});
+  listeners_[command.id] = listener.release();
+  services_.emit({EventType::listening, command.id, 0, port});
+}
+
+void Engine::start_connecting(Command& command) {
+  Address address;
+  if (!Address::parse(command.host, command.port, address)) {
+    return services_.emit({EventType::connect_failed, command.id, 0, 0, 0, "it is no numeric address and port"});
+  }
+  (new Handshake(services_, command.id, address, command.mode, command.number))->begin();
+}
+
+void Engine::deregister(Region* region) {
+  services_.regions.revoke(region);
+  for (size_t i = 0; i < services_.queue_pairs.size(); i++) {
+    if (services_.queue_pairs[i]) services_.queue_pairs[i]->on_revoke(region);
+  }
+  services_.hold(region);
+  services_.release(region);  // reports region_gone now if nothing refers to it
+}
+
+QueuePair* Services::adopt(int fd, TransportKind transport, std::string remote, bool is_watched) {
+  const uint32_t qpn = next_qpn.fetch_add(1);
+  QueuePair* pair = new QueuePair(*this, qpn, fd, transport, std::move(remote));
+  if (qpn >= queue_pairs.size()) queue_pairs.resize(qpn + 1, nullptr);
+  queue_pairs[qpn] = pair;
+  counters.queue_pairs.add(1);
+  watch(fd, pair, EPOLLIN | EPOLLRDHUP, !is_watched);
+  return pair;
+}
+
+void Engine::pump_dirty() {
+  // What is marked during this pass waits for the next turn.
+  const size_t count = services_.dirty.size();
+  for (size_t i = 0; i < count; i++) {
+    QueuePair* pair = services_.dirty[i];
+    pair->is_dirty = false;
+    if (!pair->buried) pair->pump();
+  }
+  services_.dirty.erase(services_.dirty.begin(), services_.dirty.begin() + static_cast<std::ptrdiff_t>(count));
+}
+
+void Engine::run_timers() {
+  if (services_.timers.empty()) return;
+  const int64_t now = monotonic_ms();
+  for (size_t i = 0; i < services_.timers.size(); i++) {
+    Pollable* pollable = services_.timers[i];
+    if (pollable->buried || pollable->deadline_ms == 0 || pollable->deadline_ms > now) continue;
+    pollable->deadline_ms = 0;
+    pollable->on_deadline();
+  }
+  std::erase_if(services_.timers, [](Pollable* pollable) {
+    if (pollable->deadline_ms != 0 && !pollable->buried) return false;
+    pollable->timed = false;
+    return true;
+  });
+}
+
+int Engine::sleep_ms() {
+  int64_t first = 0;
+  for (Pollable* pollable : services_.timers) {
+    if (pollable->deadline_ms != 0 && (first == 0 || pollable->deadline_ms < first)) first = pollable->deadline_ms;
+  }
+  if (first == 0) return -1;
+  const int64_t left = first - monotonic_ms() + 1;
+  return left < 0 ? 0 : static_cast<int>(left);
+}
+
+void Engine::empty_graveyard() {
+  if (services_.graveyard.empty()) return;
+  std::erase_if(services_.timers, [](Pollable* pollable) { return pollable->buried; });
+  std::erase_if(services_.dirty, [](QueuePair* pair) { return pair->buried; });
+  for (Pollable* pollable : services_.graveyard) delete pollable;
+  services_.graveyard.clear();
+}
+
+// JavaScript no longer listens: descriptors are closed and memory is let go, nothing is reported.
+void Engine::tear_down() {
+  for (auto& [id, listener] : listeners_) {
+    listener->close_all();
+    services_.bury(listener);
+  }
+  for (Pollable* pollable : services_.timers) {
+    if (dynamic_cast<Handshake*>(pollable)) services_.bury(pollable);
+  }
+  for (QueuePair* pair : services_.queue_pairs) {
+    if (pair) services_.bury(pair);
+  }
+  empty_graveyard();
+}
+
+}  // namespace tartan

@@ -1,0 +1,105 @@
+#include "listener.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#include "handshake.h"
+
+namespace tartan {
+
+namespace {
+constexpr int BACKLOG = 512;
+constexpr size_t MAX_HANDSHAKES = 256;  // streams that have not yet said who they are; further ones are closed at once
+}  // namespace
+
+bool Listener::open(const std::string& host, uint32_t& port, std::string& why) {
+  Address wanted;
+  if (!Address::parse(host, port, wanted)) {
+    why = "it is no numeric address and port";
+    return false;
+  }
+  // With port 0 the chosen port's Unix name may be taken by an earlier listener on another address: then choose again.
+  for (int attempts = 0; attempts < (port == 0 ? 8 : 1); attempts++) {
+    if (!open_tcp(wanted, why)) return false;
+    if (open_shm(why)) {
+      services_.watch(tcp_fd_, this, EPOLLIN, true);
+      services_.watch(shm_fd_, &shm_, EPOLLIN, true);
+      port = address_.port();
+      return true;
+    }
+    close_all();
+  }
+  return false;
+}
+
+bool Listener::open_tcp(const Address& wanted, std::string& why) {
+  address_ = wanted;
+  tcp_fd_ = socket(address_.family(), SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+  const int on = 1;
+  if (tcp_fd_ >= 0) setsockopt(tcp_fd_, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+  address_.length = sizeof address_.storage;
+  if (tcp_fd_ < 0 || bind(tcp_fd_, wanted.get(), wanted.length) < 0 || listen(tcp_fd_, BACKLOG) < 0 ||
+      getsockname(tcp_fd_, address_.get(), &address_.length) < 0) {
+    why = strerror(errno);
+    close_all();
+    return false;
+  }
+  return true;
+}
+
+bool Listener::open_shm(std::string& why) {
+  sockaddr_un name;
+  const socklen_t length = abstract_name(address_, name);
+  shm_fd_ = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+  if (shm_fd_ >= 0 && bind(shm_fd_, reinterpret_cast<const sockaddr*>(&name), length) == 0 && listen(shm_fd_, BACKLOG) == 0) return true;
+  why = std::string("its shared-memory name: ") + strerror(errno);
+  return false;
+}
+
+void Listener::close_all() {
+  if (tcp_fd_ >= 0) close(tcp_fd_);
+  if (shm_fd_ >= 0) close(shm_fd_);
+  tcp_fd_ = shm_fd_ = -1;
+  for (Handshake* handshake : handshakes_) handshake->abandon();
+  handshakes_.clear();
+}
+
+void Listener::forget(Handshake* handshake) {
+  for (Handshake*& entry : handshakes_) {
+    if (entry != handshake) continue;
+    entry = handshakes_.back();
+    handshakes_.pop_back();
+    return;
+  }
+}
+
+void Listener::on_ready(uint32_t) { accept_from(tcp_fd_, TransportKind::tcp); }
+
+void Listener::accept_from(int listening_fd, TransportKind transport) {
+  for (int accepted = 0; listening_fd >= 0 && accepted < 64; accepted++) {
+    Address peer;
+    peer.length = sizeof peer.storage;
+    const int fd = accept4(listening_fd, peer.get(), &peer.length, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (fd < 0) {
+      if (errno == EINTR || errno == ECONNABORTED) continue;
+      if (errno == EMFILE || errno == ENFILE) {
+        // Nothing can be accepted or refused; without a pause the readable listener would keep this thread busy.
+        services_.counters.errors.add(1);
+        usleep(1000);
+      }
+      return;
+    }
+    uint32_t pid = 0;
+    if (handshakes_.size() >= MAX_HANDSHAKES || (transport == TransportKind::shm && !is_trusted_peer(fd, &pid))) {
+      services_.counters.errors.add(1);
+      close(fd);
+      continue;
+    }
+    if (transport == TransportKind::tcp) tune_tcp(fd);
+    handshakes_.push_back(new Handshake(services_, *this, fd, transport, transport == TransportKind::tcp ? peer.text() : "local:" + std::to_string(pid)));
+  }
+}
+
+}  // namespace tartan

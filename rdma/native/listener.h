@@ -1,0 +1,48 @@
+// A listening address: a TCP socket and, beside it, an abstract Unix socket for shared memory. Engine thread only.
+// It owns the handshakes it accepted until they become queue pairs.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "address.h"
+#include "services.h"
+
+namespace tartan {
+
+class Handshake;
+
+class Listener : public Pollable {
+ public:
+  Listener(Services& services, uint32_t id) : id(id), services_(services), shm_(*this) {}
+  ~Listener() override { close_all(); }
+
+  // Binds and listens; false and `why` when it cannot. `port` becomes the one chosen for 0.
+  bool open(const std::string& host, uint32_t& port, std::string& why);
+  void close_all();
+  void forget(Handshake* handshake);
+  void on_ready(uint32_t epoll_events) override;
+
+  const uint32_t id;
+
+ private:
+  // The Unix socket's own place in the epoll set.
+  struct ShmSide : Pollable {
+    explicit ShmSide(Listener& listener) : listener(listener) {}
+    void on_ready(uint32_t) override { listener.accept_from(listener.shm_fd_, TransportKind::shm); }
+    Listener& listener;
+  };
+
+  bool open_tcp(const Address& wanted, std::string& why);
+  bool open_shm(std::string& why);
+  void accept_from(int fd, TransportKind transport);
+
+  Services& services_;
+  ShmSide shm_;
+  Address address_;
+  int tcp_fd_ = -1;
+  int shm_fd_ = -1;
+  std::vector<Handshake*> handshakes_;
+};
+
+}  // namespace tartan

@@ -1,0 +1,178 @@
+// One queue pair: its send and receive queues, and the stream to its peer (TCP, or a Unix socket beside shared memory).
+// queue_pair.cc keeps the queues, states and completions; stream_out.cc and stream_in.cc move frames.
+//
+//            fail() without a NAK                        flush()                  destroy() and flushed
+//   CONNECTED ─────────────────────────────────────────────────────▶ ERROR ─────────────────────────▶ gone
+//       └── fail() with a NAK ──▶ DRAINING ── NAK written, or deadline ──▶┘
+//
+// Engine thread only. In DRAINING no new request starts, but a frame half on its way is completed, so that the NAK behind
+// it can be read: source memory may still be touched, hence no completion is flushed before. In ERROR nothing touches any
+// region any more. Regions named by an outstanding request are held (Services::hold) until its completion is pushed.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "frame.h"
+#include "growable_ring.h"
+#include "peer_memory.h"
+#include "records.h"
+#include "services.h"
+
+namespace tartan {
+
+class QueuePair : public Pollable {
+ public:
+  QueuePair(Services& services, uint32_t qpn, int fd, TransportKind transport, std::string remote);
+  ~QueuePair() override;
+
+  void post_send(const WorkRequest& request);  // WRITE, WRITE_WITH_IMM, READ, SEND
+  void post_recv(const WorkRequest& request);
+  // `status` goes to the oldest outstanding send-side request; everything else flushes.
+  void fail(const std::string& reason, uint8_t status);
+  void destroy();
+  void on_revoke(Region* region);
+
+  // Moves what can be moved now, within a budget; asks to be called again when the budget ended it.
+  void pump();
+  void on_ready(uint32_t epoll_events) override;
+  void on_deadline() override;
+
+  const uint32_t qpn;
+  const TransportKind transport;
+  const std::string remote;
+  bool is_dirty = false;
+
+ private:
+  enum class State { connected, draining, error };
+  // What the next inbound bytes are, or what the stream waits for.
+  enum class Inbound { header, payload, needs_recv_for_send, needs_recv_for_imm };
+
+  struct Piece {
+    uint8_t* at;
+    uint32_t length;
+    Region* region;
+  };
+  struct SendEntry {
+    uint8_t opcode;
+    uint8_t flags;
+    uint8_t status;  // not SUCCESS: fails with it when everything before it has completed
+    bool answered;   // READ: every byte is in place
+    uint32_t wr_id, imm, rkey, remote_offset, length;
+    uint32_t placed;  // READ: bytes in place
+    Piece pieces[2];
+  };
+  struct RecvEntry {
+    uint32_t wr_id;
+    uint32_t length;
+    uint8_t* at;
+    Region* region;
+  };
+  struct Answer {  // to a READ of the peer
+    uint32_t seq;
+    uint32_t length, sent;
+    uint8_t* at;
+    Region* region;
+  };
+  struct OutFrame {
+    FrameHeader header;
+    const uint8_t* at[2];
+    uint32_t length[2];
+    int fd;          // a copy of a memfd that travels with the frame, or -1
+    bool is_request;
+    Region* answered;  // the last part of an answer to a READ: its region, to release
+  };
+
+  static constexpr uint32_t OUT_FRAMES = 64;
+  static constexpr int64_t NAK_DEADLINE_MS = 1000;  // without progress: the peer then sees a lost connection instead
+
+  // queue_pair.cc
+  bool resolve(const GatherEntry& gather, Piece& piece);
+  void complete_send(SendEntry& entry, uint8_t status);
+  void complete_acknowledged();
+  void refuse(uint8_t status, uint32_t seq, const std::string& reason);
+  void drop_unbegun_requests();
+  void leave_connected(const std::string& reason, uint8_t status);
+  void flush();
+  void close_stream();
+  void report_gone_if_wanted();
+  void mark_dirty();
+
+  // stream_out.cc
+  bool has_output() const;
+  void fill();
+  OutFrame& append(uint8_t type, uint32_t seq);
+  bool append_request(uint32_t& copied);
+  void append_answer();
+  bool write_out();  // false: the socket is full, or gone
+  void frame_written(OutFrame& frame);
+  void update_interest();
+
+  // stream_in.cc
+  void read_in(uint32_t budget);
+  void parse_headers();
+  void handle_frame();
+  void handle_write(bool placed_already);
+  void handle_send();
+  void handle_read();
+  void handle_read_data();
+  void handle_map();
+  void handle_map_fd();
+  void payload_placed();
+  bool consume_recv_for_imm();
+  bool accept_ack(uint32_t ack);
+  void resume();
+  void discard_input();
+  void malformed(const char* what);
+  long receive(struct iovec* pieces, int count);
+
+  Services& services_;
+  int fd_;
+  State state_ = State::connected;
+  uint8_t first_status_ = FLUSHED;
+  bool wants_destroy_ = false;
+  bool is_reported_gone_ = false;
+  uint32_t interest_ = 0;  // epoll events asked for
+
+  // Requester. Entries from head: acknowledged ones complete; sequence numbers are the ring's indexes.
+  GrowableRing<SendEntry> sends_;
+  uint32_t next_ = 0;     // the first entry not yet framed
+  uint32_t written_ = 0;  // the first entry whose frame is not wholly with the kernel
+  uint32_t acked_ = 0;    // the first entry the peer has not executed
+  uint32_t reads_outstanding_ = 0;
+  PeerMemory peer_memory_;
+  bool waits_for_map_ = false;
+  uint32_t map_rkey_ = 0;
+
+  // Responder.
+  GrowableRing<RecvEntry> recvs_;
+  GrowableRing<Answer> answers_;
+  uint32_t executed_ = 0;       // requests of the peer executed, i.e. the sequence number expected next
+  uint32_t acked_to_peer_ = 0;
+  std::vector<uint32_t> mapped_by_peer_;
+  std::vector<uint32_t> unmaps_;    // to announce
+  std::vector<FrameHeader> maps_;   // answers to MAP, to be sent
+  bool nak_pending_ = false;
+  uint8_t nak_status_ = 0;
+  uint32_t nak_seq_ = 0;
+
+  // Outgoing stream.
+  OutFrame out_[OUT_FRAMES];
+  uint32_t out_head_ = 0, out_tail_ = 0;
+  uint32_t out_sent_ = 0;  // bytes of the head frame that are with the kernel
+  bool out_blocked_ = false;
+  bool answers_turn_ = false;
+
+  // Incoming stream.
+  Inbound inbound_ = Inbound::header;
+  FrameHeader current_{};
+  uint8_t* payload_at_ = nullptr;
+  uint32_t payload_left_ = 0;
+  Region* placing_ = nullptr;  // the region of a remote WRITE being received; not held: revoking it refuses the WRITE
+  uint32_t headers_allowed_ = 1;
+  uint32_t staged_from_ = 0, staged_to_ = 0;  // bytes in staging_
+  std::vector<int> received_fds_;
+  alignas(8) uint8_t staging_[(MAX_FOLLOW + 1) * sizeof(FrameHeader)];
+};
+
+}  // namespace tartan

@@ -1,0 +1,58 @@
+// Registered memory: a sealed memfd of its own, mapped once. Its descriptor is what a peer in the same network namespace
+// maps to write into it.
+//
+// Threads: allocate() and the destructor run on the JavaScript thread; between the engine's ADD_REGION command and its
+// REGION_GONE event everything but the constants belongs to the engine thread.
+// Lifetime: the engine reports REGION_GONE once the keys are revoked and no work request references the region;
+// JavaScript then detaches the ArrayBuffer and only then deletes the Region, which unmaps. A peer that still maps the
+// memfd keeps pages that nobody else will ever see again.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "records.h"
+
+namespace tartan {
+
+class Region {
+ public:
+  // Returns nullptr and sets `why` when the kernel refuses.
+  static Region* allocate(size_t bytes, uint32_t access, uint32_t lkey, uint32_t rkey, std::string& why);
+  ~Region();
+  Region(const Region&) = delete;
+
+  bool contains(uint32_t offset, uint32_t length) const { return static_cast<uint64_t>(offset) + length <= size; }
+
+  uint8_t* const base;
+  const size_t size;
+  const uint32_t access;
+  const uint32_t lkey;
+  const uint32_t rkey;
+  const int memfd;
+
+  // Engine thread only.
+  uint32_t references = 0;  // work requests, receives and answers to READs under way
+  bool revoked = false;
+
+ private:
+  Region(uint8_t* base, size_t size, uint32_t access, uint32_t lkey, uint32_t rkey, int memfd)
+      : base(base), size(size), access(access), lkey(lkey), rkey(rkey), memfd(memfd) {}
+};
+
+// Both keys of every region that is not revoked. Engine thread only.
+class RegionTable {
+ public:
+  void add(Region* region);
+  void revoke(Region* region);
+  Region* local(uint32_t lkey) const { return lkey < by_lkey_.size() ? by_lkey_[lkey] : nullptr; }
+  Region* remote(uint32_t rkey) const;
+
+ private:
+  std::vector<Region*> by_lkey_;  // lkeys are handed out in sequence
+  std::unordered_map<uint32_t, Region*> by_rkey_;
+};
+
+}  // namespace tartan

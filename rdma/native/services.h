@@ -1,0 +1,59 @@
+// What the engine offers to its parts. Engine thread only; outlives every part.
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "completion_queue.h"
+#include "frame.h"
+#include "mailbox.h"
+#include "pollable.h"
+#include "region.h"
+
+namespace tartan {
+
+class QueuePair;
+
+class Services {
+ public:
+  Services(CompletionQueue& completions, Mailbox<Event>& events, Counters& counters, std::atomic<uint32_t>& next_qpn, int epoll_fd)
+      : completions(completions), events(events), counters(counters), next_qpn(next_qpn), epoll_fd(epoll_fd) {}
+
+  void complete(uint8_t opcode, uint8_t status, uint32_t qpn, uint32_t wr_id, uint32_t byte_length = 0, uint32_t imm = 0, uint32_t detail = 0) {
+    completions.push(Completion{wr_id, status, opcode, 0, qpn, byte_length, imm, detail, {0, 0}});
+  }
+  void emit(Event event) {
+    events.put(std::move(event));
+    completions.push(Completion{0, 0, OPCODE_EVENT, 0, 0, 0, 0, 0, {0, 0}});
+  }
+
+  void hold(Region* region) {
+    if (region) region->references++;
+  }
+  void release(Region* region) {
+    if (region && --region->references == 0 && region->revoked) emit({EventType::region_gone, region->lkey});
+  }
+
+  void watch(int fd, Pollable* pollable, uint32_t epoll_events, bool is_new);
+  void set_deadline(Pollable* pollable, int64_t deadline_ms);
+  void bury(Pollable* pollable);
+
+  // Hands an established stream to a new queue pair; `is_watched`: the descriptor is in the epoll set already.
+  QueuePair* adopt(int fd, TransportKind transport, std::string remote, bool is_watched);
+
+  CompletionQueue& completions;
+  Mailbox<Event>& events;
+  Counters& counters;
+  std::atomic<uint32_t>& next_qpn;  // coding queues are numbered from it too, on the JavaScript thread
+  const int epoll_fd;
+  RegionTable regions;
+  std::vector<Pollable*> timers;
+  std::vector<Pollable*> graveyard;
+  std::vector<QueuePair*> queue_pairs;  // by qpn; nullptr: a coding queue's number, or gone
+  std::vector<QueuePair*> dirty;        // have something to send, or budget left to use
+};
+
+int64_t monotonic_ms();
+
+}  // namespace tartan
