@@ -1,0 +1,119 @@
+/**
+ * The links of one file's user (writer, reader or switch session) to the file's nodes, by their index in its list.
+ *
+ * A link is made on demand and again after a loss; the cluster map says who is meant to be reachable. Membership is not
+ * decided here: who finds a node gone proposes it down through `cluster/membership.ts`.
+ */
+import type { ClusterMap } from '../cluster/records.js';
+import type { NodeEntry } from '../cluster/records.js';
+import { TartanError } from '../wire/errors.js';
+import type { NodeLinkOwner } from './node-link.js';
+import { NodeLink } from './node-link.js';
+import type { SessionContext } from './session.js';
+import { connectSession } from './session.js';
+
+export interface NodeSetOptions {
+  readonly context: SessionContext;
+  /** Node ids in placement order. */
+  readonly nodes: readonly string[];
+  readonly role: 'writer' | 'switch' | 'reader';
+  readonly name: string;
+  readonly fileId: number;
+  /** Ring wanted of each node; 0: none. */
+  readonly unitBytes: number;
+  readonly slots: number;
+  /** Answers a node may write to us at once (reads). */
+  readonly receiveSlots: number;
+  readonly transport: 'auto' | 'tcp' | 'shm';
+  readonly heartbeatMs: number;
+  readonly deadlineMs: number;
+  readonly owner: NodeLinkOwner;
+}
+
+export class NodeSet {
+  map: ClusterMap;
+  private readonly options: NodeSetOptions;
+  private readonly links: (NodeLink | undefined)[];
+  private readonly connecting = new Map<number, Promise<NodeLink>>();
+  private readonly dying = new Set<Promise<void>>();
+  private closed = false;
+
+  constructor(map: ClusterMap, options: NodeSetOptions) {
+    this.map = map;
+    this.options = options;
+    this.links = options.nodes.map(() => undefined);
+  }
+
+  get count(): number { return this.options.nodes.length; }
+
+  entry(index: number): NodeEntry | undefined { return this.map.nodes.find((node) => node.id === this.options.nodes[index]); }
+
+  isDown(index: number): boolean { return this.entry(index)?.state !== 'up'; }
+
+  /** The usable link to a node, or undefined. */
+  linkTo(index: number): NodeLink | undefined {
+    const link = this.links[index];
+    return link?.up === true ? link : undefined;
+  }
+
+  /** Indexes of nodes that the map calls up. */
+  upIndexes(): number[] { return this.options.nodes.map((_, i) => i).filter((i) => !this.isDown(i)); }
+
+  /** The link to a node, connecting when there is none. @throws {TartanError} ERR_CONNECT and what a node refuses with */
+  connect(index: number, timeoutMs: number): Promise<NodeLink> {
+    const present = this.linkTo(index);
+    if (present !== undefined) return Promise.resolve(present);
+    let attempt = this.connecting.get(index);
+    if (attempt === undefined) {
+      attempt = this.open(index, timeoutMs).finally(() => this.connecting.delete(index));
+      this.connecting.set(index, attempt);
+    }
+    return attempt;
+  }
+
+  /** Connects to all nodes that the map calls up. @returns indexes that could not be reached, with the reason */
+  async connectUp(timeoutMs: number): Promise<{ index: number; error: unknown }[]> {
+    const failures: { index: number; error: unknown }[] = [];
+    await Promise.all(this.upIndexes().map(async (index) => {
+      try { await this.connect(index, timeoutMs); } catch (error) { failures.push({ index, error }); }
+    }));
+    return failures;
+  }
+
+  /** Drops the link to a node, if any; its units are answered with UNREACHABLE. */
+  drop(index: number, reason: string): void {
+    const link = this.links[index];
+    this.links[index] = undefined;
+    if (link !== undefined) this.bury(link, reason);
+  }
+
+  async destroy(reason: string): Promise<void> {
+    this.closed = true;
+    for (let i = 0; i < this.links.length; i++) this.drop(i, reason);
+    await Promise.allSettled([...this.connecting.values()]);
+    for (let i = 0; i < this.links.length; i++) this.drop(i, reason);
+    await Promise.all(this.dying);
+  }
+
+  private async open(index: number, timeoutMs: number): Promise<NodeLink> {
+    const { context, nodes, role, name, fileId, unitBytes, slots, receiveSlots, transport, heartbeatMs, deadlineMs, owner } = this.options;
+    const entry = this.entry(index);
+    if (entry === undefined) throw new TartanError('ERR_CONNECT', `Cannot reach node ${nodes[index]}: it is not in the cluster map of epoch ${this.map.epoch}`);
+    const session = await connectSession(context, entry.host, entry.port, { role, name, unitBytes, slots, fileId, mapEpoch: this.map.epoch },
+      { transport, timeoutMs, receiveSlots });
+    if (session.grant.name !== entry.id) {
+      await session.channel.destroy('wrong node');
+      throw new TartanError('ERR_CONNECT', `Cannot reach node ${entry.id}: ${entry.host}:${entry.port} answers as '${session.grant.name}'`);
+    }
+    if (this.closed) { await session.channel.destroy('closed'); throw new TartanError('ERR_CLOSED', 'Closed while connecting'); }
+    this.drop(index, 'replaced by a new connection');
+    const link = new NodeLink(entry.id, index, session, owner, { clock: context.clock, heartbeatMs, deadlineMs });
+    this.links[index] = link;
+    return link;
+  }
+
+  private bury(link: NodeLink, reason: string): void {
+    const end = link.destroy(reason).finally(() => this.dying.delete(end));
+    this.dying.add(end);
+  }
+}

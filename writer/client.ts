@@ -1,0 +1,171 @@
+/** The way in: connect to a cluster, create, append to, read, list and remove files. */
+import type { Device } from 'tartan-rdma';
+import { openSoftDevice } from 'tartan-rdma';
+import type { ClusterStore } from '../cluster/cluster-store.js';
+import { createFile, deleteFile, listFiles, lookupFile, takeOver } from '../cluster/files.js';
+import { openLmdbStore } from '../cluster/lmdb-store.js';
+import { readIdentity, readMap } from '../cluster/membership.js';
+import type { ClusterMap, FileRecord } from '../cluster/records.js';
+import { parseCode } from '../erasure/code/index.js';
+import { makeLayout } from '../erasure/layout/index.js';
+import { Hub } from '../pipeline/hub.js';
+import { NodeSet } from '../pipeline/node-set.js';
+import type { Clock } from '../wire/clock.js';
+import { realClock } from '../wire/clock.js';
+import { codeOf } from '../wire/errors.js';
+import type { ClientContext } from './context.js';
+import { RingMemory } from './context.js';
+import { FileReader } from './file-reader.js';
+import { FileWriter } from './file-writer.js';
+import { recoverTail } from './takeover.js';
+
+export interface ConnectOptions {
+  /** Directory of the embedded cluster store, or a store. */
+  readonly cluster: string | ClusterStore;
+  /** Default: a soft device of the client's own. */
+  readonly device?: Device;
+  readonly clock?: Clock;
+  readonly transport?: 'auto' | 'tcp' | 'shm';
+  /** Bytes of all rings of this client. Default 256 MiB. */
+  readonly ringMemoryBytes?: number;
+  /** The cluster's secret, needed beyond loopback. */
+  readonly secret?: string;
+  readonly name?: string;
+  /** A peer silent for so long is taken for gone. Default 1000. */
+  readonly deadlineMs?: number;
+  /** Default 1000: how long a switch must have been programmable before a writer goes back to it. */
+  readonly holdMs?: number;
+  /** 'host': compute parity here, never use a switch. Default 'auto'. */
+  readonly parity?: 'auto' | 'host';
+}
+
+export interface CreateOptions {
+  /** Default 'xor(2+1)'. */
+  readonly code?: string;
+  /** Power of two, 512 to 4 MiB. Default 64 KiB. */
+  readonly unitBytes?: number;
+}
+
+export const DEFAULT_RING_MEMORY = 256 << 20;
+
+/** @throws {TartanError} ERR_STORE, ERR_FOREIGN_STORE, ERR_STORE_VERSION when the cluster can't be opened */
+export async function connect(options: ConnectOptions): Promise<Client> {
+  const owned: (() => Promise<void>)[] = [];
+  let store: ClusterStore;
+  if (typeof options.cluster === 'string') {
+    store = await openLmdbStore(options.cluster);
+    owned.push(() => store.close());
+  } else {
+    store = options.cluster;
+  }
+  const device = options.device ?? openSoftDevice({ name: options.name ?? 'writer' });
+  if (options.device === undefined) owned.unshift(() => device.close());
+  const deadlineMs = options.deadlineMs ?? 1000;
+  try {
+    const identity = await readIdentity(store);
+    return new Client({
+      device, hub: new Hub(device), clock: options.clock ?? realClock, secret: options.secret, clusterId: identity.clusterId, store,
+      name: options.name ?? `writer-${process.pid}`, transport: options.transport ?? 'auto', deadlineMs, heartbeatMs: Math.max(5, deadlineMs / 10),
+      holdMs: options.holdMs ?? 1000, parity: options.parity ?? 'auto', memory: new RingMemory(options.ringMemoryBytes ?? DEFAULT_RING_MEMORY),
+    }, owned);
+  } catch (error) {
+    for (const close of owned) await close();
+    throw error;
+  }
+}
+
+export class Client {
+  private readonly context: ClientContext;
+  private readonly owned: readonly (() => Promise<void>)[];
+  private readonly writers = new Set<FileWriter>();
+  private readonly readers = new Set<FileReader>();
+
+  constructor(context: ClientContext, owned: readonly (() => Promise<void>)[]) {
+    this.context = context;
+    this.owned = owned;
+  }
+
+  /** Creates a file and opens it for appending. @throws {TartanError} ERR_EXISTS, ERR_UNKNOWN_CODE, ERR_NOT_ENOUGH_NODES, ERR_UNIT_BYTES, … */
+  async create(name: string, options: CreateOptions = {}): Promise<FileWriter> {
+    const code = parseCode(options.code ?? 'xor(2+1)');
+    const unitBytes = options.unitBytes ?? 65536;
+    const map = await readMap(this.context.store);
+    const nodes = map.nodes.map((node) => node.id);
+    makeLayout({ nodes: nodes.length, k: code.k, m: code.m, unitBytes });
+    const file = await createFile(this.context.store, { name, code: code.name, unitBytes, nodes });
+    try {
+      return await this.openWriter(file);
+    } catch (error) {
+      // Nothing was written: the name must not stay taken.
+      await deleteFile(this.context.store, file.id).catch(() => {});
+      throw error;
+    }
+  }
+
+  /**
+   * Takes a file over for appending: fences its last owner, settles what it left unfinished, continues at the end.
+   * @throws {TartanError} ERR_NOT_FOUND, ERR_UNDECIDED, ERR_TOO_MANY_LOST, ERR_FENCED
+   */
+  async append(name: string): Promise<FileWriter> {
+    const found = await lookupFile(this.context.store, name);
+    const file = await takeOver(this.context.store, found.id);
+    const writer = await this.openWriter(file);
+    try {
+      await recoverTail(this.context, writer.internals, file);
+      return writer;
+    } catch (error) {
+      writer.destroy();
+      throw error;
+    }
+  }
+
+  /** Opens a file for reading, as committed now. @throws {TartanError} ERR_NOT_FOUND */
+  async open(name: string): Promise<FileReader> {
+    const reader = await FileReader.open(this.context, await lookupFile(this.context.store, name), (closed) => this.readers.delete(closed));
+    this.readers.add(reader);
+    return reader;
+  }
+
+  list(): Promise<FileRecord[]> { return listFiles(this.context.store); }
+
+  stat(name: string): Promise<FileRecord> { return lookupFile(this.context.store, name); }
+
+  map(): Promise<ClusterMap> { return readMap(this.context.store); }
+
+  /** Removes a file: its name is free at once, nodes free its units as they hear of it. @throws {TartanError} ERR_NOT_FOUND */
+  async remove(name: string): Promise<void> {
+    const { context } = this;
+    const file = await lookupFile(context.store, name);
+    await deleteFile(context.store, file.id);
+    const nodes = new NodeSet(await readMap(context.store), {
+      context, nodes: file.nodes, role: 'reader', name: context.name, fileId: file.id, unitBytes: 0, slots: 0, receiveSlots: 0,
+      transport: context.transport, heartbeatMs: context.heartbeatMs, deadlineMs: context.deadlineMs,
+      owner: { locate: () => {}, onWritten: () => {}, onAnswer: () => {}, onLinkDown: () => {} },
+    });
+    try {
+      await nodes.connectUp(context.deadlineMs);
+      await Promise.all(nodes.upIndexes().map(async (index) => {
+        try { await nodes.linkTo(index)?.request({ $case: 'deleteFile', value: { fileId: file.id } }); } catch (error) { if (codeOf(error) === undefined) throw error; }
+      }));
+    } finally {
+      await nodes.destroy('done');
+    }
+  }
+
+  /** Ends everything; writers still open are destroyed, what they had not flushed is not acknowledged. */
+  async close(): Promise<void> {
+    for (const writer of this.writers) {
+      writer.on('error', () => {});
+      await new Promise<void>((resolve) => { writer.once('close', resolve); writer.destroy(); });
+    }
+    await Promise.all([...this.readers].map((reader) => reader.close()));
+    for (const close of this.owned) await close();
+  }
+
+  private async openWriter(file: FileRecord): Promise<FileWriter> {
+    const writer = await FileWriter.open(this.context, file, (closed) => this.writers.delete(closed));
+    this.writers.add(writer);
+    return writer;
+  }
+}
+

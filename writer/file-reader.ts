@@ -1,0 +1,120 @@
+/**
+ * A file open for reading: random reads and a Readable, over a window of stripes read ahead.
+ * It shows what was committed when it was opened, or last refreshed; never an unfinished version.
+ */
+import { Readable } from 'node:stream';
+import { readFile } from '../cluster/files.js';
+import { readMap } from '../cluster/membership.js';
+import type { FileRecord } from '../cluster/records.js';
+import { parseCode } from '../erasure/code/index.js';
+import type { Layout } from '../erasure/layout/index.js';
+import { makeLayout, stripeBytes, stripeDataLength } from '../erasure/layout/index.js';
+import { TartanError } from '../wire/errors.js';
+import type { ClientContext } from './context.js';
+import type { ReadProgress, StripeResult } from './stripe-reader.js';
+import { StripeReader } from './stripe-reader.js';
+
+export class FileReader {
+  readonly name: string;
+  private file: FileRecord;
+  private readonly context: ClientContext;
+  private readonly layout: Layout;
+  private readonly stripes: StripeReader;
+  private readonly onClose: (reader: FileReader) => void;
+
+  private constructor(context: ClientContext, file: FileRecord, layout: Layout, stripes: StripeReader, onClose: (reader: FileReader) => void) {
+    this.context = context;
+    this.file = file;
+    this.layout = layout;
+    this.stripes = stripes;
+    this.onClose = onClose;
+    this.name = file.name;
+  }
+
+  static async open(context: ClientContext, file: FileRecord, onClose: (reader: FileReader) => void): Promise<FileReader> {
+    const code = parseCode(file.code);
+    const layout = makeLayout({ nodes: file.nodes.length, k: code.k, m: code.m, unitBytes: file.unitBytes });
+    const stripes = new StripeReader(context, file, code, layout, await readMap(context.store));
+    await stripes.connect();
+    return new FileReader(context, file, layout, stripes, onClose);
+  }
+
+  /** Committed bytes. */
+  get length(): number { return this.file.length; }
+
+  get progress(): ReadProgress { return this.stripes.progress; }
+
+  /** Looks for bytes committed since. @returns the new length */
+  async refresh(): Promise<number> {
+    this.file = await readFile(this.context.store, this.file.id);
+    return this.file.length;
+  }
+
+  /**
+   * Reads a range.
+   *
+   * @param offset bytes from the file's start  @param length bytes; less is returned at the file's end
+   * @throws {TartanError} ERR_TOO_MANY_LOST when a stripe can't be had whole or decoded; ERR_ARGUMENT
+   */
+  async read(offset: number, length: number): Promise<Buffer> {
+    if (!Number.isSafeInteger(offset) || !Number.isSafeInteger(length) || offset < 0 || length < 0) {
+      throw new TartanError('ERR_ARGUMENT', `Cannot read '${this.name}' at ${offset} for ${length} bytes: both must be integers of at least 0`);
+    }
+    const end = Math.min(offset + length, this.file.length);
+    if (end <= offset) return Buffer.alloc(0);
+    const out = Buffer.allocUnsafe(end - offset);
+    let at = 0;
+    for await (const piece of this.pieces(offset, end)) {
+      out.set(piece, at);
+      at += piece.length;
+    }
+    return out;
+  }
+
+  /** A Readable over [start, end) bytes, the whole file by default. */
+  stream(options: { start?: number; end?: number } = {}): Readable {
+    const copy = async function* (pieces: AsyncGenerator<Uint8Array>): AsyncGenerator<Buffer> {
+      for await (const piece of pieces) yield Buffer.from(piece);
+    };
+    return Readable.from(copy(this.pieces(options.start ?? 0, Math.min(options.end ?? this.file.length, this.file.length))), { objectMode: false });
+  }
+
+  async close(): Promise<void> {
+    await this.stripes.destroy();
+    this.onClose(this);
+  }
+
+  /** Views of ring memory, in order, each valid until the next is asked for; stripes ahead are under way meanwhile. */
+  private async *pieces(start: number, end: number): AsyncGenerator<Uint8Array> {
+    const { file, layout } = this;
+    const full = stripeBytes(layout);
+    const ahead = Math.max(1, this.stripes.slotCount - 1);
+    const queue: { stripe: number; result: Promise<StripeResult> }[] = [];
+    let next = Math.floor(start / full);
+    const last = Math.ceil(end / full);
+    const fill = (): void => {
+      while (next < last && queue.length < ahead) {
+        const stripe = next++;
+        const result = this.stripes.read({
+          stripe, dataLength: stripeDataLength(layout, file.length, stripe), epoch: file.commitEpoch, counter: file.commitCounter, exact: false,
+        });
+        result.catch(() => {}); // Awaited below, in order; a rejection of a later one must not count as unhandled meanwhile.
+        queue.push({ stripe, result });
+      }
+    };
+    try {
+      for (fill(); queue.length > 0; fill()) {
+        const { stripe, result } = queue.shift()!;
+        const read = await result;
+        try {
+          const from = Math.max(0, start - stripe * full), to = Math.min(read.dataLength, end - stripe * full);
+          yield read.bytes.subarray(from, to);
+        } finally {
+          read.release();
+        }
+      }
+    } finally {
+      for (const { result } of queue) result.then((read) => { read.release(); }, () => {});
+    }
+  }
+}

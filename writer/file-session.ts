@@ -1,0 +1,282 @@
+/**
+ * One open file of a writer: its staging window, its links to nodes and switch, and what is done when something breaks.
+ *
+ * Repair, the one place that reacts to trouble with nodes: stop dispatching; read the map; connect to every node it
+ * calls up; propose down what can't be reached; have every node adopt the map; go on. What was refused is then driven
+ * again, under the same names, with headers that say what is missing.
+ */
+import type { ClusterMap, FileRecord } from '../cluster/records.js';
+import { publishCommit } from '../cluster/files.js';
+import { readMap, setNodeState, watchMap } from '../cluster/membership.js';
+import { parseCode } from '../erasure/code/index.js';
+import { makeLayout } from '../erasure/layout/index.js';
+import { NodeSet } from '../pipeline/node-set.js';
+import { sleep } from '../wire/clock.js';
+import { TartanError, codeOf } from '../wire/errors.js';
+import { Refusal } from '../wire/ring-messages.js';
+import { unitSlotBytes } from '../wire/slot-layout.js';
+import type { ClientContext } from './context.js';
+import { SwitchFinder } from './switch-finder.js';
+import type { SwitchPath } from './switch-path.js';
+import { WriteWindow } from './write-window.js';
+
+export type ParityMode = 'switch' | 'host';
+
+/** Unit slots asked of a node: at most this many, at most so many bytes, at least two. */
+const NODE_SLOTS = 64;
+const NODE_RING_BYTES = 8 << 20;
+const PUBLISH_MS = 500;
+const REPAIR_PAUSE_MS = 20;
+const MAX_REPAIR_PAUSE_MS = 500;
+
+export interface FileSessionOwner {
+  onAcknowledged(): void;
+  onMode(mode: ParityMode, reason: string): void;
+  /** The cluster store can't be asked, and a write needs it. */
+  onWaiting(reason: string): void;
+  onFatal(error: TartanError): void;
+}
+
+export class FileSession {
+  readonly window: WriteWindow;
+  readonly nodes: NodeSet;
+  mode: ParityMode = 'host';
+  modeChanges = 0;
+  file: FileRecord;
+  error: TartanError | undefined;
+
+  private readonly context: ClientContext;
+  private readonly owner: FileSessionOwner;
+  private readonly finder: SwitchFinder;
+  private readonly mapWatch: { close(): void };
+  private readonly suspects = new Set<number>();
+  private repairing: Promise<void> | undefined;
+  private repairPauseMs = REPAIR_PAUSE_MS;
+  private progressAtRepair = -1;
+  private publishTimer: unknown;
+  private publishing: Promise<void> = Promise.resolve();
+  private published = -1;
+  private closed = false;
+  private waiters: (() => void)[] = [];
+
+  private constructor(context: ClientContext, file: FileRecord, map: ClusterMap, owner: FileSessionOwner) {
+    this.context = context;
+    this.file = file;
+    this.owner = owner;
+    const code = parseCode(file.code);
+    const layout = makeLayout({ nodes: file.nodes.length, k: code.k, m: code.m, unitBytes: file.unitBytes });
+    let window: WriteWindow | undefined;
+    this.nodes = new NodeSet(map, {
+      context, nodes: file.nodes, role: 'writer', name: context.name, fileId: file.id, unitBytes: file.unitBytes,
+      slots: Math.max(2, Math.min(NODE_SLOTS, Math.floor(NODE_RING_BYTES / unitSlotBytes(file.unitBytes)))), receiveSlots: 0, transport: context.transport,
+      heartbeatMs: context.heartbeatMs, deadlineMs: context.deadlineMs,
+      owner: {
+        locate: (op, unit, place) => { window!.pipeline.locate(op, unit, place); },
+        onWritten: (link, op, unit, ok) => { window!.pipeline.onWritten(link, op, unit, ok); },
+        onAnswer: (link, op, unit, refusal, epoch) => { window!.pipeline.onAnswer(link, op, unit, refusal, epoch); },
+        onLinkDown: (link) => { this.disturbed(link.index, Refusal.UNREACHABLE, false); },
+      },
+    });
+    window = new WriteWindow(context, file, code, layout, this.nodes, {
+      onAcknowledged: () => { this.acknowledged(); },
+      onDisturbed: (index, refusal, viaSwitch) => { this.disturbed(index, refusal, viaSwitch); },
+      onFatal: (error) => { this.fatal(error); },
+    });
+    this.window = window;
+    this.finder = new SwitchFinder({
+      context, file, window, map: () => this.nodes.map,
+      owner: {
+        onSettled: (tag, refusal, unit, epoch) => { this.window.pathSettled(tag, refusal, unit, epoch); },
+        onLost: (path, reason) => { this.pathLost(path, reason); },
+        onState: (path, state) => { this.pathState(path, state); },
+      },
+      onPath: (path) => {
+        this.window.setPath(path);
+        this.changeMode('switch', `switch ${path.id} is programmable`);
+      },
+    });
+    this.mapWatch = watchMap(context.store, (map) => {
+      if (map.epoch <= this.nodes.map.epoch || this.closed) return;
+      this.repair();
+    });
+  }
+
+  /** Connects to all nodes of the file and, if there is one, a switch. */
+  static async open(context: ClientContext, file: FileRecord, owner: FileSessionOwner): Promise<FileSession> {
+    const map = await readMap(context.store);
+    const session = new FileSession(context, file, map, owner);
+    try {
+      const failures = await session.nodes.connectUp(context.deadlineMs);
+      const refused = failures.find(({ error }) => codeOf(error) !== 'ERR_CONNECT');
+      if (refused !== undefined) throw refused.error;
+      if (failures.length > 0) await session.repair();
+      if (session.error !== undefined) throw session.error;
+      await session.finder.start();
+      return session;
+    } catch (error) {
+      await session.destroy();
+      throw error;
+    }
+  }
+
+  /** Resolves when everything appended so far is acknowledged. Rejects with the session's error. */
+  async flush(): Promise<void> {
+    while (!this.window.idle) {
+      if (this.error !== undefined) throw this.error;
+      this.window.flushTail();
+      if (this.window.idle) break;
+      await new Promise<void>((resolve) => { this.waiters.push(resolve); });
+    }
+    if (this.error !== undefined) throw this.error;
+  }
+
+  /** Publishes length and commit mark. @throws {TartanError} ERR_FENCED, ERR_MAP_UNAVAILABLE */
+  publish(state?: 'open' | 'closed'): Promise<void> {
+    if (this.publishTimer !== undefined) { this.context.clock.clearTimer(this.publishTimer); this.publishTimer = undefined; }
+    const run = this.publishing.then(async () => {
+      const { acknowledgedBytes, acknowledgedCounter } = this.window;
+      if (state === undefined && acknowledgedCounter === this.published) return;
+      this.published = acknowledgedCounter;
+      await publishCommit(this.context.store, this.file.id, {
+        writerEpoch: this.file.writerEpoch, length: acknowledgedBytes, commitEpoch: this.file.writerEpoch, commitCounter: acknowledgedCounter,
+        ...(state === undefined ? {} : { state }),
+      });
+    });
+    this.publishing = run.catch(() => {});
+    return run;
+  }
+
+  async destroy(): Promise<void> {
+    if (this.closed) return;
+    this.closed = true;
+    this.mapWatch.close();
+    if (this.publishTimer !== undefined) this.context.clock.clearTimer(this.publishTimer);
+    this.wakeAll();
+    await this.publishing;
+    await this.finder.stop();
+    await this.nodes.destroy('closed');
+    await this.repairing;
+    await this.window.destroy();
+  }
+
+  // --- what happens
+
+  private acknowledged(): void {
+    this.repairPauseMs = REPAIR_PAUSE_MS;
+    this.publishTimer ??= this.context.clock.setTimer(PUBLISH_MS, () => {
+      this.publishTimer = undefined;
+      if (this.closed || this.error !== undefined) return;
+      this.publish().catch((error: unknown) => {
+        if (codeOf(error) === 'ERR_FENCED') this.fatal(error as TartanError);
+        // Otherwise the store is away: the mark is published lazily anyhow, next time.
+      });
+    });
+    this.owner.onAcknowledged();
+    this.wakeAll();
+  }
+
+  private wakeAll(): void {
+    const waiters = this.waiters;
+    this.waiters = [];
+    for (const resolve of waiters) resolve();
+  }
+
+  private pathState(path: SwitchPath, state: string): void {
+    if (path === this.window.currentPath) {
+      if (state !== 'programmable') path.close(`switch ${path.id} is ${state}`);
+    } else {
+      this.finder.changed(path);
+    }
+  }
+
+  private pathLost(path: SwitchPath, reason: string): void {
+    if (path === this.window.currentPath) {
+      this.window.setPath(undefined);
+      this.changeMode('host', reason);
+    }
+    this.context.clock.setTimer(0, () => { if (!this.closed) this.finder.lost(path); });
+  }
+
+  private changeMode(mode: ParityMode, reason: string): void {
+    if (mode === this.mode) return;
+    this.mode = mode;
+    this.modeChanges++;
+    this.owner.onMode(mode, reason);
+  }
+
+  private disturbed(index: number, refusal: number, viaSwitch: boolean): void {
+    if (this.closed || this.error !== undefined) return;
+    if (refusal === Refusal.DISK || (viaSwitch && refusal === Refusal.UNREACHABLE)) this.suspects.add(index);
+    if (refusal === Refusal.DISK) this.nodes.drop(index, 'its disk fails');
+    void this.repair(refusal === Refusal.DISK ? index : undefined);
+  }
+
+  private fatal(error: TartanError): void {
+    if (this.error !== undefined) return;
+    this.error = error;
+    this.owner.onFatal(error);
+    this.wakeAll();
+  }
+
+  private repair(condemned?: number): Promise<void> {
+    this.window.halt();
+    this.repairing ??= this.runRepair(condemned).finally(() => { this.repairing = undefined; });
+    return this.repairing;
+  }
+
+  private async runRepair(condemned: number | undefined): Promise<void> {
+    const { context, nodes, window } = this;
+    // Trouble again without progress: wait a little longer each time.
+    if (window.acknowledgedCounter === this.progressAtRepair) {
+      await sleep(context.clock, this.repairPauseMs);
+      this.repairPauseMs = Math.min(this.repairPauseMs * 2, MAX_REPAIR_PAUSE_MS);
+    }
+    this.progressAtRepair = window.acknowledgedCounter;
+    while (!this.closed && this.error === undefined) {
+      try {
+        nodes.map = await readMap(context.store);
+        const gone = (await nodes.connectUp(context.deadlineMs)).map(({ index }) => index);
+        if (condemned !== undefined && !gone.includes(condemned)) gone.push(condemned);
+        for (const index of gone) await this.proposeDown(index);
+        condemned = undefined;
+        if (gone.length > 0) continue;
+        await this.checkSuspects();
+        await this.adopt();
+        break;
+      } catch (error) {
+        const code = codeOf(error);
+        if (code === undefined) throw error;
+        if (code === 'ERR_MAP_UNAVAILABLE') this.owner.onWaiting('the cluster store does not answer; a node must be declared down or the map read');
+        await sleep(context.clock, MAX_REPAIR_PAUSE_MS / 2);
+      }
+    }
+    if (!this.closed && this.error === undefined) window.resume();
+  }
+
+  private async proposeDown(index: number): Promise<void> {
+    const entry = this.nodes.entry(index);
+    if (entry === undefined || entry.state === 'down') return;
+    this.nodes.map = await setNodeState(this.context.store, entry.id, 'down', { ifEpoch: this.nodes.map.epoch });
+  }
+
+  /** The switch could not reach a node: when we can, it is the switch that is cut off. */
+  private async checkSuspects(): Promise<void> {
+    const path = this.window.currentPath;
+    for (const index of this.suspects) {
+      this.suspects.delete(index);
+      const link = this.nodes.linkTo(index);
+      if (this.nodes.isDown(index) || link === undefined) continue;
+      await link.request({ $case: 'adoptMap', value: { mapEpoch: this.nodes.map.epoch } }, this.context.deadlineMs);
+      path?.close(`switch ${path.id} cannot reach node ${link.nodeId}`);
+    }
+  }
+
+  /** Every node that is up holds this map before anything is sent under it. */
+  private async adopt(): Promise<void> {
+    await Promise.all(this.nodes.upIndexes().map(async (index) => {
+      const link = this.nodes.linkTo(index);
+      if (link === undefined || link.nodeMapEpoch >= this.nodes.map.epoch) return;
+      await link.request({ $case: 'adoptMap', value: { mapEpoch: this.nodes.map.epoch } }, this.context.deadlineMs);
+    }));
+  }
+}

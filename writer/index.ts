@@ -1,0 +1,9 @@
+/** The writer library: what applications import. */
+export { connect, Client, DEFAULT_RING_MEMORY } from './client.js';
+export type { ConnectOptions, CreateOptions } from './client.js';
+export { FileWriter } from './file-writer.js';
+export type { WriterProgress } from './file-writer.js';
+export { FileReader } from './file-reader.js';
+export type { ReadProgress } from './stripe-reader.js';
+export type { ParityMode } from './file-session.js';
+export { TartanError } from '../wire/errors.js';

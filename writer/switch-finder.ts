@@ -1,0 +1,116 @@
+/**
+ * Finds a programmable switch for a file and keeps looking when there is none.
+ *
+ * A new path is offered once the switch has been programmable for the hold time (the first one at once, so that a file
+ * starts on the switch). A switch that only forwards is kept connected: its in-band notice says when it is loaded again.
+ */
+import type { ClusterMap, FileRecord } from '../cluster/records.js';
+import { connectSession } from '../pipeline/session.js';
+import { sleep } from '../wire/clock.js';
+import { codeOf } from '../wire/errors.js';
+import type { ClientContext } from './context.js';
+import type { SwitchPathOwner } from './switch-path.js';
+import { SwitchPath } from './switch-path.js';
+import type { WriteWindow } from './write-window.js';
+
+const RETRY_MS = 50;
+const MAX_RETRY_MS = 1000;
+/** Stripe slots asked of a switch; it grants what its ring memory allows. */
+const WANTED_SLOTS = 64;
+
+export interface FinderOptions {
+  readonly context: ClientContext;
+  readonly file: FileRecord;
+  readonly window: WriteWindow;
+  readonly map: () => ClusterMap;
+  readonly owner: SwitchPathOwner;
+  /** A path is ready for use. */
+  readonly onPath: (path: SwitchPath) => void;
+}
+
+export class SwitchFinder {
+  private readonly options: FinderOptions;
+  private readonly paths = new Set<SwitchPath>();
+  private readonly ending = new Set<Promise<void>>();
+  private current: SwitchPath | undefined;
+  private stopped = false;
+  private looking: Promise<void> | undefined;
+  private wake: (() => void) | undefined;
+
+  constructor(options: FinderOptions) { this.options = options; }
+
+  /** Tries every switch of the map once, without hold time; then goes on looking in the background. */
+  async start(): Promise<void> {
+    if (this.options.context.parity === 'host') return;
+    await this.tryAll(0);
+    this.looking = this.look();
+  }
+
+  /** The path in use was lost: looks for another. */
+  lost(path: SwitchPath): void {
+    this.paths.delete(path);
+    this.bury(path.destroy('lost'));
+    if (this.current === path) this.current = undefined;
+    this.wake?.();
+  }
+
+  /** A connected switch changed its state: with a new program it gets a fresh session, and a ring. */
+  changed(path: SwitchPath): void {
+    if (path === this.current || path.state !== 'programmable') return;
+    this.lost(path);
+  }
+
+  async stop(): Promise<void> {
+    this.stopped = true;
+    this.wake?.();
+    await this.looking;
+    for (const path of this.paths) this.bury(path.destroy('closed'));
+    await Promise.all(this.ending);
+  }
+
+  private bury(end: Promise<void>): void {
+    const done = end.finally(() => this.ending.delete(done));
+    this.ending.add(done);
+  }
+
+  private async look(): Promise<void> {
+    let delayMs = RETRY_MS;
+    while (!this.stopped) {
+      if (this.current?.usable !== true) {
+        this.current = undefined;
+        delayMs = await this.tryAll(this.options.context.holdMs) ? RETRY_MS : Math.min(delayMs * 2, MAX_RETRY_MS);
+      }
+      if (this.stopped) return;
+      await Promise.race([sleep(this.options.context.clock, this.current === undefined ? delayMs : MAX_RETRY_MS), new Promise<void>((resolve) => { this.wake = resolve; })]);
+    }
+  }
+
+  /** @returns whether a path was found */
+  private async tryAll(holdMs: number): Promise<boolean> {
+    const { context, file, window, map, owner } = this.options;
+    for (const entry of map().switches) {
+      if (this.stopped) return false;
+      if ([...this.paths].some((path) => path.id === entry.id && path.up)) continue;
+      try {
+        const session = await connectSession(context, entry.host, entry.port, {
+          role: 'writer', name: context.name, mapEpoch: map().epoch, k: window.slots.k, m: window.slots.m, unitBytes: window.slots.unitBytes,
+          slots: WANTED_SLOTS, fileId: file.id, nodes: [...file.nodes], tags: window.tags,
+        }, { transport: context.transport, timeoutMs: context.deadlineMs });
+        const path = new SwitchPath(entry.id, session, {
+          clock: context.clock, layout: window.slots, region: window.region, tags: window.tags,
+          heartbeatMs: context.heartbeatMs, deadlineMs: context.deadlineMs, owner,
+        });
+        this.paths.add(path);
+        if (!path.usable) continue;
+        if (holdMs > 0) await sleep(context.clock, holdMs);
+        if (!path.usable || this.stopped) { this.lost(path); continue; }
+        this.current = path;
+        this.options.onPath(path);
+        return true;
+      } catch (error) {
+        if (codeOf(error) === undefined) throw error;
+      }
+    }
+    return false;
+  }
+}

@@ -1,0 +1,167 @@
+/**
+ * Taking a file over: fence the old owner, find out what happened to its unfinished stripes, decide, and go on.
+ *
+ * Only the holder of the newest writer epoch decides. It fences every node not marked down, at least max(k, m + 1) of
+ * them, and counts units on fenced nodes only. A stripe version with k or more units is completed: its data is read and
+ * written again as a version of the new epoch. With fewer it is rolled back, but only if a fenced node of its write set
+ * lacks it without the unit being recorded missing; otherwise nobody can know: ERR_UNDECIDED. What lies beyond the first
+ * hole is discarded. The decision is in the cluster store before anyone reads it.
+ */
+import { decide } from '../cluster/files.js';
+import type { FileRecord } from '../cluster/records.js';
+import { parseCode } from '../erasure/code/index.js';
+import type { Layout } from '../erasure/layout/index.js';
+import { makeLayout, nodeOfUnit, stripeBytes } from '../erasure/layout/index.js';
+import { TartanError, codeOf } from '../wire/errors.js';
+import type { UnitEntry } from '../wire/generated/ring.js';
+import { compareVersions } from '../wire/unit-header.js';
+import type { ClientContext } from './context.js';
+import type { FileSession } from './file-session.js';
+import { StripeReader } from './stripe-reader.js';
+
+/** Entries asked of a node at once; a reply must fit one message. */
+const INVENTORY_LIMIT = 40;
+
+/** One version of one stripe, as the fenced nodes' inventories show it. */
+export interface VersionEvidence {
+  epoch: number; counter: number; dataLength: number;
+  /** Units held, by index. */
+  readonly units: Set<number>;
+  /** Units that holders recorded as missing. */
+  readonly missing: Set<number>;
+}
+
+export type Verdict =
+  | { readonly kind: 'complete'; readonly version: VersionEvidence }
+  | { readonly kind: 'hole' }
+  | { readonly kind: 'lost' | 'undecided'; readonly version: VersionEvidence };
+
+/**
+ * Judges one stripe. Pure.
+ *
+ * @param versions  evidence of every version seen, any order
+ * @param fenced    for each unit of this stripe, whether its node is fenced
+ * @param committed whether a version is known committed (it must not be rolled back)
+ */
+export function judgeStripe(k: number, versions: readonly VersionEvidence[], fenced: readonly boolean[], committed: (version: VersionEvidence) => boolean): Verdict {
+  const newestFirst = [...versions].sort((a, b) => compareVersions(b.epoch, b.counter, a.epoch, a.counter));
+  for (const version of newestFirst) {
+    if (version.units.size >= k) return { kind: 'complete', version };
+    if (committed(version)) return { kind: 'lost', version };
+    const provablyUnfinished = fenced.some((isFenced, unit) => isFenced && !version.units.has(unit) && !version.missing.has(unit));
+    if (!provablyUnfinished) return { kind: 'undecided', version };
+  }
+  return { kind: 'hole' };
+}
+
+/** Recovers the tail of `file` into a fresh session of its new writer epoch, and publishes the decision. */
+export async function recoverTail(context: ClientContext, session: FileSession, file: FileRecord): Promise<void> {
+  const code = parseCode(file.code);
+  const layout = makeLayout({ nodes: file.nodes.length, k: code.k, m: code.m, unitBytes: file.unitBytes });
+  const { nodes, window } = session;
+  const fencedNodes = await fence(session, file, Math.max(code.k, code.m + 1));
+  const full = stripeBytes(layout);
+  const firstOpen = Math.floor(file.length / full);
+  const evidence = await gatherEvidence(session, file, firstOpen, fencedNodes);
+  const reader = new StripeReader(context, file, code, layout, nodes.map);
+  try {
+    await reader.connect();
+    window.seek(firstOpen, firstOpen * full);
+    let stripe = firstOpen;
+    for (; ; stripe++) {
+      const verdict = judgeStripe(code.k, evidence.get(stripe) ?? [], fencedUnits(layout, code.k + code.m, stripe, fencedNodes),
+        (version) => compareVersions(version.epoch, version.counter, file.commitEpoch, file.commitCounter) <= 0);
+      if (verdict.kind === 'hole') break;
+      const { version } = verdict;
+      const name = `stripe ${stripe} of '${file.name}', version ${version.epoch}.${version.counter}`;
+      if (verdict.kind === 'lost') throw new TartanError('ERR_TOO_MANY_LOST', `Cannot take over ${name}: it is committed, but only ${version.units.size} of ${code.k} units needed can be had`);
+      if (verdict.kind === 'undecided') throw new TartanError('ERR_UNDECIDED', `Cannot decide ${name}: ${version.units.size} units are held, ${code.k} are needed, and no fenced node proves that it was never finished`);
+      const read = await reader.read({ stripe, dataLength: version.dataLength, epoch: version.epoch, counter: version.counter, exact: true });
+      try {
+        await appendAll(session, read.bytes);
+      } finally {
+        read.release();
+      }
+      if (version.dataLength < full) { stripe++; break; }
+    }
+    await session.flush();
+    const length = Math.max(window.acknowledgedBytes, firstOpen * full);
+    if (length < file.length) {
+      throw new TartanError('ERR_TOO_MANY_LOST', `Cannot take over '${file.name}': ${length} bytes can be recovered, ${file.length} were acknowledged`);
+    }
+    await decide(context.store, file.id, {
+      writerEpoch: file.writerEpoch, decidedStripes: stripe, length, commitEpoch: file.writerEpoch, commitCounter: window.acknowledgedCounter,
+    });
+    await Promise.all(fencedNodes.map(async (index) => {
+      try {
+        await nodes.linkTo(index)?.request({ $case: 'discard', value: { fileId: file.id, fromStripe: stripe, writerEpoch: file.writerEpoch } });
+      } catch (error) {
+        // The decision is durable in the cluster store; a node that misses this only keeps garbage.
+        if (codeOf(error) === undefined) throw error;
+      }
+    }));
+  } finally {
+    await reader.destroy();
+  }
+}
+
+async function appendAll(session: FileSession, bytes: Uint8Array): Promise<void> {
+  let at = 0;
+  while (at < bytes.length) {
+    const taken = session.window.append(bytes.subarray(at));
+    at += taken;
+    if (taken === 0) await session.flush();
+  }
+}
+
+/** @returns indexes of the nodes fenced: all that the map calls up. @throws {TartanError} ERR_UNDECIDED when they are too few */
+async function fence(session: FileSession, file: FileRecord, least: number): Promise<number[]> {
+  const { nodes } = session;
+  const up = nodes.upIndexes();
+  const fenced: number[] = [];
+  await Promise.all(up.map(async (index) => {
+    const link = nodes.linkTo(index);
+    if (link === undefined) return;
+    const reply = await link.request({ $case: 'fence', value: { fileId: file.id, writerEpoch: file.writerEpoch } });
+    if (reply.writerEpoch > file.writerEpoch) throw new TartanError('ERR_FENCED', `Cannot take over '${file.name}': writer epoch ${reply.writerEpoch} has been given out since`);
+    fenced.push(index);
+  }));
+  if (fenced.length < up.length || fenced.length < least) {
+    throw new TartanError('ERR_UNDECIDED', `Cannot take over '${file.name}': ${fenced.length} nodes could be fenced, ${Math.max(least, up.length)} are required`);
+  }
+  return fenced.sort((a, b) => a - b);
+}
+
+function fencedUnits(layout: Layout, units: number, stripe: number, fenced: readonly number[]): boolean[] {
+  return Array.from({ length: units }, (_, unit) => fenced.includes(nodeOfUnit(layout, stripe, unit)));
+}
+
+async function gatherEvidence(session: FileSession, file: FileRecord, fromStripe: number, fenced: readonly number[]): Promise<Map<number, VersionEvidence[]>> {
+  const evidence = new Map<number, VersionEvidence[]>();
+  for (const index of fenced) {
+    let from = fromStripe;
+    for (;;) {
+      const link = session.nodes.linkTo(index);
+      if (link === undefined) throw new TartanError('ERR_UNDECIDED', `Cannot take over '${file.name}': node ${file.nodes[index]} was lost while it was asked`);
+      const reply = await link.request({ $case: 'inventory', value: { fileId: file.id, fromStripe: from, limit: INVENTORY_LIMIT } });
+      for (const entry of reply.units) note(evidence, entry);
+      if (!reply.more || reply.units.length === 0) break;
+      // A stripe's versions may be cut by the limit: ask for its stripe again, notes are idempotent.
+      const last = reply.units[reply.units.length - 1]!.stripe;
+      from = last > from ? last : last + 1;
+    }
+  }
+  return evidence;
+}
+
+function note(evidence: Map<number, VersionEvidence[]>, entry: UnitEntry): void {
+  let versions = evidence.get(entry.stripe);
+  if (versions === undefined) evidence.set(entry.stripe, versions = []);
+  let version = versions.find((known) => known.epoch === entry.writerEpoch && known.counter === entry.counter);
+  if (version === undefined) {
+    version = { epoch: entry.writerEpoch, counter: entry.counter, dataLength: entry.stripeLength, units: new Set(), missing: new Set() };
+    versions.push(version);
+  }
+  version.units.add(entry.unit);
+  for (let unit = 0; unit < 36; unit++) if (Math.floor(entry.missing / 2 ** unit) % 2 === 1) version.missing.add(unit);
+}
