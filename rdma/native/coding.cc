@@ -1,10 +1,12 @@
 // Chooses a kernel and walks stripes in blocks that stay in the first caches, so that digests cost no second trip to memory.
 #include "coding.h"
 
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <new>
 
+#include "crc32c.h"
 #include "kernel.h"
 
 namespace tartan {
@@ -49,12 +51,14 @@ struct Group {
 struct Running {
   uint32_t crc = 0xffffffff;
   alignas(16) uint8_t summary[16] = {};
-};
 
-void store_digest(const Running& running, Digest* digest) {
-  digest->crc32c = ~running.crc;
-  std::memcpy(digest->summary, running.summary, sizeof digest->summary);
-}
+  void add(decltype(Kernel::digest) digest, const uint8_t* data, size_t len) { crc = digest(crc, data, len, summary); }
+
+  void store(Digest* digest) const {
+    digest->crc32c = ~crc;
+    std::memcpy(digest->summary, summary, sizeof summary);
+  }
+};
 
 size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 
@@ -63,13 +67,15 @@ size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 struct CodingPlan {
   const Kernel* kernel;
   int inputs, outputs, groups;
+  bool all_ones[kMaxUnits];  // rows whose coefficients are all 1
   Group group[kMaxUnits];
 };
 
 namespace {
 
-// A block's bytes of all units together: half of a typical L1 (measured by rdma/bench-kernels.mjs).
-constexpr size_t kBlockBudget = 128 * 1024;
+// A block's bytes of all units together. Measured: from 24 to 128 KiB it makes little difference, as long as it stays well
+// inside a second cache.
+constexpr size_t kBlockBudget = 64 * 1024;
 constexpr size_t kMinBlock = 2048, kMaxBlock = 16 * 1024;  // multiples of 256
 
 size_t block_bytes(const CodingPlan& plan) {
@@ -77,8 +83,8 @@ size_t block_bytes(const CodingPlan& plan) {
   return fair < kMinBlock ? kMinBlock : smaller(fair, kMaxBlock);
 }
 
-// Bytes [begin, end) of every output. Inputs end at different places: each piece between two ends has columns of its own.
-void multiply_range(const CodingPlan& plan, const uint8_t* const* in, const size_t* in_len, uint8_t* const* out, size_t begin, size_t end) {
+// Bytes [begin, end) of every output, placed from out[…] on. Inputs end at different places: each piece between two ends has columns of its own.
+void multiply_range(const CodingPlan& plan, const uint8_t* const* in, const size_t* in_len, uint8_t* const* out, size_t begin, size_t end, size_t ahead) {
   for (size_t at = begin; at < end;) {
     size_t piece_end = end;
     int active[kMaxUnits], count = 0;
@@ -95,10 +101,60 @@ void multiply_range(const CodingPlan& plan, const uint8_t* const* in, const size
         columns[i] = {in[active[i]] + at, group.coefficients + static_cast<size_t>(active[i]) * column_bytes};
       }
       uint8_t* rows[kMaxGroupRows];
-      for (int r = 0; r < group.ones_rows + group.general_rows; r++) rows[r] = out[group.outputs[r]] + at;
-      plan.kernel->multiply(columns, count, group.ones_rows, group.general_rows, rows, piece_end - at);
+      for (int r = 0; r < group.ones_rows + group.general_rows; r++) rows[r] = out[group.outputs[r]] + (at - begin);
+      plan.kernel->multiply(columns, count, group.ones_rows, group.general_rows, rows, piece_end - at, ahead);
     }
     at = piece_end;
+  }
+}
+
+// How far ahead inputs are prefetched: the hardware's own prefetchers stop at a page's end.
+constexpr size_t kAhead = 2048;
+
+// Streamed outputs are computed in a stage of this many bytes each, digested there, and copied past the caches.
+constexpr size_t kStreamBlock = 4096;
+
+// More than a core's second cache holds: then outputs would not stay in it until someone reads them.
+constexpr size_t kStreamFrom = 3 * 1024 * 1024;
+
+std::atomic<size_t>& stream_from() {
+  static std::atomic<size_t> bytes = [] {
+    const char* set = std::getenv("TARTAN_STREAM_BYTES");
+    return set && *set ? static_cast<size_t>(std::strtoull(set, nullptr, 10)) : kStreamFrom;
+  }();
+  return bytes;
+}
+
+bool streams(const CodingPlan& plan, uint8_t* const* out, size_t out_len) {
+  const size_t units = static_cast<size_t>(plan.inputs + plan.outputs);
+  if (plan.outputs == 0 || plan.outputs > kMaxGroupRows || out_len * units < stream_from().load(std::memory_order_relaxed)) return false;
+  for (int r = 0; r < plan.outputs; r++) {
+    if (reinterpret_cast<uintptr_t>(out[r]) % 64 != 0) return false;
+  }
+  return true;
+}
+
+bool all_equal(const size_t* lengths, int count, size_t wanted) {
+  for (int i = 0; i < count; i++) {
+    if (lengths[i] != wanted) return false;
+  }
+  return true;
+}
+
+// The digest of the sum of inputs of one length. Both parts of a digest are linear, but for the CRC's inversions: they
+// cancel in pairs, and what an even number of inputs leaves is the checksum of as many zeros.
+void derive_digest(const Digest* in, int inputs, size_t len, Digest* sum) {
+  // The length is nearly always the last one.
+  thread_local size_t zeros_len = 0;
+  thread_local uint32_t zeros_crc = 0;
+  *sum = {};
+  for (int c = 0; c < inputs; c++) {
+    sum->crc32c ^= in[c].crc32c;
+    for (int i = 0; i < 16; i++) sum->summary[i] ^= in[c].summary[i];
+  }
+  if (inputs % 2 == 0) {
+    if (len != zeros_len) zeros_crc = crc32c_of_zeros(zeros_len = len);
+    sum->crc32c ^= zeros_crc;
   }
 }
 
@@ -113,7 +169,7 @@ CodingPlan* coding_plan_create(int inputs, int outputs, const uint8_t* matrix, c
   const size_t tables = static_cast<size_t>(inputs * outputs) * kernel->coefficient_bytes + static_cast<size_t>(outputs) * 64;
   void* memory = std::aligned_alloc(64, (header + tables + 63) & ~size_t{63});
   if (memory == nullptr) return nullptr;
-  CodingPlan* plan = new (memory) CodingPlan{kernel, inputs, outputs, 0, {}};
+  CodingPlan* plan = new (memory) CodingPlan{kernel, inputs, outputs, 0, {}, {}};
   uint8_t* table = static_cast<uint8_t*>(memory) + header;
 
   const auto all_ones = [&](int row) {
@@ -124,7 +180,8 @@ CodingPlan* coding_plan_create(int inputs, int outputs, const uint8_t* matrix, c
   };
   int ones[kMaxUnits], ones_count = 0, general[kMaxUnits], general_count = 0;
   for (int r = 0; r < outputs; r++) {
-    if (all_ones(r)) ones[ones_count++] = r;
+    plan->all_ones[r] = all_ones(r);
+    if (plan->all_ones[r]) ones[ones_count++] = r;
     else general[general_count++] = r;
   }
   for (int o = 0, g = 0; o < ones_count || g < general_count;) {
@@ -164,29 +221,39 @@ const char* coding_kernels() {
 
 void coding_encode(const CodingPlan* plan, const uint8_t* const* in, const size_t* in_len, uint8_t* const* out, size_t out_len,
                    Digest* in_digest, Digest* out_digest) {
-  if (in_digest == nullptr && out_digest == nullptr) return multiply_range(*plan, in, in_len, out, 0, out_len);
+  const bool stream = streams(*plan, out, out_len);
+  if (in_digest == nullptr && out_digest == nullptr && !stream) return multiply_range(*plan, in, in_len, out, 0, out_len, kAhead);
 
-  Running in_running[kMaxUnits], out_running[kMaxUnits];
+  const bool derive = in_digest && out_digest && all_equal(in_len, plan->inputs, out_len);
   const auto& digest = plan->kernel->digest;
-  const size_t block = block_bytes(*plan);
+  const size_t block = stream ? kStreamBlock : block_bytes(*plan);
+  // Digested inputs are in cache when they are multiplied. From memory it pays to fetch the next block meanwhile.
+  const size_t ahead = !in_digest ? kAhead : stream ? block : 0;
+  alignas(64) uint8_t stage[kMaxGroupRows][kStreamBlock];
+  Running in_running[kMaxUnits], out_running[kMaxUnits];
   for (size_t begin = 0; begin < out_len; begin += block) {
     const size_t end = smaller(begin + block, out_len);
-    multiply_range(*plan, in, in_len, out, begin, end);
-    if (in_digest) {
-      for (int c = 0; c < plan->inputs; c++) {
-        if (in_len[c] <= begin) continue;
-        in_running[c].crc = digest(in_running[c].crc, in[c] + begin, smaller(in_len[c], end) - begin, in_running[c].summary);
-      }
+    for (int c = 0; in_digest && c < plan->inputs; c++) {
+      if (in_len[c] > begin) in_running[c].add(digest, in[c] + begin, smaller(in_len[c], end) - begin);
     }
-    if (out_digest) {
-      for (int r = 0; r < plan->outputs; r++) {
-        out_running[r].crc = digest(out_running[r].crc, out[r] + begin, end - begin, out_running[r].summary);
-      }
+    uint8_t* at[kMaxUnits];
+    for (int r = 0; r < plan->outputs; r++) at[r] = stream ? stage[r] : out[r] + begin;
+    multiply_range(*plan, in, in_len, at, begin, end, ahead);
+    for (int r = 0; out_digest && r < plan->outputs; r++) {
+      if (!(derive && plan->all_ones[r])) out_running[r].add(digest, at[r], end - begin);
     }
+    for (int r = 0; stream && r < plan->outputs; r++) plan->kernel->stream_copy(out[r] + begin, stage[r], end - begin);
   }
-  for (int c = 0; in_digest && c < plan->inputs; c++) store_digest(in_running[c], &in_digest[c]);
-  for (int r = 0; out_digest && r < plan->outputs; r++) store_digest(out_running[r], &out_digest[r]);
+  if (stream) plan->kernel->stream_fence();
+
+  for (int c = 0; in_digest && c < plan->inputs; c++) in_running[c].store(&in_digest[c]);
+  for (int r = 0; out_digest && r < plan->outputs; r++) {
+    if (derive && plan->all_ones[r]) derive_digest(in_digest, plan->inputs, out_len, &out_digest[r]);
+    else out_running[r].store(&out_digest[r]);
+  }
 }
+
+void coding_stream_from(size_t bytes) { stream_from().store(bytes, std::memory_order_relaxed); }
 
 uint32_t coding_crc32c(uint32_t crc, const void* data, size_t len) {
   return ~digest_kernel().digest(~crc, static_cast<const uint8_t*>(data), len, nullptr);
@@ -194,8 +261,8 @@ uint32_t coding_crc32c(uint32_t crc, const void* data, size_t len) {
 
 void coding_digest(const void* data, size_t len, Digest* out) {
   Running running;
-  running.crc = digest_kernel().digest(running.crc, static_cast<const uint8_t*>(data), len, running.summary);
-  store_digest(running, out);
+  running.add(digest_kernel().digest, static_cast<const uint8_t*>(data), len);
+  running.store(out);
 }
 
 }  // namespace tartan

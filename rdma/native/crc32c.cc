@@ -37,6 +37,16 @@ uint32_t crc_bytes(uint32_t state, const uint8_t* data, size_t len) {
   return state;
 }
 
+// The product of two reflected polynomials.
+uint32_t multiply(uint32_t a, uint32_t b) {
+  uint32_t product = 0;
+  for (uint32_t bit = 0x80000000u; bit != 0; bit >>= 1) {
+    if (a & bit) product ^= b;
+    b = crc32c_advance(b, 1);
+  }
+  return product;
+}
+
 void summarize(const uint8_t* data, size_t len, uint8_t* summary) {
   uint64_t lanes[2], word[2];
   std::memcpy(lanes, summary, 16);
@@ -61,6 +71,14 @@ uint32_t digest_portable(uint32_t state, const uint8_t* data, size_t len, uint8_
     len -= now;
   }
   return state;
+}
+
+uint32_t crc32c_of_zeros(size_t len) {
+  uint32_t state = 0xffffffff;
+  for (uint32_t power = crc32c_power(8); len > 0; len >>= 1, power = multiply(power, power)) {
+    if (len & 1) state = multiply(state, power);
+  }
+  return ~state;
 }
 
 }  // namespace tartan

@@ -29,7 +29,8 @@ struct Kernel {
 
   // out[0 … ones_rows + general_rows) = Σ coefficient·in over `columns`, `len` bytes of each; zeros where there are none.
   // ones_rows: 0 or 1; that row comes first and has all coefficients 1. In all, 1 to kMaxGroupRows rows.
-  void (*multiply)(const Column* columns, int count, int ones_rows, int general_rows, uint8_t* const* out, size_t len);
+  // Inputs are prefetched `ahead` bytes before their use (also beyond their ends, where nothing is read).
+  void (*multiply)(const Column* columns, int count, int ones_rows, int general_rows, uint8_t* const* out, size_t len, size_t ahead);
 
   // Carries on a CRC32C register (without the initial and final inversion) and, unless it is null, a 16-byte summary.
   // `data` starts at a multiple of 16 bytes from the beginning of what is summed.

@@ -19,7 +19,7 @@ inline __m256i table(const uint8_t* at) {
 }
 
 template <int Ones, int General>
-inline __attribute__((always_inline)) void step(const Column* columns, int count, size_t at, uint8_t* const* out) {
+inline __attribute__((always_inline)) void step(const Column* columns, int count, size_t at, uint8_t* const* out, size_t ahead) {
   constexpr int kRows = Ones + General;
   const __m256i nibble = _mm256_set1_epi8(0x0f);
   __m256i sum[kRows][kUnroll];
@@ -31,6 +31,7 @@ inline __attribute__((always_inline)) void step(const Column* columns, int count
     const uint8_t* coefficients = columns[c].coefficients;
     __m256i low[kUnroll], high[kUnroll];
     for (int u = 0; u < kUnroll; u++) {
+      if (u % 2 == 0) _mm_prefetch(in + 32 * u + ahead, _MM_HINT_T0);
       const __m256i x = load(in + 32 * u);
       if (Ones) sum[0][u] = _mm256_xor_si256(sum[0][u], x);
       low[u] = _mm256_and_si256(x, nibble);
@@ -50,9 +51,9 @@ inline __attribute__((always_inline)) void step(const Column* columns, int count
 }
 
 template <int Ones, int General>
-void multiply_rows(const Column* columns, int count, uint8_t* const* out, size_t len) {
+void multiply_rows(const Column* columns, int count, uint8_t* const* out, size_t len, size_t ahead) {
   size_t at = 0;
-  for (; at + kStep <= len; at += kStep) step<Ones, General>(columns, count, at, out);
+  for (; at + kStep <= len; at += kStep) step<Ones, General>(columns, count, at, out, ahead);
   if (at == len) return;
 
   // The rest, less than a step: by way of a copy, so that nothing beyond the ends is touched.
@@ -64,20 +65,20 @@ void multiply_rows(const Column* columns, int count, uint8_t* const* out, size_t
     copies[c] = {in_copy[c], columns[c].coefficients};
   }
   for (int r = 0; r < Ones + General; r++) outs[r] = out_copy[r];
-  step<Ones, General>(copies, count, 0, outs);
+  step<Ones, General>(copies, count, 0, outs, 0);
   for (int r = 0; r < Ones + General; r++) __builtin_memcpy(out[r] + at, out_copy[r], len - at);
 }
 
-void multiply(const Column* columns, int count, int ones_rows, int general_rows, uint8_t* const* out, size_t len) {
+void multiply(const Column* columns, int count, int ones_rows, int general_rows, uint8_t* const* out, size_t len, size_t ahead) {
   switch (ones_rows * 8 + general_rows) {
-    case 1: return multiply_rows<0, 1>(columns, count, out, len);
-    case 2: return multiply_rows<0, 2>(columns, count, out, len);
-    case 3: return multiply_rows<0, 3>(columns, count, out, len);
-    case 4: return multiply_rows<0, 4>(columns, count, out, len);
-    case 8: return multiply_rows<1, 0>(columns, count, out, len);
-    case 9: return multiply_rows<1, 1>(columns, count, out, len);
-    case 10: return multiply_rows<1, 2>(columns, count, out, len);
-    case 11: return multiply_rows<1, 3>(columns, count, out, len);
+    case 1: return multiply_rows<0, 1>(columns, count, out, len, ahead);
+    case 2: return multiply_rows<0, 2>(columns, count, out, len, ahead);
+    case 3: return multiply_rows<0, 3>(columns, count, out, len, ahead);
+    case 4: return multiply_rows<0, 4>(columns, count, out, len, ahead);
+    case 8: return multiply_rows<1, 0>(columns, count, out, len, ahead);
+    case 9: return multiply_rows<1, 1>(columns, count, out, len, ahead);
+    case 10: return multiply_rows<1, 2>(columns, count, out, len, ahead);
+    case 11: return multiply_rows<1, 3>(columns, count, out, len, ahead);
   }
 }
 

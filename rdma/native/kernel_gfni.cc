@@ -27,7 +27,7 @@ inline __m512i times(__m512i x, __m512i matrix) { return _mm512_gf2p8affine_epi6
 
 // Unroll × 64 bytes of all rows, kept in registers. With Unroll 1 a mask may select fewer bytes.
 template <int Ones, int General, int Unroll>
-inline __attribute__((always_inline)) void step(const Column* columns, int count, size_t at, uint8_t* const* out, __mmask64 mask = ~0ull) {
+inline __attribute__((always_inline)) void step(const Column* columns, int count, size_t at, uint8_t* const* out, size_t ahead, __mmask64 mask = ~0ull) {
   constexpr int kRows = Ones + General;
   const auto get = [mask](const uint8_t* from) { return Unroll == 1 ? _mm512_maskz_loadu_epi8(mask, from) : load(from); };
   __m512i sum[kRows][Unroll];
@@ -43,6 +43,8 @@ inline __attribute__((always_inline)) void step(const Column* columns, int count
     __m512i x[Unroll], y[Unroll];
 #pragma GCC unroll 4
     for (int u = 0; u < Unroll; u++) {
+      _mm_prefetch(left.in + at + 64 * u + ahead, _MM_HINT_T0);
+      _mm_prefetch(right.in + at + 64 * u + ahead, _MM_HINT_T0);
       x[u] = get(left.in + at + 64 * u);
       y[u] = get(right.in + at + 64 * u);
       if (Ones) sum[0][u] = xor3(sum[0][u], x[u], y[u]);
@@ -58,6 +60,7 @@ inline __attribute__((always_inline)) void step(const Column* columns, int count
     const Column& last = columns[c];
 #pragma GCC unroll 4
     for (int u = 0; u < Unroll; u++) {
+      _mm_prefetch(last.in + at + 64 * u + ahead, _MM_HINT_T0);
       const __m512i x = get(last.in + at + 64 * u);
       if (Ones) sum[0][u] = _mm512_xor_si512(sum[0][u], x);
 #pragma GCC unroll 4
@@ -75,24 +78,24 @@ inline __attribute__((always_inline)) void step(const Column* columns, int count
 }
 
 template <int Ones, int General>
-void multiply_rows(const Column* columns, int count, uint8_t* const* out, size_t len) {
+void multiply_rows(const Column* columns, int count, uint8_t* const* out, size_t len, size_t ahead) {
   size_t at = 0;
-  for (; at + kStep <= len; at += kStep) step<Ones, General, kUnroll>(columns, count, at, out);
+  for (; at + kStep <= len; at += kStep) step<Ones, General, kUnroll>(columns, count, at, out, ahead);
   for (; at < len; at += 64) {
-    step<Ones, General, 1>(columns, count, at, out, len - at < 64 ? (1ull << (len - at)) - 1 : ~0ull);
+    step<Ones, General, 1>(columns, count, at, out, ahead, len - at < 64 ? (1ull << (len - at)) - 1 : ~0ull);
   }
 }
 
-void multiply(const Column* columns, int count, int ones_rows, int general_rows, uint8_t* const* out, size_t len) {
+void multiply(const Column* columns, int count, int ones_rows, int general_rows, uint8_t* const* out, size_t len, size_t ahead) {
   switch (ones_rows * 8 + general_rows) {
-    case 1: return multiply_rows<0, 1>(columns, count, out, len);
-    case 2: return multiply_rows<0, 2>(columns, count, out, len);
-    case 3: return multiply_rows<0, 3>(columns, count, out, len);
-    case 4: return multiply_rows<0, 4>(columns, count, out, len);
-    case 8: return multiply_rows<1, 0>(columns, count, out, len);
-    case 9: return multiply_rows<1, 1>(columns, count, out, len);
-    case 10: return multiply_rows<1, 2>(columns, count, out, len);
-    case 11: return multiply_rows<1, 3>(columns, count, out, len);
+    case 1: return multiply_rows<0, 1>(columns, count, out, len, ahead);
+    case 2: return multiply_rows<0, 2>(columns, count, out, len, ahead);
+    case 3: return multiply_rows<0, 3>(columns, count, out, len, ahead);
+    case 4: return multiply_rows<0, 4>(columns, count, out, len, ahead);
+    case 8: return multiply_rows<1, 0>(columns, count, out, len, ahead);
+    case 9: return multiply_rows<1, 1>(columns, count, out, len, ahead);
+    case 10: return multiply_rows<1, 2>(columns, count, out, len, ahead);
+    case 11: return multiply_rows<1, 3>(columns, count, out, len, ahead);
   }
 }
 

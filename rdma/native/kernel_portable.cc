@@ -24,7 +24,8 @@ inline void add_strip(uint64_t* sum, const uint64_t* x) {
   for (int w = 0; w < kStripWords; w++) sum[w] ^= x[w];
 }
 
-void multiply_strip(const Column* columns, int count, size_t at, int ones_rows, int general_rows, uint8_t* const* out, size_t len) {
+// Inlined, so that `len` is a constant but for the last strip and copies are single loads.
+inline __attribute__((always_inline)) void multiply_strip(const Column* columns, int count, size_t at, int ones_rows, int general_rows, uint8_t* const* out, size_t len) {
   uint64_t sum[kMaxGroupRows][kStripWords] = {};
   for (int c = 0; c < count; c++) {
     uint64_t x[kStripWords] = {};
@@ -42,7 +43,7 @@ void multiply_strip(const Column* columns, int count, size_t at, int ones_rows, 
   for (int r = 0; r < ones_rows + general_rows; r++) std::memcpy(out[r] + at, sum[r], len);
 }
 
-void multiply(const Column* columns, int count, int ones_rows, int general_rows, uint8_t* const* out, size_t len) {
+void multiply(const Column* columns, int count, int ones_rows, int general_rows, uint8_t* const* out, size_t len, size_t) {
   constexpr size_t kStrip = kStripWords * 8;
   size_t at = 0;
   for (; at + kStrip <= len; at += kStrip) multiply_strip(columns, count, at, ones_rows, general_rows, out, kStrip);

@@ -5,12 +5,13 @@
 //   pq IN…                                                      → "P Q" by ISA-L's RAID functions, or "unavailable"
 //   crc32c CRC IN                                               → 8 hexadecimal digits
 //
-// KERNEL: one of ours, or isal. MODE: plain (no digests), or digest. Bytes are hexadecimal, "-" when there are none. A digest is
+// KERNEL: one of ours, or isal. MODE: plain (no digests), digest, or stream (digests, outputs past the caches). Bytes are hexadecimal, "-" when there are none. A digest is
 // CRC:SUMMARY, inputs' first. PLACE: where each buffer lies on its own pages: a number of bytes after their beginning, or
 // "end": its last byte before a page that must not be touched. Every byte around an output is checked afterwards.
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -116,7 +117,8 @@ std::string encode(std::istringstream& line) {
   }
 
   std::vector<tartan::Digest> in_digest(32), out_digest(32);
-  const bool digest = mode == "digest";
+  const bool digest = mode != "plain";
+  tartan::coding_stream_from(mode == "stream" ? 0 : SIZE_MAX);
   if (kernel == "isal") {
     const Isal* isal = Isal::open();
     if (isal == nullptr) return "unavailable";
