@@ -1,0 +1,79 @@
+/** `tartan up`, `down`, `status` and `switch`: the processes of this machine's cluster. */
+import type { ClusterMap, FileRecord } from '../cluster/records.js';
+import { openLmdbStore } from '../cluster/lmdb-store.js';
+import { isRunning } from '../cluster/process-identity.js';
+import type { SwitchStatus } from '../wire/generated/control.js';
+import { TartanError } from '../wire/errors.js';
+import type { ClusterOptions } from './cluster-processes.js';
+import { startCluster, stopCluster, wipe } from './cluster-processes.js';
+import { formatBytes, table } from './quantities.js';
+import type { ProcessRecord, StateDirectory } from './state-directory.js';
+import { controlAddress } from './state-directory.js';
+import { loadSwitch, switchStatus, unloadSwitch } from './switch-control.js';
+
+export async function up(state: StateDirectory, options: ClusterOptions, json: boolean): Promise<void> {
+  state.create();
+  const processes = await state.locked(() => startCluster(state, options));
+  if (json) { print({ dir: state.path, processes }); return; }
+  process.stdout.write(`${processTable(processes)}\nkept in ${state.path}; \`tartan down\` ends it\n`);
+}
+
+export async function down(state: StateDirectory, wiping: boolean): Promise<void> {
+  if (state.processes().length === 0 && !wiping) {
+    process.stdout.write(`no cluster runs at ${state.path}\n`);
+    return;
+  }
+  state.create();
+  const stopped = await state.locked(() => stopCluster(state));
+  if (wiping) wipe(state);
+  const words = { ended: 'ended', killed: 'did not end in time, killed', gone: 'was not running' };
+  for (const each of stopped) process.stdout.write(`${each.id} ${words[each.how]}\n`);
+}
+
+export async function status(state: StateDirectory, json: boolean): Promise<void> {
+  state.requireRunning();
+  const processes = state.processes();
+  const store = await openLmdbStore(state.cluster);
+  let map: ClusterMap | undefined, files: FileRecord[];
+  try {
+    const entry = await store.get('map');
+    map = entry && JSON.parse(entry.value) as ClusterMap;
+    files = (await store.range('files/by-id/')).map((each) => JSON.parse(each.value) as FileRecord).filter((each) => each.state !== 'deleted');
+  } finally {
+    await store.close();
+  }
+  const agent = await agentOf(state);
+  const bytes = files.reduce((sum, each) => sum + each.length, 0);
+  if (json) {
+    print({ dir: state.path, mapEpoch: map?.epoch, processes: processes.map((each) => ({ ...each, running: isRunning(each.identity) })), map, switch: agent, files: files.length, bytes });
+    return;
+  }
+  const states = new Map([...map?.nodes ?? [], ...map?.switches ?? []].map((each) => [each.id, each.state]));
+  const rows = processes.map((each) => [
+    each.id, each.role, isRunning(each.identity) ? String(each.identity.pid) : 'ended', String(each.port), states.get(each.id) ?? 'not in the map',
+  ]);
+  process.stdout.write(`${table([['ID', 'ROLE', 'PID', 'PORT', 'STATE'], ...rows])}\n`);
+  process.stdout.write(`map epoch ${map?.epoch ?? 'none'}, ${files.length} file${files.length === 1 ? '' : 's'}, ${formatBytes(bytes)}${agent ? `, switch ${agent.state}${agent.program === '' ? '' : ` (${agent.program})`}` : ''}\n`);
+}
+
+export async function switchProgram(state: StateDirectory, verb: 'load' | 'unload', json: boolean): Promise<void> {
+  const found = state.requireRunning().find((each) => each.role === 'switch');
+  if (!found) throw new TartanError('ERR_NOT_RUNNING', `Cannot ${verb} the switch's program: the switch of ${state.path} does not run`);
+  const result = await (verb === 'load' ? loadSwitch(controlAddress(found)) : unloadSwitch(controlAddress(found)));
+  if (json) print(result);
+  else process.stdout.write(`${result.id} is ${result.state}\n`);
+}
+
+/** The switch agent's own word, undefined when it doesn't run or doesn't answer. */
+async function agentOf(state: StateDirectory): Promise<SwitchStatus | undefined> {
+  const found = state.running().find((each) => each.role === 'switch' && each.controlPort > 0);
+  return found && switchStatus(controlAddress(found)).catch(() => undefined);
+}
+
+function processTable(processes: readonly ProcessRecord[]): string {
+  return table([['ID', 'ROLE', 'PID', 'PORT', 'CONTROL', 'METRICS'], ...[...processes].sort((a, b) => (a.id < b.id ? -1 : 1)).map((each) => [
+    each.id, each.role, String(each.identity.pid), String(each.port), String(each.controlPort), each.metricsPort > 0 ? String(each.metricsPort) : '-',
+  ])]);
+}
+
+function print(value: unknown): void { process.stdout.write(`${JSON.stringify(value)}\n`); }

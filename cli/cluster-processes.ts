@@ -1,0 +1,123 @@
+/** One machine's cluster: the store, one switch, some nodes. `up`, `down` and the demo are made of this. */
+import { existsSync, mkdirSync, rmSync } from 'node:fs';
+import { createServer } from 'node:net';
+import { createCluster } from '../cluster/membership.js';
+import { openLmdbStore } from '../cluster/lmdb-store.js';
+import { TartanError, codeOf } from '../wire/errors.js';
+import { startChild, stopProcess } from './child-process.js';
+import type { ProcessRecord, StateDirectory } from './state-directory.js';
+
+export interface ClusterOptions {
+  readonly nodes: number;
+  readonly host: string;
+  /** Switch at basePort, its control at + 1, node i at + 1 + i; 0: whatever is free. */
+  readonly basePort: number;
+  readonly durability: string;
+  readonly transport: string;
+  /** Bytes, of each process. */
+  readonly ringMemoryBytes: number;
+  /** Bytes of each node's store. */
+  readonly sizeBytes: number;
+  /** The processes end with this one. */
+  readonly dependent: boolean;
+}
+
+export const SWITCH_ID = 's1';
+const STOP_MS = 5_000;
+
+/** Makes the cluster store unless it is there. */
+export async function createStore(state: StateDirectory): Promise<void> {
+  state.create();
+  const store = await openLmdbStore(state.cluster, { create: true });
+  try {
+    if (await store.get('cluster') === undefined) await createCluster(store);
+  } finally {
+    await store.close();
+  }
+}
+
+/**
+ * Starts nodes n1 … and then the switch, and returns when all are ready. After an error nothing that it started runs.
+ *
+ * @throws {TartanError} ERR_IN_USE when the cluster runs already, or a port is taken
+ */
+export async function startCluster(state: StateDirectory, options: ClusterOptions, onReady: (record: ProcessRecord) => void = () => {}): Promise<ProcessRecord[]> {
+  state.create();
+  const running = state.running();
+  if (running.length > 0) throw new TartanError('ERR_IN_USE', `Cannot start a cluster at ${state.path}: ${running.map((each) => each.id).join(', ')} of it already run; \`tartan down\` ends them`);
+  if (options.basePort > 0) await requireFreePorts(options);
+  state.write([]);
+  await createStore(state);
+  try {
+    const ids = Array.from({ length: options.nodes }, (_, index) => `n${index + 1}`);
+    // Settled, not raced: none may still be starting when the others are stopped.
+    const settled = await Promise.allSettled(ids.map((id) => startNode(state, options, id).then(onReady)));
+    for (const each of settled) if (each.status === 'rejected') throw each.reason;
+    onReady(await startSwitch(state, options));
+  } catch (error) {
+    await stopCluster(state, 0);
+    throw error;
+  }
+  return state.processes();
+}
+
+export function startNode(state: StateDirectory, options: ClusterOptions, id: string): Promise<ProcessRecord> {
+  const index = Number(id.slice(1));
+  mkdirSync(state.node(id), { recursive: true, mode: 0o700 });
+  return start(state, options, 'node', id, [
+    '--store', state.node(id), '--port', String(options.basePort > 0 ? options.basePort + 1 + index : 0),
+    '--durability', options.durability, '--size', String(options.sizeBytes),
+  ]);
+}
+
+export function startSwitch(state: StateDirectory, options: ClusterOptions): Promise<ProcessRecord> {
+  return start(state, options, 'switch', SWITCH_ID, [
+    '--port', String(options.basePort), '--control-port', String(options.basePort > 0 ? options.basePort + 1 : 0),
+  ]);
+}
+
+async function start(state: StateDirectory, options: ClusterOptions, role: 'switch' | 'node', id: string, args: readonly string[]): Promise<ProcessRecord> {
+  const record = await startChild({
+    id, role, host: options.host, logs: state.logs, dependent: options.dependent,
+    args: [
+      '--cluster', state.cluster, '--id', id, '--host', options.host, ...args,
+      '--ring-memory', String(options.ringMemoryBytes), '--transport', options.transport,
+    ],
+  }, (spawned) => { state.record(spawned); });
+  state.record(record);
+  return record;
+}
+
+/**
+ * Ends the processes that `startCluster` recorded, the switch first (so that it does not see its nodes fail), and
+ * forgets them.
+ *
+ * @param graceMs  time to end by themselves, before they are killed
+ * @returns what became of each
+ */
+export async function stopCluster(state: StateDirectory, graceMs = STOP_MS): Promise<{ id: string; how: 'ended' | 'killed' | 'gone' }[]> {
+  const processes = state.processes();
+  const stop = (role: 'switch' | 'node') => Promise.all(processes.filter((each) => each.role === role)
+    .map(async (each) => ({ id: each.id, how: await stopProcess(each.identity, graceMs) })));
+  const stopped = [...await stop('switch'), ...await stop('node')];
+  if (existsSync(state.path)) state.write([]);
+  return stopped;
+}
+
+/** Removes everything that a cluster keeps in its folder, and the folder when nothing else is in it. */
+export function wipe(state: StateDirectory): void {
+  for (const path of [state.cluster, state.logs, `${state.path}/nodes`, `${state.path}/processes.json`]) rmSync(path, { recursive: true, force: true });
+}
+
+async function requireFreePorts(options: ClusterOptions): Promise<void> {
+  for (let port = options.basePort; port < options.basePort + 2 + options.nodes; port++) {
+    await new Promise<void>((resolve, reject) => {
+      const server = createServer();
+      server.once('error', (error) => {
+        const code = codeOf(error) === 'EADDRINUSE' ? 'ERR_IN_USE' : 'ERR_LISTEN';
+        reject(new TartanError(code, `Cannot use port ${port} on ${options.host}: ${error.message}`, { cause: error }));
+      });
+      server.listen({ host: options.host, port, exclusive: true }, () => { server.close(() => { resolve(); }); });
+    });
+  }
+}

@@ -1,0 +1,138 @@
+/** `tartan put`, `get`, `ls`, `stat` and `rm`: files in and out, through the writer library. */
+import { createReadStream, createWriteStream, existsSync, renameSync, rmSync, statSync } from 'node:fs';
+import { basename, dirname, join } from 'node:path';
+import type { Readable, Writable } from 'node:stream';
+import { pipeline } from 'node:stream/promises';
+import { parseCode } from '../erasure/code/index.js';
+import { TartanError, codeOf } from '../wire/errors.js';
+import type { Client } from '../writer/index.js';
+import { connect } from '../writer/index.js';
+import { ProgressBar } from './progress-bar.js';
+import { formatBytes, formatRate, parseBytes, table } from './quantities.js';
+import { describeParity } from './wording.js';
+import type { StateDirectory } from './state-directory.js';
+
+const READ_BYTES = 1 << 20;
+
+export interface ClientOptions {
+  readonly state: StateDirectory;
+  readonly json: boolean;
+  readonly transport?: 'auto' | 'tcp' | 'shm' | undefined;
+  readonly ringMemoryBytes?: number | undefined;
+  readonly parity?: 'auto' | 'host' | undefined;
+}
+
+/** Runs `action` with a connection to the cluster that runs in `options.state`. */
+export async function withClient<T>(options: ClientOptions, action: (client: Client) => Promise<T>): Promise<T> {
+  options.state.requireRunning();
+  const { transport, ringMemoryBytes, parity } = options;
+  const client = await connect({
+    cluster: options.state.cluster, name: `tartan-${process.pid}`,
+    ...(transport && { transport }), ...(ringMemoryBytes !== undefined && { ringMemoryBytes }), ...(parity && { parity }),
+  });
+  try {
+    return await action(client);
+  } finally {
+    await client.close();
+  }
+}
+
+/** Stores a local file, or standard input ('-'), under a new name. A failed put leaves no file behind. */
+export async function put(file: string, name: string | undefined, code: string, unit: string, options: ClientOptions): Promise<void> {
+  const { input, bytes } = openInput(file);
+  const target = name ?? (file === '-' ? undefined : basename(file));
+  if (target === undefined) throw new TartanError('ERR_ARGUMENT', 'Cannot store standard input without a NAME: `tartan put - NAME`');
+  const codeName = parseCode(code).name;
+  const unitBytes = parseBytes(unit, '--unit');
+  await withClient(options, async (client) => {
+    const writer = await client.create(target, { code: codeName, unitBytes });
+    const bar = new ProgressBar(target, bytes);
+    let modeChanges = 0;
+    writer.on('mode', () => { modeChanges++; });
+    const ticking = setInterval(() => { bar.update(writer.progress.acknowledgedBytes, describeParity(writer.parityMode)); }, 50);
+    const started = performance.now();
+    try {
+      await pipeline(input, writer);
+    } catch (error) {
+      await client.remove(target).catch(() => {});  // the first error is the one to tell
+      throw error;
+    } finally {
+      clearInterval(ticking);
+      bar.finish();
+    }
+    const ms = performance.now() - started;
+    const stored = writer.progress.acknowledgedBytes;
+    if (options.json) print({ name: target, bytes: stored, code: codeName, unitBytes, ms: Math.round(ms), parity: writer.parityMode, modeChanges, stripesRedriven: writer.progress.stripesRedriven });
+    else process.stdout.write(`${target}: ${formatBytes(stored)} as ${codeName}, ${formatRate(stored, ms)}, ${describeParity(writer.parityMode)}\n`);
+  });
+}
+
+/** Copies a stored file to a local one, which appears when it is complete, or to standard output ('-'). */
+export async function get(name: string, file: string | undefined, force: boolean, options: ClientOptions): Promise<void> {
+  const target = file ?? basename(name);
+  if (target !== '-') {
+    if (existsSync(target) && statSync(target).isDirectory()) throw new TartanError('ERR_IS_DIRECTORY', `Cannot write '${name}' to ${target}: it is a directory; name a file`);
+    if (existsSync(target) && !force) throw new TartanError('ERR_EXISTS', `Cannot write '${name}' to ${target}: it exists; --force replaces it`);
+  }
+  await withClient(options, async (client) => {
+    const reader = await client.open(name);
+    const partial = join(dirname(target), `.${basename(target)}.tartan-${process.pid}`);
+    const output: Writable = target === '-' ? process.stdout : createWriteStream(partial);
+    const bar = new ProgressBar(name, reader.length);
+    const started = performance.now();
+    let bytes = 0;
+    try {
+      await pipeline(reader.stream(), async function* (chunks: AsyncIterable<Buffer>) {
+        for await (const chunk of chunks) {
+          bytes += chunk.length;
+          bar.update(bytes, reader.progress.degradedStripes > 0 ? 'degraded' : '');
+          yield chunk;
+        }
+      }, output, { end: target !== '-' });
+      if (target !== '-') renameSync(partial, target);
+    } finally {
+      bar.finish();
+      if (target !== '-') rmSync(partial, { force: true });
+    }
+    const ms = performance.now() - started;
+    const { degradedStripes, checksumFailures } = reader.progress;
+    if (target === '-') return;
+    if (options.json) print({ name, file: target, bytes, ms: Math.round(ms), degradedStripes, checksumFailures });
+    else process.stdout.write(`${target}: ${formatBytes(bytes)}, ${formatRate(bytes, ms)}${degradedStripes > 0 ? `, ${degradedStripes} stripes restored from parity` : ''}${checksumFailures > 0 ? `, ${checksumFailures} checksums failed` : ''}\n`);
+  });
+}
+
+export function list(options: ClientOptions): Promise<void> {
+  return withClient(options, async (client) => {
+    const files = await client.list();
+    if (options.json) { print(files); return; }
+    if (files.length > 0) process.stdout.write(`${table([['NAME', 'BYTES', 'CODE', 'UNIT', 'STATE', 'MODIFIED'], ...files.map((each) => [each.name, String(each.length), each.code, formatBytes(each.unitBytes), each.state, each.modified])])}\n`);
+  });
+}
+
+export function stat(name: string, options: ClientOptions): Promise<void> {
+  return withClient(options, async (client) => {
+    const file = await client.stat(name);
+    if (options.json) { print(file); return; }
+    process.stdout.write(`${table(Object.entries(file).map(([key, value]) => [key, Array.isArray(value) ? value.join(' ') : String(value)]))}\n`);
+  });
+}
+
+export function remove(name: string, options: ClientOptions): Promise<void> {
+  return withClient(options, (client) => client.remove(name));
+}
+
+/** @returns the stream, and its length in bytes, 0 when that isn't known */
+function openInput(file: string): { input: Readable; bytes: number } {
+  if (file === '-') return { input: process.stdin, bytes: 0 };
+  try {
+    const found = statSync(file);
+    if (found.isDirectory()) throw new TartanError('ERR_IS_DIRECTORY', `Cannot store ${file}: it is a directory, expected a file`);
+    return { input: createReadStream(file, { highWaterMark: READ_BYTES }), bytes: found.isFile() ? found.size : 0 };
+  } catch (error) {
+    if (codeOf(error) === 'ENOENT' || codeOf(error) === 'ENOTDIR') throw new TartanError('ERR_NOT_FOUND', `Cannot store ${file}: there is no such file`, { cause: error });
+    throw error;
+  }
+}
+
+function print(value: unknown): void { process.stdout.write(`${JSON.stringify(value)}\n`); }

@@ -1,0 +1,150 @@
+#!/usr/bin/env node
+/**
+ * The command `tartan`. Exit status: 0 done · 1 an operating error, told in one line `tartan: CODE: message` · 2 wrong usage.
+ *
+ * Commands load what they need when they run: `tartan --help` needs no addon.
+ */
+import { Command, CommanderError, Option } from 'commander';
+import { codeOf } from '../wire/errors.js';
+import { parseBytes, parseCount } from './quantities.js';
+import { StateDirectory } from './state-directory.js';
+
+interface Options {
+  dir?: string; json?: boolean; nodes: string; host: string; basePort: string; durability: string;
+  transport?: 'auto' | 'tcp' | 'shm'; ringMemory?: string; size: string; wipe?: boolean; code: string; unit: string; force?: boolean; parity?: 'auto' | 'host';
+}
+
+const DEFAULT_RING_MEMORY = '128MiB';
+/** A value that could never work is wrong usage, wherever it was noticed. */
+const USAGE_CODES = new Set(['ERR_ARGUMENT', 'ERR_UNKNOWN_CODE', 'ERR_CODE_OUT_OF_BOUNDS', 'ERR_UNIT_BYTES']);
+
+const program = new Command('tartan')
+  .description('Erasure-coded storage whose parity is computed in the network')
+  .option('--dir DIR', 'where the cluster of this machine is kept (default: $XDG_STATE_HOME/tartan, or ~/.local/state/tartan)')
+  .showHelpAfterError('(`tartan --help` lists the commands)')
+  .exitOverride();
+
+const transport = () => new Option('--transport KIND', 'how processes reach each other').choices(['auto', 'tcp', 'shm']);
+const json = () => new Option('--json', 'prints JSON, for scripts');
+
+command('up', 'starts a switch and storage nodes in the background')
+  .option('--nodes N', 'how many storage nodes', '3')
+  .option('--host ADDRESS', 'where they listen', '127.0.0.1')
+  .option('--base-port PORT', 'the first of consecutive ports; 0: any free ones', '0')
+  .addOption(new Option('--durability KIND', 'sync: acknowledged means on disk; async: volatile').choices(['sync', 'async']).default('sync'))
+  .addOption(transport().default('auto'))
+  .option('--ring-memory BYTES', 'the most registered memory of each process', DEFAULT_RING_MEMORY)
+  .option('--size BYTES', 'of each node\'s store', '4GiB')
+  .addOption(json())
+  .action(async (_: unknown, self: Command) => {
+    const options = self.optsWithGlobals<Options>();
+    const { up } = await import('./cluster-commands.js');
+    await up(StateDirectory.choose(options.dir), {
+      nodes: parseCount(options.nodes, '--nodes', 1, 255), host: options.host, basePort: parseCount(options.basePort, '--base-port', 0, 65_000),
+      durability: options.durability, transport: options.transport ?? 'auto', ringMemoryBytes: parseBytes(options.ringMemory ?? DEFAULT_RING_MEMORY, '--ring-memory'),
+      sizeBytes: parseBytes(options.size, '--size'), dependent: false,
+    }, options.json === true);
+  });
+
+command('down', 'ends what `up` started; the data stays')
+  .option('--wipe', 'removes the data too')
+  .action(async (_: unknown, self: Command) => {
+    const options = self.optsWithGlobals<Options>();
+    const { down } = await import('./cluster-commands.js');
+    await down(StateDirectory.choose(options.dir), options.wipe === true);
+  });
+
+command('status', 'nodes, switch, map epoch and files')
+  .addOption(json())
+  .action(async (_: unknown, self: Command) => {
+    const options = self.optsWithGlobals<Options>();
+    const { status } = await import('./cluster-commands.js');
+    await status(StateDirectory.choose(options.dir), options.json === true);
+  });
+
+fileCommand('put', 'stores a file (- is standard input)')
+  .argument('<file>').argument('[name]', 'default: the file\'s own')
+  .option('--code CODE', 'xor(k+1), rs(k,m), copies(1,m) or cauchy(k,m)', 'xor(2+1)')
+  .option('--unit BYTES', 'the length of a stripe unit, a power of two', '64KiB')
+  .addOption(new Option('--parity WHERE', 'host: never use the switch').choices(['auto', 'host']).default('auto'))
+  .action(async (file: string, name: string | undefined, _: unknown, self: Command) => {
+    const { files, options, client } = await forFiles(self);
+    await files.put(file, name, options.code, options.unit, client);
+  });
+
+fileCommand('get', 'reads a stored file (to - is standard output)')
+  .argument('<name>').argument('[file]', 'default: the name')
+  .option('--force', 'replaces a file that exists')
+  .action(async (name: string, file: string | undefined, _: unknown, self: Command) => {
+    const { files, options, client } = await forFiles(self);
+    await files.get(name, file, options.force === true, client);
+  });
+
+fileCommand('ls', 'lists the stored files').action(async (_: unknown, self: Command) => {
+  const { files, client } = await forFiles(self);
+  await files.list(client);
+});
+
+fileCommand('stat', 'all about one file').argument('<name>').action(async (name: string, _: unknown, self: Command) => {
+  const { files, client } = await forFiles(self);
+  await files.stat(name, client);
+});
+
+fileCommand('rm', 'removes a file').argument('<name>').action(async (name: string, _: unknown, self: Command) => {
+  const { files, client } = await forFiles(self);
+  await files.remove(name, client);
+});
+
+const switchCommand = command('switch', 'gives the switch its program, or takes it away');
+for (const [verb, text] of [['load', 'makes the switch compute parity'], ['unload', 'makes the switch forward packets only']] as const) {
+  switchCommand.command(verb).description(text).addOption(json()).action(async (_: unknown, self: Command) => {
+    const options = self.optsWithGlobals<Options>();
+    const { switchProgram } = await import('./cluster-commands.js');
+    await switchProgram(StateDirectory.choose(options.dir), verb, options.json === true);
+  });
+}
+
+command('demo', 'tells the whole story with a real file, in a directory of its own')
+  .argument('[file]', 'default: the node binary')
+  .action(async (file: string | undefined) => {
+    const { demo } = await import('./demo.js');
+    process.exitCode = await demo(file);
+  });
+
+await main();
+
+async function main(): Promise<void> {
+  // `tartan get x - | head`: a reader that has seen enough is no error.
+  process.stdout.on('error', (error) => { process.exit(codeOf(error) === 'EPIPE' ? 0 : 1); });
+  try {
+    await program.parseAsync();
+  } catch (error) {
+    if (error instanceof CommanderError) process.exitCode = error.exitCode === 0 ? 0 : 2;
+    else {
+      process.stderr.write(`${oneLine(error)}\n`);
+      // Anything unforeseen is a bug and shows its stack.
+      if (codeOf(error) === undefined && error instanceof Error) process.stderr.write(`${error.stack ?? ''}\n`);
+      process.exitCode = USAGE_CODES.has(codeOf(error) ?? '') ? 2 : 1;
+    }
+  }
+}
+
+function command(name: string, description: string): Command {
+  return program.command(name).description(description);
+}
+
+function fileCommand(name: string, description: string): Command {
+  return command(name, description).addOption(json()).addOption(transport()).option('--ring-memory BYTES', 'the most registered memory');
+}
+
+async function forFiles(self: Command) {
+  const options = self.optsWithGlobals<Options>();
+  const ringMemoryBytes = options.ringMemory === undefined ? undefined : parseBytes(options.ringMemory, '--ring-memory');
+  const client = { state: StateDirectory.choose(options.dir), json: options.json === true, transport: options.transport, ringMemoryBytes, parity: options.parity };
+  return { files: await import('./file-commands.js'), options, client };
+}
+
+function oneLine(error: unknown): string {
+  const message = (error instanceof Error ? error.message : String(error)).replace(/\s*\n\s*/g, ' ');
+  return `tartan: ${codeOf(error) ?? 'ERR_INTERNAL'}: ${message}`;
+}
