@@ -1,0 +1,127 @@
+/**
+ * The superblock: whose store this is. Two copies, written once when the store is made (docs/store-format.md draws it).
+ */
+import { crc32c } from '../erasure/code/index.js';
+import { TartanError } from '../wire/errors.js';
+import { BLOCK_BYTES, type Disk } from './disk.js';
+
+export const STORE_FORMAT_VERSION = 1;
+export const LOG_FIRST_BLOCK = 16;
+const COPY_BLOCKS = [0, 8] as const;
+const SUPERBLOCK_BYTES = 512;
+const CRC_OFFSET = 508;
+const MAX_NODE_ID_BYTES = 128;
+const MAGIC = 'TARTANST';
+
+/** Who a store must belong to. */
+export interface StoreIdentity {
+  /** As in the cluster store: 32 hex digits, hyphens allowed. */
+  readonly clusterUuid: string;
+  readonly clusterId: number;
+  readonly nodeId: string;
+}
+
+export interface Superblock extends StoreIdentity {
+  /** 32 hex digits. */
+  readonly storeUuid: string;
+  /** First 8 bytes of the store uuid, as two words: every batch carries it. */
+  readonly tagLow: number;
+  readonly tagHigh: number;
+  readonly createdMs: number;
+}
+
+/**
+ * Reads the superblock, making the store first when the disk is blank.
+ *
+ * @param random  uniform in [0, 1), for the new store's uuid
+ * @param nowMs   ms since 1970, for a new store
+ * @param memory  at least one block, aligned as the disk needs it; used as scratch
+ * @throws {TartanError} ERR_FOREIGN_STORE, ERR_STORE_VERSION, ERR_DISK, ERR_ARGUMENT
+ */
+export async function openSuperblock(disk: Disk, identity: StoreIdentity, random: () => number, nowMs: number, memory: Uint8Array): Promise<Superblock> {
+  const block = memory.subarray(0, BLOCK_BYTES);
+  const copies: (Superblock | 'blank' | 'bad')[] = [];
+  for (const at of COPY_BLOCKS) {
+    await disk.read(block, at * BLOCK_BYTES);
+    copies.push(decode(block));
+  }
+  const good = copies.find((copy): copy is Superblock => typeof copy === 'object');
+  if (good === undefined) {
+    // One blank copy beside a torn one: the power went while the store was being made, and nothing can be in it yet.
+    if (copies.includes('blank')) return format(disk, identity, random, nowMs, block);
+    throw new TartanError('ERR_FOREIGN_STORE', 'Cannot open the store: the disk holds something else than a Tartan store, expected a blank one or a valid superblock');
+  }
+  checkIdentity(good, identity);
+  if (copies.includes('bad') || copies.includes('blank')) await writeCopies(disk, good, block);
+  return good;
+}
+
+async function format(disk: Disk, identity: StoreIdentity, random: () => number, nowMs: number, block: Uint8Array): Promise<Superblock> {
+  if (disk.size < (LOG_FIRST_BLOCK + 16) * BLOCK_BYTES) {
+    throw new TartanError('ERR_ARGUMENT', `Cannot make a store of ${disk.size} bytes: at least ${(LOG_FIRST_BLOCK + 16) * BLOCK_BYTES} are required`);
+  }
+  const uuid = Uint8Array.from({ length: 16 }, () => Math.floor(random() * 256));
+  const superblock: Superblock = { ...identity, ...uuidFields(uuid), createdMs: nowMs };
+  await writeCopies(disk, superblock, block);
+  return superblock;
+}
+
+/** One after the other, each synced: a torn write leaves one good copy. */
+async function writeCopies(disk: Disk, superblock: Superblock, block: Uint8Array): Promise<void> {
+  for (const at of COPY_BLOCKS) {
+    encode(superblock, block);
+    await disk.writev([block], at * BLOCK_BYTES);
+    await disk.sync();
+  }
+}
+
+function checkIdentity(found: Superblock, expected: StoreIdentity): void {
+  const same = normal(found.clusterUuid) === normal(expected.clusterUuid) && found.clusterId === expected.clusterId;
+  if (!same) throw new TartanError('ERR_FOREIGN_STORE', `Cannot open the store: it belongs to cluster ${found.clusterUuid}, expected ${normal(expected.clusterUuid)}`);
+  if (found.nodeId !== expected.nodeId) throw new TartanError('ERR_FOREIGN_STORE', `Cannot open the store: it belongs to node '${found.nodeId}', expected '${expected.nodeId}'`);
+}
+
+function decode(block: Uint8Array): Superblock | 'blank' | 'bad' {
+  const view = new DataView(block.buffer, block.byteOffset, SUPERBLOCK_BYTES);
+  if (block.subarray(0, SUPERBLOCK_BYTES).every((byte) => byte === 0)) return 'blank';
+  if (Buffer.from(block.subarray(0, 8)).toString('latin1') !== MAGIC) return 'bad';
+  if (view.getUint32(CRC_OFFSET, true) !== crc32c(block.subarray(0, CRC_OFFSET))) return 'bad';
+  const version = view.getUint32(8, true), blockBytes = view.getUint32(12, true);
+  // A newer version keeps magic, version and CRC where they are, so that an older program can say so.
+  if (version !== STORE_FORMAT_VERSION || blockBytes !== BLOCK_BYTES || view.getUint32(52, true) !== LOG_FIRST_BLOCK) {
+    throw new TartanError('ERR_STORE_VERSION', `Cannot open the store: its format is version ${version} with blocks of ${blockBytes} bytes, expected version ${STORE_FORMAT_VERSION} with ${BLOCK_BYTES}`);
+  }
+  const length = Math.min(view.getUint32(64, true), MAX_NODE_ID_BYTES);
+  return {
+    clusterUuid: hex(block.subarray(16, 32)), clusterId: view.getUint32(48, true),
+    nodeId: Buffer.from(block.subarray(68, 68 + length)).toString('utf8'),
+    createdMs: Number(view.getBigUint64(56, true)), ...uuidFields(block.slice(32, 48)),
+  };
+}
+
+function encode(superblock: Superblock, block: Uint8Array): void {
+  const nodeId = Buffer.from(superblock.nodeId, 'utf8'), cluster = Buffer.from(normal(superblock.clusterUuid), 'hex');
+  if (nodeId.length === 0 || nodeId.length > MAX_NODE_ID_BYTES) throw new TartanError('ERR_ARGUMENT', `Cannot make a store for node '${superblock.nodeId}': an id has 1 to ${MAX_NODE_ID_BYTES} bytes`);
+  if (cluster.length !== 16) throw new TartanError('ERR_ARGUMENT', `Cannot make a store for cluster '${superblock.clusterUuid}': expected 32 hex digits`);
+  block.fill(0, 0, BLOCK_BYTES);
+  block.set(Buffer.from(MAGIC, 'latin1'), 0);
+  const view = new DataView(block.buffer, block.byteOffset, SUPERBLOCK_BYTES);
+  view.setUint32(8, STORE_FORMAT_VERSION, true);
+  view.setUint32(12, BLOCK_BYTES, true);
+  block.set(cluster, 16);
+  block.set(Buffer.from(superblock.storeUuid, 'hex'), 32);
+  view.setUint32(48, superblock.clusterId, true);
+  view.setUint32(52, LOG_FIRST_BLOCK, true);
+  view.setBigUint64(56, BigInt(Math.floor(superblock.createdMs)), true);
+  view.setUint32(64, nodeId.length, true);
+  block.set(nodeId, 68);
+  view.setUint32(CRC_OFFSET, crc32c(block.subarray(0, CRC_OFFSET)), true);
+}
+
+function uuidFields(uuid: Uint8Array): { storeUuid: string; tagLow: number; tagHigh: number } {
+  const view = new DataView(uuid.buffer, uuid.byteOffset, 16);
+  return { storeUuid: hex(uuid), tagLow: view.getUint32(0, true), tagHigh: view.getUint32(4, true) };
+}
+
+function hex(bytes: Uint8Array): string { return Buffer.from(bytes).toString('hex'); }
+function normal(uuid: string): string { return uuid.replaceAll('-', '').toLowerCase(); }

@@ -1,0 +1,463 @@
+/**
+ * The unit store: a log of units on one disk, and an index of it in memory (docs/store-format.md).
+ *
+ * Intuition: append() checks a unit against the index and puts it into the batch being filled; while one batch is written
+ * and synced, the next fills; when it is on disk everybody in it is told at once. So the disk is always given all there is.
+ *
+ * Invariants: a unit is reported durable only after its batch and every batch before it are (with `sync` durability); nothing
+ * on disk is overwritten; entries take effect in the order they were queued, so a fence that is durable has every unit
+ * that was accepted before it settled, durable or refused; a refused unit leaves no trace in the index.
+ */
+import { Refusal } from '../wire/ring-messages.js';
+import { codeOf, TartanError, type ErrorCode } from '../wire/errors.js';
+import { roundUp } from '../wire/slot-layout.js';
+import { compareVersions, headerFileId, headerStripe, headerUnit, W } from '../wire/unit-header.js';
+import type { AlignedMemory, AppendClient, Batch } from './batch.js';
+import { BLOCK_BYTES, type Disk } from './disk.js';
+import type { FileIndex } from './file-index.js';
+import { E, EntryFlag, IndexTable, type EntryFields } from './index-table.js';
+import { EntryKind, unitEntryWords, writePair } from './log-format.js';
+import { LogWriter, type Durability } from './log-writer.js';
+import { openLog, type OpenedLog, type StoreRecovery } from './open-log.js';
+import type { StoreIdentity, Superblock } from './superblock.js';
+import { discardVersions, freeSuperseded } from './versions.js';
+
+export type { AlignedMemory, AppendClient } from './batch.js';
+export type { Durability } from './log-writer.js';
+export type { StoreIdentity } from './superblock.js';
+export type { StoreRecovery } from './open-log.js';
+
+/** What append() returns for a unit whose fate a callback will tell; anything else it returns is a `Refusal`. */
+export const QUEUED = -1;
+
+export interface UnitStoreOptions extends StoreIdentity {
+  readonly disk: Disk;
+  /** Default 'sync'. */
+  readonly durability?: Durability;
+  /** Page-aligned memory where the disk needs it. Default: ordinary memory. */
+  readonly allocate?: (bytes: number) => AlignedMemory;
+  /** Uniform in [0, 1). */
+  readonly random: () => number;
+  /** ms since 1970, for a new store. Default 0. */
+  readonly nowMs?: number;
+  /** Bounds of one batch. Default 256 units, 16 MiB of payload. */
+  readonly maxBatchUnits?: number;
+  readonly maxBatchBytes?: number;
+}
+
+/** Where a unit lies and what it is called; copied out of the index, so it stays true across awaits. */
+export interface UnitLocation {
+  writerEpoch: number; counter: number; unitLength: number; payloadCrc: number;
+  headerBlock: number; headerByte: number; headerBytes: number; payloadBlock: number;
+}
+
+/** One line of an inventory. */
+export interface HeldUnit {
+  readonly stripe: number; readonly unit: number; readonly writerEpoch: number; readonly counter: number;
+  readonly stripeLength: number; readonly payloadCrc: number; readonly mapEpoch: number;
+  /** Bit u: unit u of this version is known missing. */
+  readonly missing: bigint;
+}
+
+export interface FileMark { readonly writerEpoch: number; readonly commitEpoch: number; readonly commitCounter: number }
+
+export interface StoreStats {
+  readonly durability: Durability; readonly failed: boolean; readonly units: number;
+  readonly capacityBytes: number; readonly usedBytes: number; readonly liveBytes: number; readonly deadBytes: number;
+  readonly batches: number; readonly unitsStored: number; readonly duplicates: number; readonly refused: number; readonly damaged: number;
+  readonly recovery: StoreRecovery;
+}
+
+export class UnitStore {
+  readonly superblock: Superblock;
+  /** What opening found. */
+  readonly recovery: StoreRecovery;
+  /** Called after the callbacks of each batch. */
+  onBatch: (() => void) | undefined;
+  private readonly disk: Disk;
+  private readonly durability: Durability;
+  private readonly index: IndexTable;
+  private readonly log: LogWriter;
+  /** Files whose deletion is queued. */
+  private readonly deleting = new Set<number>();
+  private liveBlocks: number;
+  private closed: Promise<void> | undefined;
+  private readonly counts = { unitsStored: 0, duplicates: 0, refused: 0, damaged: 0 };
+
+  /**
+   * Opens the store on a disk, making it when the disk is blank.
+   *
+   * @throws {TartanError} ERR_FOREIGN_STORE, ERR_STORE_VERSION, ERR_DISK; ERR_ARGUMENT for a store that holds units when
+   *         durability is 'discard'
+   */
+  static async open(options: UnitStoreOptions): Promise<UnitStore> {
+    const allocate = options.allocate ?? ordinaryMemory;
+    const opened = await openLog(options.disk, options, options.random, options.nowMs ?? 0, allocate);
+    if (options.durability === 'discard' && opened.end.batches > 0) {
+      throw new TartanError('ERR_ARGUMENT', `Cannot open the store with durability 'discard': it holds ${opened.index.count} units, expected a new store`);
+    }
+    const store = new UnitStore(options, allocate, opened);
+    await store.writeVoids(opened);
+    return store;
+  }
+
+  private constructor(options: UnitStoreOptions, allocate: (bytes: number) => AlignedMemory, opened: OpenedLog) {
+    const { end, superblock } = opened;
+    this.disk = options.disk;
+    this.durability = options.durability ?? 'sync';
+    this.superblock = superblock;
+    this.index = opened.index;
+    this.recovery = opened.recovery;
+    this.liveBlocks = opened.liveBlocks;
+    this.log = new LogWriter({
+      disk: options.disk, superblock, durability: this.durability, allocate, salt: Math.floor(options.random() * 0x1_0000_0000),
+      maxBatchUnits: options.maxBatchUnits ?? 256, maxBatchBytes: options.maxBatchBytes ?? 16 << 20,
+      nextBlock: end.nextBlock, nextSequence: end.nextSequence, chain: end.chain, tailMarked: end.uncertain.length === 0,
+      onSettled: (batch, refusal) => { this.settle(batch, refusal); },
+    });
+  }
+
+  /**
+   * Takes a unit whose header and payload have been checked (seal, CRC, shape).
+   *
+   * @param words, w, headerBytes  its header; copied before this returns
+   * @param payload  whole blocks, zero-padded; must stay as it is until the callback, if one comes
+   * @returns QUEUED: `client.onAppended(token, …)` will be called, never from within this call. Otherwise a Refusal, final:
+   *          NONE when the same unit is durable already
+   */
+  append(client: AppendClient, token: number, words: Uint32Array, w: number, headerBytes: number, payload: Uint8Array): number {
+    const refusal = this.tryAppend(client, token, words, w, headerBytes, payload);
+    if (refusal === Refusal.NONE) this.counts.duplicates++;
+    else if (refusal !== QUEUED) this.counts.refused++;
+    return refusal;
+  }
+
+  private tryAppend(client: AppendClient, token: number, words: Uint32Array, w: number, headerBytes: number, payload: Uint8Array): number {
+    if (this.log.refusal !== Refusal.NONE) return this.log.refusal;
+    const fileId = headerFileId(words, w), stripe = headerStripe(words, w), unit = headerUnit(words, w);
+    if (this.index.isDeleted(fileId) || this.deleting.has(fileId)) return Refusal.NO_UNIT;
+    const file = this.index.file(fileId);
+    const writerEpoch = words[w + W.WRITER_EPOCH]!, counter = words[w + W.COUNTER]!;
+    if (writerEpoch < file.fence) return Refusal.STALE_WRITER_EPOCH;
+    file.fence = writerEpoch;
+    if (file.raiseMark(writerEpoch, words[w + W.COMMIT_MARK]!)) this.freeSuperseded(file);
+
+    const held = this.index.find(file, stripe, unit, writerEpoch, counter);
+    if (held !== 0) {
+      const flags = this.index.flags(held);
+      const same = this.index.get(held, E.PAYLOAD_CRC) === words[w + W.PAYLOAD_CRC] && this.index.get(held, E.UNIT_LENGTH) === words[w + W.UNIT_LENGTH]
+        && this.index.get(held, E.STRIPE_LENGTH) === words[w + W.STRIPE_LENGTH];
+      if (!same) return Refusal.NAME_CONFLICT;
+      if ((flags & EntryFlag.PENDING) !== 0) {
+        // Durable when the first copy is, not before.
+        this.log.batch(this.index.get(held, E.HEADER_BLOCK)).waiters.push({ client, token });
+        return QUEUED;
+      }
+      if ((flags & EntryFlag.DAMAGED) === 0) return Refusal.NONE;
+    } else {
+      const newest = this.index.highest(file, stripe, unit, 0xffffffff, 0xffffffff, 0);
+      if (newest !== 0 && compareVersions(writerEpoch, counter, this.index.get(newest, E.WRITER_EPOCH), this.index.get(newest, E.COUNTER)) < 0) return Refusal.STALE_VERSION;
+    }
+
+    const batch = this.log.batchForUnit(unitEntryWords(headerBytes), payload.length / BLOCK_BYTES);
+    if (batch === undefined) return Refusal.DISK_FULL;
+    if (held !== 0) this.removeEntry(file, stripe, held);
+    const entry = this.index.insert(file, stripe, this.fieldsOf(file, stripe, unit, words, w, headerBytes), EntryFlag.PENDING);
+    this.index.set(entry, E.HEADER_BLOCK, batch.id);
+    batch.addUnit(client, token, file, stripe, entry, words, w, headerBytes, payload);
+    this.log.kick();
+    return QUEUED;
+  }
+
+  /**
+   * The highest version of a unit at or below the given one that can be read.
+   *
+   * @returns true with `out` filled, false: none
+   */
+  lookup(fileId: number, stripe: number, unit: number, maxEpoch: number, maxCounter: number, out: UnitLocation): boolean {
+    const file = this.index.peekFile(fileId);
+    const entry = file === undefined ? 0 : this.index.highest(file, stripe, unit, maxEpoch, maxCounter, EntryFlag.PENDING | EntryFlag.NO_PAYLOAD);
+    return this.locate(entry, out);
+  }
+
+  /** As lookup(), for exactly this version. */
+  lookupExact(fileId: number, stripe: number, unit: number, writerEpoch: number, counter: number, out: UnitLocation): boolean {
+    const file = this.index.peekFile(fileId);
+    const entry = file === undefined ? 0 : this.index.find(file, stripe, unit, writerEpoch, counter);
+    return this.locate(entry !== 0 && (this.index.flags(entry) & (EntryFlag.PENDING | EntryFlag.NO_PAYLOAD)) === 0 ? entry : 0, out);
+  }
+
+  /**
+   * Reads a unit; nothing is checked here.
+   *
+   * @param header   two blocks; the unit's header begins at `location.headerByte` in it
+   * @param payload  at least the unit's length, rounded up to blocks
+   * @throws {TartanError} ERR_DISK
+   */
+  async read(location: UnitLocation, header: Uint8Array, payload: Uint8Array): Promise<void> {
+    const headerBlocks = location.headerByte + location.headerBytes > BLOCK_BYTES ? 2 : 1;
+    const reads = [this.disk.read(header.subarray(0, headerBlocks * BLOCK_BYTES), location.headerBlock * BLOCK_BYTES)];
+    if (location.unitLength > 0) reads.push(this.disk.read(payload.subarray(0, roundUp(location.unitLength, BLOCK_BYTES)), location.payloadBlock * BLOCK_BYTES));
+    // Both must have settled before the memory is anybody else's.
+    for (const result of await Promise.allSettled(reads)) if (result.status === 'rejected') throw result.reason;
+  }
+
+  /** A read found the unit's checksum wrong: a new copy of the same name will be stored, no longer taken for a duplicate. */
+  markDamaged(fileId: number, stripe: number, unit: number, location: UnitLocation): void {
+    const file = this.index.peekFile(fileId);
+    const entry = file === undefined ? 0 : this.index.find(file, stripe, unit, location.writerEpoch, location.counter);
+    if (entry === 0 || this.index.get(entry, E.HEADER_BLOCK) !== location.headerBlock || this.index.get(entry, E.HEADER_BYTE) !== location.headerByte) return;
+    if ((this.index.flags(entry) & (EntryFlag.PENDING | EntryFlag.DAMAGED)) !== 0) return;
+    this.index.setFlag(entry, EntryFlag.DAMAGED, true);
+    this.counts.damaged++;
+  }
+
+  /**
+   * The units held durably from a stripe on, ascending; whole stripes, at most `limit` units (a first stripe that alone
+   * exceeds it is cut). Damaged units are listed: they were stored, and their lack must not be taken for a hole.
+   */
+  inventory(fileId: number, fromStripe: number, limit: number): { units: HeldUnit[]; more: boolean } {
+    const units: HeldUnit[] = [];
+    const file = this.index.peekFile(fileId);
+    if (file === undefined) return { units, more: false };
+    for (const stripe of file.stripesFrom(fromStripe)) {
+      const here = this.heldUnits(file, stripe);
+      if (here.length === 0) continue;
+      if (units.length + here.length > limit) {
+        if (units.length === 0) units.push(...here.slice(0, limit));
+        return { units, more: true };
+      }
+      units.push(...here);
+    }
+    return { units, more: false };
+  }
+
+  /** The fence in force and the highest commit mark known. */
+  fileMark(fileId: number): FileMark {
+    const file = this.index.peekFile(fileId);
+    return { writerEpoch: file?.fence ?? 0, commitEpoch: file?.markEpoch ?? 0, commitCounter: file?.markCounter ?? 0 };
+  }
+
+  /** Raises the fence in memory only: for epochs that the cluster store holds durably. */
+  adoptFence(fileId: number, writerEpoch: number): void {
+    if (this.index.isDeleted(fileId)) return;
+    const file = this.index.file(fileId);
+    file.fence = Math.max(file.fence, writerEpoch);
+  }
+
+  /** Whether the file was deleted here. */
+  isDeleted(fileId: number): boolean { return this.index.isDeleted(fileId) || this.deleting.has(fileId); }
+
+  /**
+   * Refuses lower writer epochs of a file from this call on, durably when it resolves; every unit accepted before it is
+   * then durable or refused.
+   *
+   * @throws {TartanError} ERR_STALE_EPOCH when a higher fence is in force; ERR_NO_UNIT for a deleted file; ERR_DISK, ERR_DISK_FULL, ERR_CLOSED
+   */
+  async fence(fileId: number, writerEpoch: number): Promise<void> {
+    const file = this.liveFile(fileId, 'fence');
+    this.checkEpoch(file, fileId, writerEpoch, 'fence');
+    file.fence = writerEpoch;
+    if (file.durableFence >= writerEpoch) return;
+    await this.control(EntryKind.FENCE, (words, w) => {
+      writePair(words, w, fileId);
+      words[w + 2] = writerEpoch;
+    }, () => { file.durableFence = Math.max(file.durableFence, writerEpoch); });
+  }
+
+  /**
+   * Records units of a version as missing, durably when it resolves.
+   *
+   * @param ownerEpoch  writer epoch of who asks
+   * @throws {TartanError} as fence()
+   */
+  async recordMissing(fileId: number, stripe: number, writerEpoch: number, counter: number, mask: bigint, ownerEpoch = writerEpoch): Promise<void> {
+    const file = this.liveFile(fileId, 'record missing units');
+    this.checkEpoch(file, fileId, ownerEpoch, 'record missing units');
+    await this.control(EntryKind.MISSING, (words, w) => {
+      writePair(words, w, fileId);
+      writePair(words, w + 2, stripe);
+      words[w + 4] = writerEpoch;
+      words[w + 5] = counter;
+      words[w + 6] = Number(mask & 0xffffffffn);
+      words[w + 7] = Number((mask >> 32n) & 0xffffffffn);
+    }, () => { file.recordMissing(stripe, writerEpoch, counter, mask); });
+  }
+
+  /**
+   * Drops versions of writer epochs below `writerEpoch` in stripes from `fromStripe` on, durably when it resolves.
+   * Raises the fence to `writerEpoch`. @throws {TartanError} as fence()
+   */
+  async discard(fileId: number, fromStripe: number, writerEpoch: number): Promise<void> {
+    const file = this.liveFile(fileId, 'discard stripes');
+    this.checkEpoch(file, fileId, writerEpoch, 'discard stripes');
+    file.fence = writerEpoch;
+    await this.control(EntryKind.DISCARD, (words, w) => {
+      writePair(words, w, fileId);
+      writePair(words, w + 2, fromStripe);
+      words[w + 4] = writerEpoch;
+    }, () => {
+      discardVersions(this.index, file, fromStripe, writerEpoch, (stripe, entry) => { this.removeEntry(file, stripe, entry); });
+      file.durableFence = Math.max(file.durableFence, writerEpoch);
+    });
+  }
+
+  /** Forgets a file for ever, durably when it resolves; again is no error. @throws {TartanError} ERR_DISK, ERR_DISK_FULL, ERR_CLOSED */
+  async deleteFile(fileId: number): Promise<void> {
+    if (this.index.isDeleted(fileId)) return;
+    this.deleting.add(fileId);
+    try {
+      await this.control(EntryKind.DELETE, (words, w) => { writePair(words, w, fileId); }, () => {
+        if (!this.index.isDeleted(fileId)) this.index.deleteFile(fileId, (entry) => { this.liveBlocks -= this.blocksOf(entry); });
+      });
+    } finally {
+      this.deleting.delete(fileId);
+    }
+  }
+
+  stats(): StoreStats {
+    const used = this.log.usedBlocks;
+    return {
+      durability: this.durability, failed: this.log.state === 'failed', units: this.index.count,
+      capacityBytes: this.log.capacityBlocks * BLOCK_BYTES, usedBytes: used * BLOCK_BYTES,
+      liveBytes: this.liveBlocks * BLOCK_BYTES, deadBytes: (used - this.liveBlocks) * BLOCK_BYTES, batches: this.log.batches, ...this.counts, recovery: this.recovery,
+    };
+  }
+
+  /** Resolves when nothing is queued or being written. */
+  drained(): Promise<void> { return this.log.drained(); }
+
+  /** Writes what is queued, marks the log's end when it can, closes the disk. Idempotent. */
+  close(): Promise<void> {
+    return (this.closed ??= this.log.close().then(() => this.disk.close()));
+  }
+
+  private control(kind: Parameters<LogWriter['addControl']>[0], fill: (words: Uint32Array, w: number) => void, apply: () => void): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const refusal = this.log.addControl(kind, fill, { apply, resolve, reject });
+      if (refusal !== Refusal.NONE) reject(this.refused(refusal));
+    });
+  }
+
+  private async writeVoids(opened: OpenedLog): Promise<void> {
+    await Promise.all(opened.torn.map((unit) => this.control(EntryKind.VOID, (words, w) => {
+      writePair(words, w, unit.fileId);
+      writePair(words, w + 2, unit.stripe);
+      words[w + 4] = unit.headerBlock;
+      words[w + 5] = unit.headerByte;
+    }, () => undefined)));
+  }
+
+  /** Updates the index, then tells everybody in the batch. */
+  private settle(batch: Batch, refusal: number): void {
+    for (let i = 0; i < batch.units; i++) {
+      if (refusal === Refusal.NONE) this.becomeDurable(batch, i);
+      else this.index.remove(batch.files[i]!, batch.stripes[i]!, batch.entries[i]!);
+    }
+    if (refusal === Refusal.NONE) for (const control of batch.controls) control.apply();
+    for (let i = 0; i < batch.units; i++) batch.clients[i]!.onAppended(batch.tokens[i]!, refusal);
+    for (const { client, token } of batch.waiters) client.onAppended(token, refusal);
+    if (refusal === Refusal.NONE) this.counts.unitsStored += batch.units;
+    else this.counts.refused += batch.units + batch.waiters.length;
+    for (const control of batch.controls) {
+      if (refusal === Refusal.NONE) control.resolve(); else control.reject(this.refused(refusal));
+    }
+    this.onBatch?.();
+  }
+
+  private becomeDurable(batch: Batch, i: number): void {
+    const file = batch.files[i]!, stripe = batch.stripes[i]!, entry = batch.entries[i]!;
+    this.index.setFlag(entry, EntryFlag.PENDING, false);
+    if (this.durability === 'discard') this.index.setFlag(entry, EntryFlag.NO_PAYLOAD, true);
+    this.index.set(entry, E.PAYLOAD_BLOCK, batch.payloadBlockOf(i));
+    this.index.set(entry, E.HEADER_BLOCK, batch.headerBlockOf(i));
+    this.index.set(entry, E.HEADER_BYTE, batch.headerByteOf(i));
+    this.liveBlocks += this.blocksOf(entry);
+    file.durableFence = Math.max(file.durableFence, this.index.get(entry, E.WRITER_EPOCH));
+    if (this.index.get(file.first(stripe), E.NEXT) !== 0) {
+      file.superseded.add(stripe);
+      this.freeSuperseded(file);
+    }
+  }
+
+  private fieldsOf(file: FileIndex, stripe: number, unit: number, words: Uint32Array, w: number, headerBytes: number): EntryFields {
+    fields.unit = unit;
+    fields.headerWords = headerBytes >> 2;
+    fields.writerEpoch = words[w + W.WRITER_EPOCH]!;
+    fields.counter = words[w + W.COUNTER]!;
+    fields.unitLength = words[w + W.UNIT_LENGTH]!;
+    fields.payloadCrc = words[w + W.PAYLOAD_CRC]!;
+    fields.stripeLength = words[w + W.STRIPE_LENGTH]!;
+    fields.missingLow = words[w + W.MISSING_LO]!;
+    fields.missingHigh = words[w + W.MISSING_HI]!;
+    fields.mapEpoch = words[w + W.MAP_EPOCH]!;
+    return fields;
+  }
+
+  private locate(entry: number, out: UnitLocation): boolean {
+    if (entry === 0) return false;
+    const words = this.index.words(entry), w = this.index.at(entry);
+    out.writerEpoch = words[w + E.WRITER_EPOCH]!;
+    out.counter = words[w + E.COUNTER]!;
+    out.unitLength = words[w + E.UNIT_LENGTH]!;
+    out.payloadCrc = words[w + E.PAYLOAD_CRC]!;
+    out.headerBlock = words[w + E.HEADER_BLOCK]!;
+    out.headerByte = words[w + E.HEADER_BYTE]!;
+    out.headerBytes = this.index.headerBytes(entry);
+    out.payloadBlock = words[w + E.PAYLOAD_BLOCK]!;
+    return true;
+  }
+
+  private heldUnits(file: FileIndex, stripe: number): HeldUnit[] {
+    const units: HeldUnit[] = [];
+    for (let entry = file.first(stripe); entry !== 0; entry = this.index.get(entry, E.NEXT)) {
+      if ((this.index.flags(entry) & EntryFlag.PENDING) !== 0) continue;
+      const writerEpoch = this.index.get(entry, E.WRITER_EPOCH), counter = this.index.get(entry, E.COUNTER);
+      units.push({
+        stripe, unit: this.index.unit(entry), writerEpoch, counter, stripeLength: this.index.get(entry, E.STRIPE_LENGTH),
+        payloadCrc: this.index.get(entry, E.PAYLOAD_CRC), mapEpoch: this.index.get(entry, E.MAP_EPOCH),
+        missing: BigInt(this.index.get(entry, E.MISSING_LOW)) | (BigInt(this.index.get(entry, E.MISSING_HIGH)) << 32n) | file.missingOf(stripe, writerEpoch, counter),
+      });
+    }
+    return units.sort((a, b) => a.unit - b.unit || compareVersions(b.writerEpoch, b.counter, a.writerEpoch, a.counter));
+  }
+
+  private freeSuperseded(file: FileIndex): void {
+    if (file.superseded.size > 0) freeSuperseded(this.index, file, (stripe, entry) => { this.removeEntry(file, stripe, entry); });
+  }
+
+  /** Removes a durable entry. */
+  private removeEntry(file: FileIndex, stripe: number, entry: number): void {
+    this.liveBlocks -= this.blocksOf(entry);
+    this.index.remove(file, stripe, entry);
+  }
+
+  private blocksOf(entry: number): number {
+    return (this.index.flags(entry) & (EntryFlag.PENDING | EntryFlag.NO_PAYLOAD)) !== 0 ? 0 : Math.ceil(this.index.get(entry, E.UNIT_LENGTH) / BLOCK_BYTES);
+  }
+
+  private liveFile(fileId: number, what: string): FileIndex {
+    if (this.isDeleted(fileId)) throw new TartanError('ERR_NO_UNIT', `Cannot ${what} of file ${fileId}: it was deleted`);
+    return this.index.file(fileId);
+  }
+
+  private checkEpoch(file: FileIndex, fileId: number, writerEpoch: number, what: string): void {
+    if (writerEpoch < file.fence) throw new TartanError('ERR_STALE_EPOCH', `Cannot ${what} of file ${fileId} with writer epoch ${writerEpoch}: ${file.fence} is required`);
+  }
+
+  private refused(refusal: number): TartanError {
+    const code: ErrorCode = refusal === Refusal.DISK_FULL ? 'ERR_DISK_FULL' : refusal === Refusal.CLOSED ? 'ERR_CLOSED' : 'ERR_DISK';
+    const why = { ERR_DISK_FULL: 'the log is full', ERR_CLOSED: 'it is closed', ERR_DISK: 'its disk failed' }[code];
+    return new TartanError(code, `Cannot write to the unit store of '${this.superblock.nodeId}': ${why}`);
+  }
+}
+
+/** One object for all insertions: insert() copies it. */
+const fields: EntryFields = { unit: 0, headerWords: 0, writerEpoch: 0, counter: 0, unitLength: 0, payloadCrc: 0, stripeLength: 0, missingLow: 0, missingHigh: 0, mapEpoch: 0 };
+
+/** A place for lookup() to fill. */
+export function emptyLocation(): UnitLocation {
+  return { writerEpoch: 0, counter: 0, unitLength: 0, payloadCrc: 0, headerBlock: 0, headerByte: 0, headerBytes: 0, payloadBlock: 0 };
+}
+
+function ordinaryMemory(bytes: number): AlignedMemory { return { bytes: new Uint8Array(bytes), release: () => undefined }; }

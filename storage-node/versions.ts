@@ -1,0 +1,44 @@
+/** Which versions of a unit go, by the file's commit mark or its owner's decision. The same at run time and when the log is replayed. */
+import { compareVersions } from '../wire/unit-header.js';
+import type { FileIndex } from './file-index.js';
+import { E, EntryFlag, type IndexTable } from './index-table.js';
+
+/**
+ * Frees versions that a newer one, durable here and at or below the commit mark, has replaced.
+ *
+ * @param remove  takes a durable entry out of the index
+ */
+export function freeSuperseded(index: IndexTable, file: FileIndex, remove: (stripe: number, entry: number) => void): void {
+  for (const stripe of file.superseded) {
+    const old: number[] = [];
+    for (let entry = file.first(stripe); entry !== 0; entry = index.get(entry, E.NEXT)) {
+      const committed = index.highest(file, stripe, index.unit(entry), file.markEpoch, file.markCounter, EntryFlag.PENDING);
+      if (committed === 0 || (index.flags(entry) & EntryFlag.PENDING) !== 0) continue;
+      const older = compareVersions(index.get(entry, E.WRITER_EPOCH), index.get(entry, E.COUNTER), index.get(committed, E.WRITER_EPOCH), index.get(committed, E.COUNTER)) < 0;
+      if (older) old.push(entry);
+    }
+    for (const entry of old) remove(stripe, entry);
+    if (!repeats(index, file, stripe)) file.superseded.delete(stripe);
+  }
+}
+
+/** Whether some unit of the stripe is still there in more than one version. Chains are short. */
+function repeats(index: IndexTable, file: FileIndex, stripe: number): boolean {
+  for (let entry = file.first(stripe); entry !== 0; entry = index.get(entry, E.NEXT)) {
+    for (let other = index.get(entry, E.NEXT); other !== 0; other = index.get(other, E.NEXT)) {
+      if (index.unit(entry) === index.unit(other)) return true;
+    }
+  }
+  return false;
+}
+
+/** Drops versions of writer epochs below `writerEpoch` in stripes from `fromStripe` on, and what was recorded of them. */
+export function discardVersions(index: IndexTable, file: FileIndex, fromStripe: number, writerEpoch: number, remove: (stripe: number, entry: number) => void): void {
+  for (const stripe of file.stripesFrom(fromStripe)) {
+    for (let entry = file.first(stripe), next = 0; entry !== 0; entry = next) {
+      next = index.get(entry, E.NEXT);
+      if (index.get(entry, E.WRITER_EPOCH) < writerEpoch) remove(stripe, entry);
+    }
+  }
+  for (const [key, missing] of file.missing) if (missing.stripe >= fromStripe && missing.writerEpoch < writerEpoch) file.missing.delete(key);
+}
