@@ -1,0 +1,228 @@
+/**
+ * The files: who owns one, how far it reaches. Typed operations on any ClusterStore.
+ *
+ *   absent ──createFile──► open (writer epoch 1) ──publishCommit(state: 'closed')──► closed
+ *                           ▲ │                                                        │
+ *                           └─┴───────────────── takeOver (epoch + 1) ◄────────────────┘
+ *   open, closed ──deleteFile (epoch + 1, name freed)──► deleted ──forgetFile──► absent; the id is never given again
+ *
+ * Invariants: writerEpoch only grows, and whoever holds an older one changes nothing here; length and commit mark never
+ * go back, except by the decision of a new owner.
+ */
+import { compareVersions, MAX_UNIT_BYTES, MIN_UNIT_BYTES } from '../wire/unit-header.js';
+import { TartanError } from '../wire/errors.js';
+import type { ClusterStore } from './cluster-store.js';
+import { editJson, parseJson, untilApplied } from './compare-and-swap.js';
+import { checkFileName } from './file-name.js';
+import { FILES_BY_ID, FILE_ID_KEY, fileIdKey, fileNameKey } from './keys.js';
+import type { FileRecord } from './records.js';
+
+/** ISO time to record as `modified`; simulations give their own, else it is now. */
+export interface Timestamped { readonly modified?: string }
+
+export interface NewFile extends Timestamped {
+  readonly name: string;
+  /** e.g. 'rs(4,2)'; erasure/ knows what it means. */
+  readonly code: string;
+  /** A power of two. */
+  readonly unitBytes: number;
+  /** Node ids in placement order. */
+  readonly nodes: readonly string[];
+}
+
+export interface Commit extends Timestamped {
+  /** The publisher's. */
+  readonly writerEpoch: number;
+  /** Acknowledged bytes. */
+  readonly length: number;
+  readonly commitEpoch: number;
+  readonly commitCounter: number;
+}
+
+/**
+ * Creates a file owned by the caller: its writer epoch is 1.
+ *
+ * @throws {TartanError} ERR_EXISTS: the name is taken · ERR_ARGUMENT: a bad name, no nodes or one twice ·
+ * ERR_UNIT_BYTES · ERR_NOT_FOUND: no cluster in this store
+ */
+export async function createFile(store: ClusterStore, file: NewFile): Promise<FileRecord> {
+  checkNewFile(file);
+  const { name, code, unitBytes } = file;
+  const nameKey = fileNameKey(name);
+  return untilApplied(`create '${name}'`, async () => {
+    const [lastId, taken] = [await store.get(FILE_ID_KEY), await store.get(nameKey)];
+    if (taken) throw new TartanError('ERR_EXISTS', `Cannot create '${name}': the name is taken by file ${taken.value}`);
+    if (!lastId) throw new TartanError('ERR_NOT_FOUND', `Cannot create '${name}': this store holds no cluster`);
+    const id = Number(lastId.value) + 1;
+    const record: FileRecord = {
+      id, name, code, unitBytes, nodes: [...file.nodes], writerEpoch: 1, length: 0, commitEpoch: 0, commitCounter: 0,
+      decidedEpoch: 0, decidedStripes: 0, state: 'open', modified: stamp(file),
+    };
+    const { succeeded } = await store.transact(
+      [{ key: FILE_ID_KEY, modRevision: lastId.modRevision }, { key: nameKey, modRevision: 0 }],
+      [{ put: FILE_ID_KEY, value: String(id) }, { put: nameKey, value: String(id) }, { put: fileIdKey(id), value: JSON.stringify(record) }],
+    );
+    return succeeded ? record : undefined;
+  });
+}
+
+/** @throws {TartanError} ERR_NOT_FOUND: no file of that name · ERR_ARGUMENT: not a name */
+export async function lookupFile(store: ClusterStore, name: string): Promise<FileRecord> {
+  checkFileName(name);
+  const row = await store.get(fileNameKey(name));
+  const record = row && await findFile(store, Number(row.value));
+  // A file deleted between the two reads is not there either.
+  if (!record || record.state === 'deleted') throw new TartanError('ERR_NOT_FOUND', `Cannot find '${name}': there is no such file`);
+  return record;
+}
+
+/** The record of a file, deleted ones included. @throws {TartanError} ERR_NOT_FOUND */
+export async function readFile(store: ClusterStore, id: number): Promise<FileRecord> {
+  const record = await findFile(store, id);
+  if (!record) throw noFile('read', id);
+  return record;
+}
+
+/** All files, ascending by id. @param options.deleted  those that nodes have yet to free, instead of the living ones */
+export async function listFiles(store: ClusterStore, options: { readonly deleted?: boolean } = {}): Promise<FileRecord[]> {
+  const records = (await store.range(FILES_BY_ID)).map((row) => parseJson<FileRecord>(row));
+  return records.filter((record) => (record.state === 'deleted') === (options.deleted ?? false));
+}
+
+/**
+ * Makes the caller the file's owner: from now on every older writer epoch is fenced here; the nodes are for the caller
+ * to fence, and the unfinished stripes to decide.
+ *
+ * @returns the record, with the caller's writer epoch
+ * @throws {TartanError} ERR_NOT_FOUND: no such file, or deleted
+ */
+export function takeOver(store: ClusterStore, id: number, options: Timestamped = {}): Promise<FileRecord> {
+  return editFile(store, 'take over', id, (record) => {
+    if (record.state === 'deleted') throw noFile('take over', id, 'it is deleted');
+    return { ...record, writerEpoch: record.writerEpoch + 1, state: 'open', modified: stamp(options) };
+  });
+}
+
+/**
+ * Publishes how far the owner has come. Length and mark never go back: a late publication changes neither. Nor does one
+ * of a new owner that has not decided yet: its mark would cover versions of earlier epochs that nobody has decided.
+ *
+ * @param commit.state  'closed' when the owner is done
+ * @returns the record now in the store
+ * @throws {TartanError} ERR_FENCED: the file has a newer owner, or is deleted · ERR_NOT_FOUND ·
+ * ERR_ARGUMENT: an epoch that nobody was given, or a commit mark of an epoch above the publisher's
+ */
+export function publishCommit(store: ClusterStore, id: number, commit: Commit & { readonly state?: 'open' | 'closed' }): Promise<FileRecord> {
+  return editFile(store, 'publish a commit of', id, (record) => {
+    checkOwner(record, commit, 'publish a commit of');
+    const isDecided = record.writerEpoch === 1 || record.decidedEpoch === record.writerEpoch;
+    const isNewer = isDecided && compareVersions(commit.commitEpoch, commit.commitCounter, record.commitEpoch, record.commitCounter) > 0;
+    const next: FileRecord = {
+      ...record,
+      ...(isNewer && { commitEpoch: commit.commitEpoch, commitCounter: commit.commitCounter }),
+      length: isDecided ? Math.max(record.length, commit.length) : record.length,
+      state: commit.state ?? record.state,
+    };
+    return isSame(record, next) ? record : { ...next, modified: stamp(commit) };
+  });
+}
+
+/**
+ * Records the owner's decision about what earlier owners left unfinished; durable when it resolves. Deciding the same
+ * again is harmless.
+ *
+ * @param decision.decidedStripes  versions of epochs below the owner's exist only in stripes below this
+ * @throws {TartanError} ERR_FENCED · ERR_NOT_FOUND · ERR_ARGUMENT · ERR_EXISTS: this epoch decided otherwise before
+ */
+export function decide(store: ClusterStore, id: number, decision: Commit & { readonly decidedStripes: number }): Promise<FileRecord> {
+  return editFile(store, 'decide', id, (record) => {
+    checkOwner(record, decision, 'decide');
+    checkCount('decide', id, 'decidedStripes', decision.decidedStripes);
+    const { writerEpoch, decidedStripes, length, commitEpoch, commitCounter } = decision;
+    if (record.decidedEpoch === writerEpoch) {
+      if (record.decidedStripes === decidedStripes) return record;
+      throw new TartanError('ERR_EXISTS', `Cannot decide file ${id}: epoch ${writerEpoch} decided for ${record.decidedStripes} stripes, not for ${decidedStripes}`);
+    }
+    return { ...record, decidedEpoch: writerEpoch, decidedStripes, length, commitEpoch, commitCounter, modified: stamp(decision) };
+  });
+}
+
+/**
+ * Deletes a file: its name is free at once, its owner fenced; the record stays as 'deleted' until forgetFile().
+ *
+ * @returns the deleted record: its nodes are to free the units, fenced at its writer epoch
+ * @throws {TartanError} ERR_NOT_FOUND: no such file, or deleted already
+ */
+export async function deleteFile(store: ClusterStore, id: number, options: Timestamped = {}): Promise<FileRecord> {
+  return untilApplied(`delete file ${id}`, async () => {
+    const row = await store.get(fileIdKey(id));
+    if (!row) throw noFile('delete', id);
+    const record = parseJson<FileRecord>(row);
+    if (record.state === 'deleted') throw noFile('delete', id, 'it is deleted');
+    const next: FileRecord = { ...record, state: 'deleted', writerEpoch: record.writerEpoch + 1, modified: stamp(options) };
+    // The name is this file's as long as the file is not deleted, so the record's revision guards both keys.
+    const { succeeded } = await store.transact(
+      [{ key: row.key, modRevision: row.modRevision }],
+      [{ put: row.key, value: JSON.stringify(next) }, { delete: fileNameKey(record.name) }],
+    );
+    return succeeded ? next : undefined;
+  });
+}
+
+/** Removes a deleted file's record, when all its nodes have freed its units. @throws {TartanError} ERR_IN_USE when it is not deleted */
+export async function forgetFile(store: ClusterStore, id: number): Promise<void> {
+  await untilApplied(`forget file ${id}`, async () => {
+    const row = await store.get(fileIdKey(id));
+    if (!row) return true;
+    if (parseJson<FileRecord>(row).state !== 'deleted') throw new TartanError('ERR_IN_USE', `Cannot forget file ${id}: it is not deleted`);
+    return (await store.transact([{ key: row.key, modRevision: row.modRevision }], [{ delete: row.key }])).succeeded || undefined;
+  });
+}
+
+async function findFile(store: ClusterStore, id: number): Promise<FileRecord | undefined> {
+  const row = await store.get(fileIdKey(id));
+  return row && parseJson<FileRecord>(row);
+}
+
+function editFile(store: ClusterStore, verb: string, id: number, edit: (record: FileRecord) => FileRecord): Promise<FileRecord> {
+  return editJson<FileRecord>(store, fileIdKey(id), `${verb} file ${id}`, (record) => {
+    if (!record) throw noFile(verb, id);
+    return edit(record);
+  });
+}
+
+function checkOwner(record: FileRecord, { writerEpoch, length, commitEpoch, commitCounter }: Commit, verb: string): void {
+  if (record.writerEpoch > writerEpoch) {
+    const why = record.state === 'deleted' ? 'it is deleted' : `its owner has epoch ${record.writerEpoch}`;
+    throw new TartanError('ERR_FENCED', `Cannot ${verb} '${record.name}' as epoch ${writerEpoch}: ${why}`);
+  }
+  if (record.writerEpoch < writerEpoch || commitEpoch > writerEpoch) {
+    throw new TartanError('ERR_ARGUMENT', `Cannot ${verb} '${record.name}' as epoch ${writerEpoch} with a commit of epoch ${commitEpoch}: the newest epoch given is ${record.writerEpoch}`);
+  }
+  for (const [what, value] of [['length', length], ['commitEpoch', commitEpoch], ['commitCounter', commitCounter]] as const) checkCount(verb, record.id, what, value);
+}
+
+function checkCount(verb: string, id: number, what: string, value: number): void {
+  if (!Number.isSafeInteger(value) || value < 0) throw new TartanError('ERR_ARGUMENT', `Cannot ${verb} file ${id}: ${what} is ${value}, expected a whole number`);
+}
+
+function checkNewFile({ name, code, unitBytes, nodes }: NewFile): void {
+  checkFileName(name);
+  const refuse = (why: string) => new TartanError('ERR_ARGUMENT', `Cannot create '${name}': ${why}`);
+  if (code === '') throw refuse('it has no code');
+  if (nodes.length === 0) throw refuse('it has no nodes');
+  if (new Set(nodes).size !== nodes.length) throw refuse(`a node is named twice in ${nodes.join(', ')}`);
+  if (!Number.isInteger(Math.log2(unitBytes)) || unitBytes < MIN_UNIT_BYTES || unitBytes > MAX_UNIT_BYTES) {
+    throw new TartanError('ERR_UNIT_BYTES', `Cannot create '${name}': a unit of ${unitBytes} bytes, expected a power of two from ${MIN_UNIT_BYTES} to ${MAX_UNIT_BYTES}`);
+  }
+}
+
+function isSame(a: FileRecord, b: FileRecord): boolean {
+  return a.commitEpoch === b.commitEpoch && a.commitCounter === b.commitCounter && a.length === b.length && a.state === b.state;
+}
+
+function noFile(verb: string, id: number, why = 'there is no such file'): TartanError {
+  return new TartanError('ERR_NOT_FOUND', `Cannot ${verb} file ${id}: ${why}`);
+}
+
+function stamp({ modified }: Timestamped): string { return modified ?? new Date().toISOString(); }

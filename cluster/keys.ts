@@ -1,0 +1,13 @@
+/** The store's keys (records.ts lists what they hold). */
+export const CLUSTER_KEY = 'cluster';
+export const MAP_KEY = 'map';
+export const FILE_ID_KEY = 'file-id';
+export const FILES_BY_ID = 'files/by-id/';
+export const NODE_LEASES = 'leases/node/';
+export const SWITCH_LEASES = 'leases/switch/';
+
+export function fileNameKey(name: string): string { return `files/by-name/${name}`; }
+/** Hexadecimal of fixed width, so that ranges ascend by id. */
+export function fileIdKey(id: number): string { return FILES_BY_ID + id.toString(16).padStart(16, '0'); }
+export function nodeLeaseKey(id: string): string { return NODE_LEASES + id; }
+export function switchLeaseKey(id: string): string { return SWITCH_LEASES + id; }

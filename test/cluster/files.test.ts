@@ -1,0 +1,159 @@
+import t from 'tap';
+import { createFile, decide, deleteFile, forgetFile, listFiles, lookupFile, publishCommit, readFile, takeOver } from '../../cluster/files.js';
+import { createCluster } from '../../cluster/membership.js';
+import { MemoryCluster } from '../../cluster/memory-store.js';
+import { VirtualClock } from './virtual-clock.js';
+
+const shape = { code: 'rs(2,1)', unitBytes: 65_536, nodes: ['n1', 'n2', 'n3'], modified: '2026-01-01T00:00:00.000Z' };
+
+t.test('a created file is found by name and by id, owned by its creator', async (t) => {
+  const { store } = await cluster();
+  const record = await createFile(store, { name: 'dir/a.bin', ...shape });
+  t.same(record, {
+    ...shape, id: 1, name: 'dir/a.bin', writerEpoch: 1, length: 0, commitEpoch: 0, commitCounter: 0, decidedEpoch: 0, decidedStripes: 0, state: 'open',
+  });
+  t.same(await lookupFile(store, 'dir/a.bin'), record);
+  t.same(await readFile(store, 1), record);
+  await t.rejects(lookupFile(store, 'dir'), { code: 'ERR_NOT_FOUND' });
+  await t.rejects(readFile(store, 2), { code: 'ERR_NOT_FOUND' });
+  await t.rejects(createFile(store, { name: 'dir/a.bin', ...shape }), { code: 'ERR_EXISTS' });
+});
+
+t.test('of two creators of one name exactly one wins', async (t) => {
+  const { shared, store } = await cluster();
+  for (let round = 0; round < 10; round++) {
+    const results = await Promise.allSettled([0, 1].map(() => createFile(shared.client(), { name: `r${round}`, ...shape })));
+    t.same(results.map(({ status }) => status).sort(), ['fulfilled', 'rejected']);
+    t.match(results.find(({ status }) => status === 'rejected'), { reason: { code: 'ERR_EXISTS' } });
+  }
+  t.equal((await listFiles(store)).length, 10);
+});
+
+t.test('creators of many names get ids of their own', async (t) => {
+  const { shared, store } = await cluster();
+  const records = await Promise.all(Array.from({ length: 20 }, (_, i) => createFile(shared.client(), { name: `f${i}`, ...shape })));
+  t.same(records.map(({ id }) => id).sort((a, b) => a - b), Array.from({ length: 20 }, (_, i) => i + 1));
+  t.same((await listFiles(store)).map(({ id }) => id), Array.from({ length: 20 }, (_, i) => i + 1), 'listed by id');
+});
+
+t.test('names are 1 to 255 bytes without control characters or a leading slash', async (t) => {
+  const { store } = await cluster();
+  for (const name of ['', '/a', 'a\0b', 'a\nb', '\u007f', '\u0085', 'x'.repeat(256), 'é'.repeat(128), '\ud800']) {
+    await t.rejects(createFile(store, { name, ...shape }), { code: 'ERR_ARGUMENT' }, JSON.stringify(name));
+    await t.rejects(lookupFile(store, name), { code: 'ERR_ARGUMENT' });
+  }
+  for (const name of ['a', 'a/b/c', ' ', '..', 'a//b', 'x'.repeat(255), `${'é'.repeat(127)}x`, '\u{1f600}']) {
+    t.equal((await createFile(store, { name, ...shape })).name, name);
+    t.equal((await lookupFile(store, name)).name, name);
+  }
+});
+
+t.test('shapes that cannot be meant are refused', async (t) => {
+  const { store } = await cluster();
+  const create = (change: object) => createFile(store, { name: 'a', ...shape, ...change });
+  for (const unitBytes of [0, 256, 1000, 8 << 20, NaN]) await t.rejects(create({ unitBytes }), { code: 'ERR_UNIT_BYTES' });
+  await t.rejects(create({ code: '' }), { code: 'ERR_ARGUMENT' });
+  await t.rejects(create({ nodes: [] }), { code: 'ERR_ARGUMENT' });
+  await t.rejects(create({ nodes: ['n1', 'n1'] }), { code: 'ERR_ARGUMENT' });
+  await t.rejects(createFile(new MemoryCluster(new VirtualClock()).client(), { name: 'a', ...shape }), { code: 'ERR_NOT_FOUND' }, 'no cluster');
+  t.same(await listFiles(store), []);
+});
+
+t.test('a takeover fences the old owner, and only one of two concurrent ones gets an epoch', async (t) => {
+  const { shared, store } = await cluster();
+  const { id } = await createFile(store, { name: 'a', ...shape });
+  const epochs = (await Promise.all(Array.from({ length: 8 }, () => takeOver(shared.client(), id)))).map((record) => record.writerEpoch);
+  t.same(epochs.sort(), [2, 3, 4, 5, 6, 7, 8, 9]);
+  for (const writerEpoch of [1, 8]) {
+    await t.rejects(publishCommit(store, id, { writerEpoch, length: 1, commitEpoch: writerEpoch, commitCounter: 1 }), { code: 'ERR_FENCED' });
+    await t.rejects(decide(store, id, { writerEpoch, decidedStripes: 0, length: 0, commitEpoch: writerEpoch, commitCounter: 0 }), { code: 'ERR_FENCED' });
+  }
+  t.match(await readFile(store, id), { length: 0, commitCounter: 0, writerEpoch: 9 });
+  await t.rejects(takeOver(store, 99), { code: 'ERR_NOT_FOUND' });
+});
+
+t.test('a takeover that races publications loses none that was accepted', async (t) => {
+  const { shared, store } = await cluster();
+  const { id } = await createFile(store, { name: 'a', ...shape });
+  let accepted = 0;
+  const publish = async () => {
+    for (let counter = 1; ; counter++) {
+      await publishCommit(shared.client(), id, { writerEpoch: 1, length: counter * 10, commitEpoch: 1, commitCounter: counter });
+      accepted = counter;
+    }
+  };
+  const publishing = t.rejects(publish(), { code: 'ERR_FENCED' });
+  for (let i = 0; i < 200; i++) await Promise.resolve();
+  const taken = await takeOver(shared.client(), id);
+  await publishing;
+  t.ok(accepted > 0);
+  t.match(taken, { commitCounter: accepted, length: accepted * 10, writerEpoch: 2 });
+});
+
+t.test('length and commit mark never go back, and publishing nothing new writes nothing', async (t) => {
+  const { store } = await cluster();
+  const { id } = await createFile(store, { name: 'a', ...shape });
+  const publish = (length: number, commitCounter: number, state?: 'open' | 'closed') =>
+    publishCommit(store, id, { writerEpoch: 1, length, commitEpoch: 1, commitCounter, ...(state && { state }) });
+  t.match(await publish(100, 3), { length: 100, commitEpoch: 1, commitCounter: 3, state: 'open' });
+  t.match(await publish(50, 2), { length: 100, commitCounter: 3 }, 'late');
+  t.match(await publish(90, 4), { length: 100, commitCounter: 4 });
+  const revision = await store.revision();
+  await publish(100, 4);
+  t.equal(await store.revision(), revision);
+  t.match(await publish(120, 5, 'closed'), { length: 120, state: 'closed' });
+  t.match(await takeOver(store, id), { state: 'open', writerEpoch: 2, length: 120 });
+});
+
+t.test('publications that nobody may make are refused', async (t) => {
+  const { store } = await cluster();
+  const { id } = await createFile(store, { name: 'a', ...shape });
+  const commit = { writerEpoch: 1, length: 1, commitEpoch: 1, commitCounter: 1 };
+  for (const change of [{ writerEpoch: 2 }, { commitEpoch: 2 }, { length: -1 }, { length: 1.5 }, { length: NaN }, { commitCounter: -1 }]) {
+    await t.rejects(publishCommit(store, id, { ...commit, ...change }), { code: 'ERR_ARGUMENT' }, JSON.stringify(change));
+  }
+  await t.rejects(publishCommit(store, 9, commit), { code: 'ERR_NOT_FOUND' });
+});
+
+t.test("a new owner's publications count once it has decided, and it decides once", async (t) => {
+  const { store } = await cluster();
+  const { id } = await createFile(store, { name: 'a', ...shape });
+  await publishCommit(store, id, { writerEpoch: 1, length: 100, commitEpoch: 1, commitCounter: 7 });
+  await takeOver(store, id);
+  const early = await publishCommit(store, id, { writerEpoch: 2, length: 400, commitEpoch: 2, commitCounter: 1 });
+  t.match(early, { length: 100, commitEpoch: 1, commitCounter: 7 }, 'a mark of epoch 2 would commit what epoch 1 left undecided');
+  const decision = { writerEpoch: 2, decidedStripes: 3, length: 150, commitEpoch: 2, commitCounter: 0 };
+  t.match(await decide(store, id, decision), { decidedEpoch: 2, decidedStripes: 3, length: 150, commitEpoch: 2, commitCounter: 0 });
+  t.match(await decide(store, id, decision), { decidedStripes: 3 }, 'again the same');
+  await t.rejects(decide(store, id, { ...decision, decidedStripes: 2 }), { code: 'ERR_EXISTS' });
+  t.match(await publishCommit(store, id, { writerEpoch: 2, length: 400, commitEpoch: 2, commitCounter: 1 }), { length: 400, commitEpoch: 2, commitCounter: 1 });
+  await takeOver(store, id);
+  await t.rejects(decide(store, id, decision), { code: 'ERR_FENCED' });
+  await t.rejects(decide(store, id, { ...decision, writerEpoch: 3, decidedStripes: -1 }), { code: 'ERR_ARGUMENT' });
+});
+
+t.test('a deleted file frees its name at once, fences its owner, and its id is never given again', async (t) => {
+  const { store } = await cluster();
+  const { id } = await createFile(store, { name: 'a', ...shape });
+  await t.rejects(forgetFile(store, id), { code: 'ERR_IN_USE' });
+  t.match(await deleteFile(store, id), { state: 'deleted', writerEpoch: 2 });
+  await t.rejects(deleteFile(store, id), { code: 'ERR_NOT_FOUND' });
+  await t.rejects(lookupFile(store, 'a'), { code: 'ERR_NOT_FOUND' });
+  await t.rejects(takeOver(store, id), { code: 'ERR_NOT_FOUND' });
+  await t.rejects(publishCommit(store, id, { writerEpoch: 1, length: 1, commitEpoch: 1, commitCounter: 1 }), { code: 'ERR_FENCED' });
+  const next = await createFile(store, { name: 'a', ...shape });
+  t.equal(next.id, 2);
+  t.same((await listFiles(store)).map((record) => record.id), [2]);
+  t.same((await listFiles(store, { deleted: true })).map((record) => record.id), [1]);
+  await forgetFile(store, id);
+  await forgetFile(store, id);
+  t.same(await listFiles(store, { deleted: true }), []);
+  t.equal((await createFile(store, { name: 'b', ...shape })).id, 3);
+  t.equal((await lookupFile(store, 'a')).id, 2, 'the new file of the name is untouched');
+});
+
+async function cluster() {
+  const shared = new MemoryCluster(new VirtualClock()), store = shared.client();
+  await createCluster(store);
+  return { shared, store };
+}
