@@ -1,6 +1,7 @@
 /** `tartan up`, `down`, `status` and `switch`: the processes of this machine's cluster. */
-import type { ClusterMap, FileRecord } from '../cluster/records.js';
+import { listFiles } from '../cluster/files.js';
 import { openLmdbStore } from '../cluster/lmdb-store.js';
+import { readMap } from '../cluster/membership.js';
 import { isRunning } from '../cluster/process-identity.js';
 import type { SwitchStatus } from '../wire/generated/control.js';
 import { TartanError } from '../wire/errors.js';
@@ -34,26 +35,19 @@ export async function status(state: StateDirectory, json: boolean): Promise<void
   state.requireRunning();
   const processes = state.processes();
   const store = await openLmdbStore(state.cluster);
-  let map: ClusterMap | undefined, files: FileRecord[];
-  try {
-    const entry = await store.get('map');
-    map = entry && JSON.parse(entry.value) as ClusterMap;
-    files = (await store.range('files/by-id/')).map((each) => JSON.parse(each.value) as FileRecord).filter((each) => each.state !== 'deleted');
-  } finally {
-    await store.close();
-  }
+  const [map, files] = await Promise.all([readMap(store), listFiles(store)]).finally(() => store.close());
   const agent = await agentOf(state);
   const bytes = files.reduce((sum, each) => sum + each.length, 0);
   if (json) {
-    print({ dir: state.path, mapEpoch: map?.epoch, processes: processes.map((each) => ({ ...each, running: isRunning(each.identity) })), map, switch: agent, files: files.length, bytes });
+    print({ dir: state.path, mapEpoch: map.epoch, processes: processes.map((each) => ({ ...each, running: isRunning(each.identity) })), map, switch: agent, files: files.length, bytes });
     return;
   }
-  const states = new Map([...map?.nodes ?? [], ...map?.switches ?? []].map((each) => [each.id, each.state]));
+  const states = new Map([...map.nodes, ...map.switches].map((each) => [each.id, each.state]));
   const rows = processes.map((each) => [
     each.id, each.role, isRunning(each.identity) ? String(each.identity.pid) : 'ended', String(each.port), states.get(each.id) ?? 'not in the map',
   ]);
   process.stdout.write(`${table([['ID', 'ROLE', 'PID', 'PORT', 'STATE'], ...rows])}\n`);
-  process.stdout.write(`map epoch ${map?.epoch ?? 'none'}, ${files.length} file${files.length === 1 ? '' : 's'}, ${formatBytes(bytes)}${agent ? `, switch ${agent.state}${agent.program === '' ? '' : ` (${agent.program})`}` : ''}\n`);
+  process.stdout.write(`map epoch ${map.epoch}, ${files.length} file${files.length === 1 ? '' : 's'}, ${formatBytes(bytes)}${agent ? `, switch ${agent.state}${agent.program === '' ? '' : ` (${agent.program})`}` : ''}\n`);
 }
 
 export async function switchProgram(state: StateDirectory, verb: 'load' | 'unload', json: boolean): Promise<void> {

@@ -41,7 +41,10 @@ export async function store(client: Client, source: Source, name: string, say: (
   const share = (): number => writer.progress.acknowledgedBytes / source.bytes;
   const modeChanges: { mode: 'switch' | 'host'; reason: string; at: number }[] = [];
   const bar = new ProgressBar(name, source.bytes, process.stdout);
+  let last = writer.parityMode;
   writer.on('mode', ({ mode, reason }: { mode: 'switch' | 'host'; reason: string }) => {
+    if (mode === last) return;
+    last = mode;
     modeChanges.push({ mode, reason, at: share() });
     bar.finish();
     say(`at ${percent(share())}: ${describeParity(mode)} (${reason})`);
@@ -80,12 +83,16 @@ export async function readBack(client: Client, name: string, bytes: number): Pro
   const bar = new ProgressBar(name, bytes, process.stdout);
   const started = performance.now();
   let read = 0;
-  for await (const chunk of reader.stream() as AsyncIterable<Buffer>) {
-    hash.update(chunk);
-    read += chunk.length;
-    bar.update(read, reader.progress.degradedStripes > 0 ? 'reading, degraded' : 'reading');
+  try {
+    for await (const chunk of reader.stream() as AsyncIterable<Buffer>) {
+      hash.update(chunk);
+      read += chunk.length;
+      bar.update(read, reader.progress.degradedStripes > 0 ? 'reading, degraded' : 'reading');
+    }
+  } finally {
+    bar.finish();
+    await reader.close();
   }
-  bar.finish();
   return { bytes: read, ms: performance.now() - started, sha256: hash.digest('hex'), degradedStripes: reader.progress.degradedStripes };
 }
 

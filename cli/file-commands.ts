@@ -92,6 +92,7 @@ export async function get(name: string, file: string | undefined, force: boolean
       if (target !== '-') renameSync(partial, target);
     } finally {
       bar.finish();
+      await reader.close();
       if (target !== '-') rmSync(partial, { force: true });
     }
     const ms = performance.now() - started;

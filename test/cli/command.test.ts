@@ -1,0 +1,164 @@
+/** The built command, as a shell would run it: wrong usage, then a cluster from `up` to `down`. */
+import t, { type Test } from 'tap';
+import { execFile, spawn } from 'node:child_process';
+import { randomBytes } from 'node:crypto';
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { createServer } from 'node:net';
+import { join, resolve } from 'node:path';
+
+const MAIN = resolve(import.meta.dirname, '../../dist/cli/main.js');
+
+interface Result { readonly status: number; readonly stdout: string; readonly stderr: string }
+
+/** Runs the built command; the test runner's loaders stay out of it. */
+function tartan(args: readonly string[], options: { cwd?: string; input?: Buffer } = {}): Promise<Result> {
+  const { NODE_OPTIONS: _, ...env } = process.env;
+  return new Promise((resolve) => {
+    const child = execFile(process.execPath, [MAIN, ...args], { env, cwd: options.cwd, maxBuffer: 1 << 28, encoding: 'latin1' }, (error, stdout, stderr) => {
+      resolve({ status: error ? Number(error.code ?? 255) : 0, stdout, stderr });
+    });
+    child.stdin?.end(options.input);
+  });
+}
+
+/** One line, with the code, and no stack. */
+function isOneLine(t: Test, result: Result, status: number, code: string): void {
+  t.equal(result.status, status, `exit status for ${code}`);
+  t.match(result.stderr, new RegExp(`^tartan: ${code}: [^\\n]+\\n$`));
+  t.equal(result.stdout, '');
+}
+
+t.test('the command is built', async (t) => {
+  t.ok(existsSync(MAIN), 'run `npm run build` first');
+});
+
+t.test('wrong usage exits with 2, help with 0', async (t) => {
+  const help = await tartan(['--help']);
+  t.equal(help.status, 0);
+  for (const name of ['up', 'down', 'status', 'put', 'get', 'ls', 'stat', 'rm', 'switch', 'demo']) t.match(help.stdout, new RegExp(`^  ${name}\\b`, 'm'));
+  for (const args of [['fly'], ['put'], ['up', '--nodes'], ['up', '--durability', 'perhaps'], ['ls', '--colour'], ['get', 'a', 'b', 'c']]) {
+    const result = await tartan(args);
+    t.equal(result.status, 2, args.join(' '));
+    t.match(result.stderr, /^error: /, args.join(' '));
+  }
+});
+
+t.test('values that cannot work are refused before anything starts', async (t) => {
+  const dir = join(t.testdir(), 'state');
+  isOneLine(t, await tartan(['up', '--dir', dir, '--nodes', 'many']), 2, 'ERR_ARGUMENT');
+  isOneLine(t, await tartan(['up', '--dir', dir, '--ring-memory', '-5']), 2, 'ERR_ARGUMENT');
+  isOneLine(t, await tartan(['put', MAIN, 'x', '--dir', dir, '--code', 'magic(2,1)']), 2, 'ERR_UNKNOWN_CODE');
+  isOneLine(t, await tartan(['put', MAIN, 'x', '--dir', dir, '--unit', 'large']), 2, 'ERR_ARGUMENT');
+  isOneLine(t, await tartan(['put', join(dir, 'nothing'), '--dir', dir]), 1, 'ERR_NOT_FOUND');
+  isOneLine(t, await tartan(['put', import.meta.dirname, '--dir', dir]), 1, 'ERR_IS_DIRECTORY');
+  isOneLine(t, await tartan(['put', '-', '--dir', dir]), 2, 'ERR_ARGUMENT');
+  t.notOk(existsSync(dir));
+});
+
+t.test('without a cluster every command says so', async (t) => {
+  const dir = t.testdir();
+  for (const args of [['status'], ['ls'], ['stat', 'x'], ['rm', 'x'], ['get', 'x', '-'], ['put', MAIN], ['switch', 'load'], ['switch', 'unload']]) {
+    isOneLine(t, await tartan([...args, '--dir', dir]), 1, 'ERR_NOT_RUNNING');
+  }
+  t.equal((await tartan(['down', '--dir', dir])).status, 0, '`down` may be repeated');
+});
+
+t.test('ports that are taken are one clear error, and nothing is left running', async (t) => {
+  const dir = t.testdir();
+  const server = createServer();
+  await new Promise<void>((resolve) => { server.listen(0, '127.0.0.1', resolve); });
+  t.teardown(() => { server.close(); });
+  const { port } = server.address() as { port: number };
+  isOneLine(t, await tartan(['up', '--dir', dir, '--base-port', String(port)]), 1, 'ERR_IN_USE');
+  isOneLine(t, await tartan(['status', '--dir', dir]), 1, 'ERR_NOT_RUNNING');
+});
+
+t.test('a cluster lives from up to down', async (t) => {
+  const dir = t.testdir();
+  const state = join(dir, 'state');
+  const run = (...args: string[]) => tartan([...args, '--dir', state], { cwd: dir });
+  t.teardown(() => tartan(['down', '--dir', state]));
+
+  const up = await run('up', '--json', '--ring-memory', '64MiB', '--size', '256MiB');
+  t.equal(up.stderr, '');
+  t.equal(up.status, 0);
+  const { processes } = JSON.parse(up.stdout) as { processes: { id: string; port: number; identity: { pid: number } }[] };
+  t.same(processes.map((each) => each.id).sort(), ['n1', 'n2', 'n3', 's1']);
+  for (const each of processes) t.ok(each.port > 0, `${each.id} listens`);
+  isOneLine(t, await run('up'), 1, 'ERR_IN_USE');
+
+  const status = await run('status', '--json');
+  t.equal(status.status, 0, status.stderr);
+  const seen = JSON.parse(status.stdout) as { mapEpoch: number; switch: { state: string }; map: { nodes: { state: string }[] } };
+  t.ok(seen.mapEpoch > 0);
+  t.equal(seen.switch.state, 'programmable');
+  t.same(seen.map.nodes.map((each) => each.state), ['up', 'up', 'up']);
+  t.match((await run('status')).stdout, /^ID +ROLE[\s\S]*switch programmable/);
+
+  // Lengths around a stripe of 2 × 64 KiB, and an empty file.
+  for (const length of [0, 1, 131_071, 131_073, 5_000_001]) {
+    const name = `f${length}`;
+    const bytes = randomBytes(length);
+    writeFileSync(join(dir, name), bytes);
+    const put = await run('put', name, '--json');
+    t.equal(put.status, 0, put.stderr);
+    t.match(JSON.parse(put.stdout), { name, bytes: length, code: 'xor(2+1)', unitBytes: 65536 });
+    const get = await run('get', name, `${name}.back`);
+    t.equal(get.status, 0, get.stderr);
+    t.ok(readFileSync(join(dir, `${name}.back`)).equals(bytes), `${length} bytes come back`);
+  }
+
+  const piped = randomBytes(300_000);
+  t.equal((await tartan(['put', '-', 'piped', '--dir', state, '--code', 'copies(1,2)', '--unit', '4096'], { input: piped })).status, 0);
+  const out = await run('get', 'piped', '-');
+  t.ok(Buffer.from(out.stdout, 'latin1').equals(piped), 'standard input to standard output');
+  t.match((await run('stat', 'piped')).stdout, /code +copies\(1,2\)/);
+
+  isOneLine(t, await run('put', 'f1', 'piped'), 1, 'ERR_EXISTS');
+  isOneLine(t, await run('put', 'f1', 'wide', '--code', 'rs(4,2)'), 1, 'ERR_NOT_ENOUGH_NODES');
+  isOneLine(t, await run('put', 'f1', 'odd', '--unit', '3000'), 2, 'ERR_UNIT_BYTES');
+  isOneLine(t, await run('put', 'f1', 'tiny', '--unit', '16'), 2, 'ERR_UNIT_BYTES');
+  isOneLine(t, await run('get', 'f1'), 1, 'ERR_EXISTS');
+  isOneLine(t, await run('get', 'f1', dir), 1, 'ERR_IS_DIRECTORY');
+  isOneLine(t, await run('get', 'nothing'), 1, 'ERR_NOT_FOUND');
+  t.equal((await run('get', 'f1', '--force')).status, 0);
+
+  t.match((await run('switch', 'unload')).stdout, /forwarding/);
+  const unloaded = await run('put', 'f5000001', 'by-the-writer', '--json');
+  t.match(JSON.parse(unloaded.stdout), { parity: 'host', bytes: 5_000_001 });
+  t.match((await run('switch', 'load')).stdout, /programmable/);
+  t.equal((await run('get', 'by-the-writer')).status, 0);
+  t.ok(readFileSync(join(dir, 'by-the-writer')).equals(readFileSync(join(dir, 'f5000001'))));
+
+  t.equal((await run('rm', 'piped')).status, 0);
+  isOneLine(t, await run('stat', 'piped'), 1, 'ERR_NOT_FOUND');
+  t.notMatch((await run('ls')).stdout, /piped/);
+  t.match((await run('ls')).stdout, /f5000001 +5000001 +xor\(2\+1\)/);
+
+  // The switch dies; then everything: what is left is recognised as stale, and the data is still there.
+  process.kill(processes.find((each) => each.id === 's1')!.identity.pid, 'SIGKILL');
+  isOneLine(t, await run('switch', 'load'), 1, 'ERR_NOT_RUNNING');
+  isOneLine(t, await run('up'), 1, 'ERR_IN_USE');
+  for (const each of processes.filter((each) => each.id !== 's1')) process.kill(each.identity.pid, 'SIGKILL');
+  isOneLine(t, await run('ls'), 1, 'ERR_NOT_RUNNING');
+  t.equal((await run('up', '--ring-memory', '64MiB', '--size', '256MiB')).status, 0, 'up again after a crash');
+  t.equal((await run('get', 'f5000001', 'after')).status, 0);
+  t.ok(readFileSync(join(dir, 'after')).equals(readFileSync(join(dir, 'f5000001'))), 'stored bytes outlive every process');
+
+  const again = JSON.parse(readFileSync(join(state, 'processes.json'), 'utf8')) as { processes: { identity: { pid: number } }[] };
+  const down = await run('down', '--wipe');
+  t.equal(down.status, 0, down.stderr);
+  t.match(down.stdout, /^s1 ended\nn1 ended\nn2 ended\nn3 ended\n$/, 'all obey');
+  for (const each of again.processes) t.throws(() => process.kill(each.identity.pid, 0), { code: 'ESRCH' });
+  t.notOk(existsSync(join(state, 'nodes')));
+  isOneLine(t, await run('status'), 1, 'ERR_NOT_RUNNING');
+});
+
+t.test('a reader that has seen enough ends a listing quietly', async (t) => {
+  const { NODE_OPTIONS: _, ...env } = process.env;
+  const child = spawn('sh', ['-c', `"${process.execPath}" "${MAIN}" --help | true`], { env, stdio: ['ignore', 'ignore', 'pipe'] });
+  let stderr = '';
+  child.stderr.on('data', (chunk) => { stderr += String(chunk); });
+  await new Promise((resolve) => { child.on('close', resolve); });
+  t.equal(stderr, '');
+});
