@@ -39,8 +39,8 @@ export function formatKernels(result) {
     `GB/s of input: median (min–max), ${isal}`,
   ];
   for (const { k, m, subjects } of result.shapes) {
-    lines.push('', `${k}+${m}`.padEnd(20) + 'warm'.padEnd(30) + 'cold');
-    for (const { name, warm, cold } of subjects) lines.push(`  ${name}`.padEnd(20) + cell(warm).padEnd(30) + cell(cold));
+    lines.push('', `${k}+${m}`.padEnd(24) + 'warm'.padEnd(30) + 'cold');
+    for (const { name, warm, cold } of subjects) lines.push(`  ${name}`.padEnd(24) + cell(warm).padEnd(30) + cell(cold));
   }
   return lines.join('\n');
 }

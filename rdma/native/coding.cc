@@ -2,6 +2,7 @@
 #include "coding.h"
 
 #include <atomic>
+#include <cassert>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -49,8 +50,13 @@ struct Group {
 
 // The registers of a digest under way.
 struct Running {
-  uint32_t crc = 0xffffffff;
-  alignas(16) uint8_t summary[16] = {};
+  uint32_t crc;
+  alignas(16) uint8_t summary[16];
+
+  void begin() {
+    crc = 0xffffffff;
+    std::memset(summary, 0, sizeof summary);
+  }
 
   void add(decltype(Kernel::digest) digest, const uint8_t* data, size_t len) { crc = digest(crc, data, len, summary); }
 
@@ -162,7 +168,7 @@ void derive_digest(const Digest* in, int inputs, size_t len, Digest* sum) {
 
 CodingPlan* coding_plan_create(int inputs, int outputs, const uint8_t* matrix, const char* kernel_name) {
   const Kernel* kernel = find_kernel(kernel_name ? kernel_name : std::getenv("TARTAN_KERNEL"));
-  if (kernel == nullptr || inputs < 0 || inputs > kMaxUnits || outputs < 0 || outputs > kMaxUnits) return nullptr;
+  if (kernel == nullptr || inputs < 1 || inputs > kMaxUnits || outputs < 0 || outputs > kMaxUnits) return nullptr;
 
   // One allocation: the plan, then the prepared coefficients, each group's table aligned for vector loads.
   const size_t header = (sizeof(CodingPlan) + 63) & ~size_t{63};
@@ -221,6 +227,8 @@ const char* coding_kernels() {
 
 void coding_encode(const CodingPlan* plan, const uint8_t* const* in, const size_t* in_len, uint8_t* const* out, size_t out_len,
                    Digest* in_digest, Digest* out_digest) {
+  // A longer input would be cut off silently, its digest included.
+  for (int c = 0; c < plan->inputs; c++) assert(in_len[c] <= out_len);
   const bool stream = streams(*plan, out, out_len);
   if (in_digest == nullptr && out_digest == nullptr && !stream) return multiply_range(*plan, in, in_len, out, 0, out_len, kAhead);
 
@@ -231,6 +239,8 @@ void coding_encode(const CodingPlan* plan, const uint8_t* const* in, const size_
   const size_t ahead = !in_digest ? kAhead : stream ? block : 0;
   alignas(64) uint8_t stage[kMaxGroupRows][kStreamBlock];
   Running in_running[kMaxUnits], out_running[kMaxUnits];
+  for (int c = 0; in_digest && c < plan->inputs; c++) in_running[c].begin();
+  for (int r = 0; out_digest && r < plan->outputs; r++) out_running[r].begin();
   for (size_t begin = 0; begin < out_len; begin += block) {
     const size_t end = smaller(begin + block, out_len);
     for (int c = 0; in_digest && c < plan->inputs; c++) {
@@ -261,6 +271,7 @@ uint32_t coding_crc32c(uint32_t crc, const void* data, size_t len) {
 
 void coding_digest(const void* data, size_t len, Digest* out) {
   Running running;
+  running.begin();
   running.add(digest_kernel().digest, static_cast<const uint8_t*>(data), len);
   running.store(out);
 }

@@ -106,8 +106,10 @@ t.test('the portable kernel is always there, and comes last', async (t) => {
 });
 
 t.test('TARTAN_KERNEL names the kernel, and an unknown name gives none', async (t) => {
-  const [answer] = ask(['encode - plain 0 1 1 01 1 2a']);
-  t.equal(answer, 'unavailable');
+  for (const kernel of kernels) t.equal(ask(['default'], { TARTAN_KERNEL: kernel })[0], kernel);
+  t.equal(ask(['default'], { TARTAN_KERNEL: '' })[0], kernels[0], 'unset: the best');
+  t.equal(ask(['default'], { TARTAN_KERNEL: 'avx3' })[0], 'unavailable');
+  t.equal(ask(['encode avx3 plain 0 1 1 01 1 2a'])[0], 'unavailable');
 });
 
 for (const kernel of ['gfni', 'avx2', 'portable']) {

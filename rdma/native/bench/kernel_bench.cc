@@ -66,6 +66,7 @@ std::vector<Subject> make_subjects(const Shape& shape, const Options& options) {
   const size_t unit = options.unit_bytes;
   const int k = shape.k, m = shape.m;
   const std::vector<uint8_t> matrix = vandermonde(k, m);
+  const std::vector<size_t> lengths(static_cast<size_t>(k), unit);
   std::vector<Subject> subjects;
   const std::string list = options.kernels.empty() ? tartan::coding_kernels() : options.kernels;
   for (size_t begin = 0; begin < list.size();) {
@@ -78,9 +79,8 @@ std::vector<Subject> make_subjects(const Shape& shape, const Options& options) {
     for (const int way : {0, 1, 2, 3}) {
       const bool digests = way & 1, stream = way & 2;
       if (stream && !best) continue;
-      subjects.push_back({name + (digests ? "+digests" : "") + (stream ? "+stream" : ""), [plan, k, unit, digests, stream](const Units& units) {
+      subjects.push_back({name + (digests ? "+digests" : "") + (stream ? "+stream" : ""), [plan, lengths, k, unit, digests, stream](const Units& units) {
         tartan::coding_stream_from(stream ? 0 : SIZE_MAX);
-        const std::vector<size_t> lengths(static_cast<size_t>(k), unit);
         tartan::Digest in[32], out[32];
         tartan::coding_encode(plan.get(), units.data(), lengths.data(), units.data() + k, unit, digests ? in : nullptr, digests ? out : nullptr);
       }});
@@ -106,6 +106,7 @@ double seconds() {
 
 Units stripe_at(uint8_t* base, const Shape& shape, size_t unit) {
   Units units;
+  units.reserve(static_cast<size_t>(shape.k + shape.m));
   for (int u = 0; u < shape.k + shape.m; u++) units.push_back(base + static_cast<size_t>(u) * unit);
   return units;
 }

@@ -1,6 +1,7 @@
 // Runs kernels on cases given as text and prints what they made, for test/rdma/kernels.test.ts to compare.
 //
 //   kernels                                                     → "gfni,avx2,portable"
+//   default                                                     → the kernel of a plan that names none, or "unavailable"
 //   encode KERNEL MODE PLACE INPUTS OUTPUTS MATRIX OUT_LEN IN…  → "OUT… digest…", or "unavailable"
 //   pq IN…                                                      → "P Q" by ISA-L's RAID functions, or "unavailable"
 //   crc32c CRC IN                                               → 8 hexadecimal digits
@@ -143,6 +144,12 @@ std::string encode(std::istringstream& line) {
   return result;
 }
 
+std::string default_kernel() {
+  const uint8_t one = 1;
+  const std::unique_ptr<tartan::CodingPlan, decltype(&tartan::coding_plan_destroy)> plan(tartan::coding_plan_create(1, 1, &one, nullptr), tartan::coding_plan_destroy);
+  return plan ? tartan::coding_plan_kernel(plan.get()) : "unavailable";
+}
+
 std::string pq(std::istringstream& line) {
   const Isal* isal = Isal::open();
   if (isal == nullptr) return "unavailable";
@@ -179,6 +186,7 @@ int main() {
     std::string command;
     line >> command;
     if (command == "kernels") std::cout << tartan::coding_kernels() << '\n';
+    else if (command == "default") std::cout << default_kernel() << '\n';
     else if (command == "encode") std::cout << encode(line) << '\n';
     else if (command == "pq") std::cout << pq(line) << '\n';
     else if (command == "crc32c") std::cout << crc32c(line) << '\n';
