@@ -125,7 +125,7 @@ function compile() {
   if (before !== built()) done('compiled the TypeScript', started);
 }
 
-const modified = (path) => (existsSync(path) ? statSync(path).mtimeMs : 0);
+function modified(path) { return existsSync(path) ? statSync(path).mtimeMs : 0; }
 
 /** Lint, then tap. @returns the exit status: 0 only when something ran and nothing failed */
 async function test(args) {
