@@ -104,7 +104,7 @@ export async function connectSession(context: SessionContext, host: string, port
     };
     channel.sendControl({ kind: { $case: 'hello', value: {
       protocol: PROTOCOL_VERSION, clusterId: context.clusterId, nonce: asBuffer(nonce), mapEpoch: 0, k: 0, m: 0, unitBytes: 0,
-      slots: 0, fileId: 0, nodes: [], tags: 0, ...wishes,
+      slots: 0, fileId: 0, nodes: [], tags: 0, code: '', ...wishes,
     } } });
   });
 }

@@ -67,6 +67,7 @@ export async function recoverTail(context: ClientContext, session: FileSession, 
   try {
     await reader.connect();
     window.seek(firstOpen, firstOpen * full);
+    window.undecided = true;
     let stripe = firstOpen;
     for (; ; stripe++) {
       const verdict = judgeStripe(code.k, evidence.get(stripe) ?? [], fencedUnits(layout, code.k + code.m, stripe, fencedNodes),
@@ -92,6 +93,7 @@ export async function recoverTail(context: ClientContext, session: FileSession, 
     await decide(context.store, file.id, {
       writerEpoch: file.writerEpoch, decidedStripes: stripe, length, commitEpoch: file.writerEpoch, commitCounter: window.acknowledgedCounter,
     });
+    window.undecided = false;
     await Promise.all(fencedNodes.map(async (index) => {
       try {
         await nodes.linkTo(index)?.request({ $case: 'discard', value: { fileId: file.id, fromStripe: stripe, writerEpoch: file.writerEpoch } });

@@ -58,6 +58,8 @@ export class WriteWindow {
   /** Counter of the last acknowledged version. */
   acknowledgedCounter = 0;
   readonly pipeline: StripePipeline;
+  /** While a takeover has not decided, headers say nothing of what is committed: an old version must not be freed for it. */
+  undecided = false;
 
   private readonly owner: WindowOwner;
   private readonly context: ClientContext;
@@ -372,7 +374,7 @@ export class WriteWindow {
       this.orderHead = (this.orderHead + 1) % this.tags;
       this.orderCount--;
       this.acknowledgedCounter = this.counter[tag]!;
-      this.identity.commitMark = this.acknowledgedCounter;
+      if (!this.undecided) this.identity.commitMark = this.acknowledgedCounter;
       this.acknowledgedBytes = this.stripe[tag]! * stripeBytes(this.layout) + this.length[tag]!;
       if (tag === this.fillTag) this.state[tag] = State.FILLING;
       else { this.state[tag] = State.FREE; this.freeTags.push(tag); }

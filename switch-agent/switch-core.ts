@@ -1,0 +1,185 @@
+/**
+ * The software switch: accepts writers, runs the parity program for them while it is loaded, says what state it is in.
+ *
+ *   programmable ──unload──▶ forwarding ──load──▶ programmable
+ *
+ * Unloading ends every writer's session with its ring: a writer drives again what was under way, elsewhere. A writer
+ * that connects while the switch only forwards is kept, without a ring, and told when a program is loaded.
+ */
+import type { Listener, QueuePair } from 'tartan-rdma';
+import type { ClusterStore } from '../cluster/cluster-store.js';
+import { readMap, registerSwitch, setSwitchState, watchMap } from '../cluster/membership.js';
+import type { ClusterMap } from '../cluster/records.js';
+import type { MessageChannel } from '../pipeline/channel.js';
+import { acceptSession, answerProbe } from '../pipeline/session.js';
+import type { SessionContext } from '../pipeline/session.js';
+import { TartanError } from '../wire/errors.js';
+import type { Grant, Hello } from '../wire/generated/ring.js';
+import { WriterSession } from './writer-session.js';
+
+export const PROGRAM = { name: 'parity', version: '1' } as const;
+
+export interface SwitchCoreOptions {
+  readonly context: SessionContext;
+  readonly store: ClusterStore;
+  readonly id: string;
+  readonly host: string;
+  readonly port: number;
+  readonly controlPort: number;
+  /** Bytes all rings of this switch may take. */
+  readonly ringMemoryBytes: number;
+  readonly transport: 'auto' | 'tcp' | 'shm';
+  readonly heartbeatMs: number;
+  readonly deadlineMs: number;
+  readonly log: (message: string) => void;
+}
+
+export type SwitchStateName = 'programmable' | 'forwarding' | 'down';
+
+export interface SwitchTotals { stripes: number; bytes: number; refused: number; protocolErrors: number; rolledBack: number; unitsCopied: number; buffers: number; sessions: number; ringMemoryUsed: number }
+
+export class SwitchCore {
+  state: SwitchStateName = 'down';
+  map: ClusterMap | undefined;
+  port = 0;
+  private readonly options: SwitchCoreOptions;
+  private readonly sessions = new Map<MessageChannel, WriterSession>();
+  private readonly idle = new Set<MessageChannel>();
+  private readonly totals: SwitchTotals = { stripes: 0, bytes: 0, refused: 0, protocolErrors: 0, rolledBack: 0, unitsCopied: 0, buffers: 0, sessions: 0, ringMemoryUsed: 0 };
+  private listener: Listener | undefined;
+  private watch: { close(): void } | undefined;
+  private memoryUsed = 0;
+  private readonly ending = new Set<Promise<void>>();
+
+  constructor(options: SwitchCoreOptions) { this.options = options; }
+
+  async start(): Promise<void> {
+    const { context, store, id, host, port, controlPort } = this.options;
+    this.map = await readMap(store);
+    this.listener = await context.device.listen(host, port, (qp) => { this.accept(qp); });
+    this.port = this.listener.port;
+    this.state = 'programmable';
+    this.map = await registerSwitch(store, { id, host, port: this.port, state: this.state, controlPort });
+    this.watch = watchMap(store, (map) => {
+      if (this.map !== undefined && map.epoch <= this.map.epoch) return;
+      this.map = map;
+      for (const session of this.sessions.values()) session.adopt(map);
+    });
+  }
+
+  /** Loads the parity program. Idempotent. @throws {TartanError} ERR_ARGUMENT for a program it does not have */
+  async load(program: string = PROGRAM.name): Promise<void> {
+    if (program !== PROGRAM.name) throw new TartanError('ERR_ARGUMENT', `Cannot load program '${program}': this switch has '${PROGRAM.name}'`);
+    if (this.state === 'programmable') return;
+    this.state = 'programmable';
+    this.announce(this.idle);
+    await this.publishState();
+  }
+
+  /** Unloads the program: the switch forwards packets and computes nothing. Idempotent. */
+  async unload(): Promise<void> {
+    if (this.state === 'forwarding') return;
+    this.state = 'forwarding';
+    this.announce(this.sessions.keys());
+    // The notice leaves with the next ring; the connections end right after it.
+    this.options.context.clock.setTimer(5, () => { for (const channel of [...this.sessions.keys()]) this.end(channel, 'the switch lost its program'); });
+    await this.publishState();
+  }
+
+  counters(): SwitchTotals {
+    const sum = { ...this.totals, sessions: this.sessions.size, ringMemoryUsed: this.memoryUsed };
+    for (const session of this.sessions.values()) addCounters(sum, session);
+    return sum;
+  }
+
+  async stop(): Promise<void> {
+    this.state = 'down';
+    this.watch?.close();
+    await this.listener?.close();
+    for (const channel of [...this.sessions.keys(), ...this.idle]) this.end(channel, 'the switch is stopping');
+    await Promise.all(this.ending);
+    await this.publishState().catch(() => {});
+  }
+
+  private accept(qp: QueuePair): void {
+    const channel = acceptSession(this.options.context, qp, 64, (hello, accepted) => this.decide(hello, accepted));
+    void channel;
+  }
+
+  private async decide(hello: Hello, channel: MessageChannel): Promise<Grant> {
+    const { context, id, transport, heartbeatMs, deadlineMs, ringMemoryBytes, log } = this.options;
+    const map = this.map!;
+    channel.mapEpoch = map.epoch;
+    channel.onControl = (message) => {
+      if (message.kind?.$case === 'probe') answerProbe(channel, message.kind.value.id, PROGRAM);
+    };
+    channel.onClosed = (reason) => { this.end(channel, reason); };
+    if (this.state !== 'programmable' || hello.role !== 'writer') {
+      this.idle.add(channel);
+      return { name: id, rkey: 0, slots: 0, slotBytes: 0, mapEpoch: map.epoch, state: this.state };
+    }
+    const session = new WriterSession(channel, {
+      context, id, hello, map, transport, heartbeatMs, deadlineMs,
+      takeMemory: (wanted, step, least) => {
+        const bytes = Math.floor(Math.min(wanted, ringMemoryBytes - this.memoryUsed) / step) * step;
+        if (bytes < least) return 0;
+        this.memoryUsed += bytes;
+        return bytes;
+      },
+      giveMemory: (bytes) => { this.memoryUsed -= bytes; },
+      onProtocolError: log,
+    });
+    this.sessions.set(channel, session);
+    try {
+      await session.connect();
+    } catch (error) {
+      channel.onClosed = () => {};
+      this.sessions.delete(channel);
+      // The refusal must still leave: the channel is closed by the handshake, the rest here.
+      context.clock.setTimer(300, () => { void session.destroy('refused'); });
+      throw error;
+    }
+    if (!this.sessions.has(channel)) throw new TartanError('ERR_NOT_PROGRAMMABLE', `Switch ${id} lost its program while '${hello.name}' connected`);
+    session.serve();
+    log(`serving writer '${hello.name}': ${hello.code}, ${session.slots} slots of ${session.layout.slotBytes} bytes, over ${channel.qp.transport}`);
+    return { name: id, rkey: session.region.rkey, slots: session.slots, slotBytes: session.layout.slotBytes, mapEpoch: map.epoch, state: this.state };
+  }
+
+  private announce(channels: Iterable<MessageChannel>): void {
+    for (const channel of channels) {
+      channel.sendControl({ kind: { $case: 'state', value: { state: this.state, mapEpoch: this.map?.epoch ?? 0 } } });
+    }
+  }
+
+  private end(channel: MessageChannel, reason: string): void {
+    this.idle.delete(channel);
+    const session = this.sessions.get(channel);
+    this.sessions.delete(channel);
+    const end = (async () => {
+      if (session === undefined) { await channel.destroy(reason); return; }
+      await session.destroy(reason);
+      addCounters(this.totals, session);
+    })().finally(() => this.ending.delete(end));
+    this.ending.add(end);
+  }
+
+  private async publishState(): Promise<void> {
+    try {
+      this.map = await setSwitchState(this.options.store, this.options.id, this.state);
+      for (const session of this.sessions.values()) session.adopt(this.map);
+    } catch (error) {
+      // Soft state: writers learn it in band; the map follows when the store is back.
+      this.options.log(`could not publish state '${this.state}': ${String(error)}`);
+    }
+  }
+}
+
+function addCounters(sum: SwitchTotals, session: WriterSession): void {
+  sum.stripes += session.counters.stripes;
+  sum.bytes += session.counters.bytes;
+  sum.refused += session.counters.refused;
+  sum.protocolErrors += session.counters.protocolErrors;
+  sum.rolledBack += session.pipeline.counters.rolledBack;
+  sum.unitsCopied += session.pipeline.counters.unitsCopied;
+  sum.buffers += session.pipeline.counters.buffers;
+}
