@@ -9,8 +9,7 @@ import type { ClusterOptions } from './cluster-processes.js';
 import { startCluster, stopCluster, wipe } from './cluster-processes.js';
 import { formatBytes, table } from './quantities.js';
 import type { ProcessRecord, StateDirectory } from './state-directory.js';
-import { controlAddress } from './state-directory.js';
-import { loadSwitch, switchStatus, unloadSwitch } from './switch-control.js';
+import { callSwitch } from './switch-control.js';
 
 export async function up(state: StateDirectory, options: ClusterOptions, json: boolean): Promise<void> {
   state.create();
@@ -53,7 +52,7 @@ export async function status(state: StateDirectory, json: boolean): Promise<void
 export async function switchProgram(state: StateDirectory, verb: 'load' | 'unload', json: boolean): Promise<void> {
   const found = state.requireRunning().find((each) => each.role === 'switch');
   if (!found) throw new TartanError('ERR_NOT_RUNNING', `Cannot ${verb} the switch's program: the switch of ${state.path} does not run`);
-  const result = await (verb === 'load' ? loadSwitch(controlAddress(found)) : unloadSwitch(controlAddress(found)));
+  const result = await callSwitch(found, (control) => (verb === 'load' ? control.load('parity') : control.unload()));
   if (json) print(result);
   else process.stdout.write(`${result.id} is ${result.state}\n`);
 }
@@ -61,7 +60,7 @@ export async function switchProgram(state: StateDirectory, verb: 'load' | 'unloa
 /** The switch agent's own word, undefined when it doesn't run or doesn't answer. */
 async function agentOf(state: StateDirectory): Promise<SwitchStatus | undefined> {
   const found = state.running().find((each) => each.role === 'switch' && each.controlPort > 0);
-  return found && switchStatus(controlAddress(found)).catch(() => undefined);
+  return found && callSwitch(found, (control) => control.status()).catch(() => undefined);
 }
 
 function processTable(processes: readonly ProcessRecord[]): string {

@@ -17,8 +17,9 @@ import { SWITCH_ID, startCluster, startSwitch, stopCluster } from './cluster-pro
 import type { Source, Stored } from './demo-transfer.js';
 import { percent, readBack, sha256Of, store } from './demo-transfer.js';
 import { formatBytes, formatRate, table } from './quantities.js';
-import { StateDirectory, controlAddress } from './state-directory.js';
-import { loadSwitch, unloadSwitch } from './switch-control.js';
+import type { ProcessRecord } from './state-directory.js';
+import { StateDirectory } from './state-directory.js';
+import { callSwitch } from './switch-control.js';
 
 const MIDDLE = { from: 0.2, to: 0.8 };
 /** 16 stripes of 2 × 64 KiB: fewer have no middle. */
@@ -83,8 +84,8 @@ class Story {
       await this.get(client, 'first', false);
 
       say('\n2. store it again, and take the switch\'s program away in the middle');
-      await this.put(client, 'unloaded', async () => { await unloadSwitch(this.switchAddress()); });
-      await loadSwitch(this.switchAddress());
+      await this.put(client, 'unloaded', async () => { await callSwitch(this.switchRecord(), (control) => control.unload()); });
+      await callSwitch(this.switchRecord(), (control) => control.load('parity'));
       say('the switch has its program back');
       await this.get(client, 'unloaded', false);
 
@@ -139,10 +140,10 @@ class Story {
     if (!found || await stopProcess(found.identity, 0) !== 'killed') this.fail(`${id} did not run when it was to be killed`);
   }
 
-  private switchAddress(): string {
+  private switchRecord(): ProcessRecord {
     const found = this.state.running().find((each) => each.id === SWITCH_ID);
     if (!found) throw new TartanError('ERR_NOT_RUNNING', 'Cannot reach the switch: it has ended');
-    return controlAddress(found);
+    return found;
   }
 
   private fail(line: string): void { this.wrong.push(line); }

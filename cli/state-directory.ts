@@ -29,11 +29,6 @@ export interface ProcessRecord {
   readonly metricsPort: number;
 }
 
-/** Where a process answers control calls. */
-export function controlAddress(entry: ProcessRecord): string {
-  return `${entry.host.includes(':') ? `[${entry.host}]` : entry.host}:${entry.controlPort}`;
-}
-
 export class StateDirectory {
   readonly path: string;
   constructor(path: string) { this.path = resolve(path); }
