@@ -1,0 +1,40 @@
+/** Prometheus metrics of a switch, served on loopback: GET /metrics. */
+import { createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import type { Device } from 'tartan-rdma';
+import { Gauge, Registry } from 'prom-client';
+import type { SwitchCore } from './switch-core.js';
+
+export interface MetricsServer { readonly port: number; close(): Promise<void> }
+
+/** All counters of a switch, by metric name: its own, then its device's. */
+export function switchCounters(core: SwitchCore, device: Device): Record<string, number> {
+  const out: Record<string, number> = {};
+  for (const [name, value] of Object.entries(core.counters())) out[`tartan_switch_${snake(name)}`] = value;
+  for (const [name, value] of Object.entries(device.counters())) out[`tartan_device_${snake(name)}`] = value as number;
+  out['tartan_switch_programmable'] = core.state === 'programmable' ? 1 : 0;
+  out['tartan_switch_map_epoch'] = core.map?.epoch ?? 0;
+  return out;
+}
+
+/** @param port 0: any free one */
+export async function serveMetrics(core: SwitchCore, device: Device, host: string, port: number): Promise<MetricsServer> {
+  const registry = new Registry();
+  const gauges = new Map<string, Gauge>();
+  const server = createServer((request, response) => {
+    if (request.url !== '/metrics' || request.method !== 'GET') { response.writeHead(404).end(); return; }
+    for (const [name, value] of Object.entries(switchCounters(core, device))) {
+      let gauge = gauges.get(name);
+      if (gauge === undefined) gauges.set(name, gauge = new Gauge({ name, help: name.replaceAll('_', ' '), registers: [registry] }));
+      gauge.set(value);
+    }
+    void registry.metrics().then((text) => { response.writeHead(200, { 'content-type': registry.contentType }).end(text); });
+  });
+  await new Promise<void>((resolve, reject) => {
+    server.once('error', reject);
+    server.listen(port, host, resolve);
+  });
+  return { port: (server.address() as AddressInfo).port, close: () => new Promise((resolve) => { server.close(() => { resolve(); }); server.closeAllConnections(); }) };
+}
+
+function snake(name: string): string { return name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`); }
