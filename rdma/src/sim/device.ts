@@ -142,7 +142,7 @@ export class SimDevice implements Device {
   }
 
   counters(): DeviceCounters {
-    return { ...this.counts, regions: this.#regions.size, queuePairs: this.#queuePairs.size };
+    return { ...this.counts };
   }
 
   close(): Promise<void> {
@@ -211,6 +211,7 @@ export class SimDevice implements Device {
   /** @returns its number */
   adoptQueuePair(qp: SimQueuePair): number {
     this.#queuePairs.add(qp);
+    this.counts.queuePairs++;
     return ++this.#qpns;
   }
 
