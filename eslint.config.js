@@ -44,6 +44,8 @@ export default defineConfig(
       'no-template-curly-in-string': 'error', 'no-unreachable-loop': 'error',
       'no-empty': ['error', { allowEmptyCatch: true }],
       'no-constant-condition': ['error', { checkLoops: false }],
+      // A callback may need the name before the value is there.
+      'prefer-const': ['error', { ignoreReadBeforeAssign: true }],
       eqeqeq: ['error', 'always'],
     },
   },
