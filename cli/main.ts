@@ -20,21 +20,21 @@ const USAGE_CODES = new Set(['ERR_ARGUMENT', 'ERR_UNKNOWN_CODE', 'ERR_CODE_OUT_O
 
 const program = new Command('tartan')
   .description('Erasure-coded storage whose parity is computed in the network')
-  .option('--dir DIR', 'where the cluster of this machine is kept (default: $XDG_STATE_HOME/tartan, or ~/.local/state/tartan)')
+  .option('--dir <dir>', 'where the cluster of this machine is kept (default: $XDG_STATE_HOME/tartan, or ~/.local/state/tartan)')
   .showHelpAfterError('(`tartan --help` lists the commands)')
   .exitOverride();
 
-const transport = () => new Option('--transport KIND', 'how processes reach each other').choices(['auto', 'tcp', 'shm']);
+const transport = () => new Option('--transport <kind>', 'how processes reach each other').choices(['auto', 'tcp', 'shm']);
 const json = () => new Option('--json', 'prints JSON, for scripts');
 
 command('up', 'starts a switch and storage nodes in the background')
-  .option('--nodes N', 'how many storage nodes', '3')
-  .option('--host ADDRESS', 'where they listen', '127.0.0.1')
-  .option('--base-port PORT', 'the first of consecutive ports; 0: any free ones', '0')
-  .addOption(new Option('--durability KIND', 'sync: acknowledged means on disk; async: volatile').choices(['sync', 'async']).default('sync'))
+  .option('--nodes <n>', 'how many storage nodes', '3')
+  .option('--host <address>', 'where they listen', '127.0.0.1')
+  .option('--base-port <port>', 'the first of consecutive ports; 0: any free ones', '0')
+  .addOption(new Option('--durability <kind>', 'sync: acknowledged means on disk; async: volatile').choices(['sync', 'async']).default('sync'))
   .addOption(transport().default('auto'))
-  .option('--ring-memory BYTES', 'the most registered memory of each process', DEFAULT_RING_MEMORY)
-  .option('--size BYTES', 'of each node\'s store', '4GiB')
+  .option('--ring-memory <bytes>', 'the most registered memory of each process', DEFAULT_RING_MEMORY)
+  .option('--size <bytes>', 'of each node\'s store', '4GiB')
   .addOption(json())
   .action(async (_: unknown, self: Command) => {
     const options = self.optsWithGlobals<Options>();
@@ -64,9 +64,9 @@ command('status', 'nodes, switch, map epoch and files')
 
 fileCommand('put', 'stores a file (- is standard input)')
   .argument('<file>').argument('[name]', 'default: the file\'s own')
-  .option('--code CODE', 'xor(k+1), rs(k,m), copies(1,m) or cauchy(k,m)', 'xor(2+1)')
-  .option('--unit BYTES', 'the length of a stripe unit, a power of two', '64KiB')
-  .addOption(new Option('--parity WHERE', 'host: never use the switch').choices(['auto', 'host']).default('auto'))
+  .option('--code <code>', 'xor(k+1), rs(k,m), copies(1,m) or cauchy(k,m)', 'xor(2+1)')
+  .option('--unit <bytes>', 'the length of a stripe unit, a power of two', '64KiB')
+  .addOption(new Option('--parity <where>', 'host: never use the switch').choices(['auto', 'host']).default('auto'))
   .action(async (file: string, name: string | undefined, _: unknown, self: Command) => {
     const { files, options, client } = await forFiles(self);
     await files.put(file, name, options.code, options.unit, client);
@@ -134,7 +134,7 @@ function command(name: string, description: string): Command {
 }
 
 function fileCommand(name: string, description: string): Command {
-  return command(name, description).addOption(json()).addOption(transport()).option('--ring-memory BYTES', 'the most registered memory');
+  return command(name, description).addOption(json()).addOption(transport()).option('--ring-memory <bytes>', 'the most registered memory');
 }
 
 async function forFiles(self: Command) {
