@@ -9,7 +9,7 @@
  * that was accepted before it settled, durable or refused; a refused unit leaves no trace in the index.
  */
 import { Refusal } from '../wire/ring-messages.js';
-import { codeOf, TartanError, type ErrorCode } from '../wire/errors.js';
+import { TartanError, type ErrorCode } from '../wire/errors.js';
 import { roundUp } from '../wire/slot-layout.js';
 import { compareVersions, headerFileId, headerStripe, headerUnit, W } from '../wire/unit-header.js';
 import type { AlignedMemory, AppendClient, Batch } from './batch.js';
@@ -250,30 +250,31 @@ export class UnitStore {
 
   /**
    * Refuses lower writer epochs of a file from this call on, durably when it resolves; every unit accepted before it is
-   * then durable or refused.
+   * then durable or refused. A higher fence stays.
    *
-   * @throws {TartanError} ERR_STALE_EPOCH when a higher fence is in force; ERR_NO_UNIT for a deleted file; ERR_DISK, ERR_DISK_FULL, ERR_CLOSED
+   * @returns the fence in force: whoever asked for a lower one has lost the file
+   * @throws {TartanError} ERR_NO_UNIT for a deleted file; ERR_DISK, ERR_DISK_FULL, ERR_CLOSED
    */
-  async fence(fileId: number, writerEpoch: number): Promise<void> {
+  async fence(fileId: number, writerEpoch: number): Promise<number> {
     const file = this.liveFile(fileId, 'fence');
-    this.checkEpoch(file, fileId, writerEpoch, 'fence');
-    file.fence = writerEpoch;
-    if (file.durableFence >= writerEpoch) return;
+    const fence = file.fence = Math.max(file.fence, writerEpoch);
+    if (file.durableFence >= writerEpoch) return fence;
     await this.control(EntryKind.FENCE, (words, w) => {
       writePair(words, w, fileId);
-      words[w + 2] = writerEpoch;
-    }, () => { file.durableFence = Math.max(file.durableFence, writerEpoch); });
+      words[w + 2] = fence;
+    }, () => { file.durableFence = Math.max(file.durableFence, fence); });
+    return file.fence;
   }
 
   /**
    * Records units of a version as missing, durably when it resolves.
    *
    * @param ownerEpoch  writer epoch of who asks
-   * @throws {TartanError} as fence()
+   * @throws {TartanError} ERR_STALE_EPOCH below the fence; otherwise as fence()
    */
   async recordMissing(fileId: number, stripe: number, writerEpoch: number, counter: number, mask: bigint, ownerEpoch = writerEpoch): Promise<void> {
-    const file = this.liveFile(fileId, 'record missing units');
-    this.checkEpoch(file, fileId, ownerEpoch, 'record missing units');
+    const file = this.liveFile(fileId, 'record missing units of');
+    this.checkEpoch(file, fileId, ownerEpoch, 'record missing units of');
     await this.control(EntryKind.MISSING, (words, w) => {
       writePair(words, w, fileId);
       writePair(words, w + 2, stripe);
@@ -286,11 +287,11 @@ export class UnitStore {
 
   /**
    * Drops versions of writer epochs below `writerEpoch` in stripes from `fromStripe` on, durably when it resolves.
-   * Raises the fence to `writerEpoch`. @throws {TartanError} as fence()
+   * Raises the fence to `writerEpoch`. @throws {TartanError} as recordMissing()
    */
   async discard(fileId: number, fromStripe: number, writerEpoch: number): Promise<void> {
-    const file = this.liveFile(fileId, 'discard stripes');
-    this.checkEpoch(file, fileId, writerEpoch, 'discard stripes');
+    const file = this.liveFile(fileId, 'discard stripes of');
+    this.checkEpoch(file, fileId, writerEpoch, 'discard stripes of');
     file.fence = writerEpoch;
     await this.control(EntryKind.DISCARD, (words, w) => {
       writePair(words, w, fileId);
@@ -437,12 +438,12 @@ export class UnitStore {
   }
 
   private liveFile(fileId: number, what: string): FileIndex {
-    if (this.isDeleted(fileId)) throw new TartanError('ERR_NO_UNIT', `Cannot ${what} of file ${fileId}: it was deleted`);
+    if (this.isDeleted(fileId)) throw new TartanError('ERR_NO_UNIT', `Cannot ${what} file ${fileId}: it was deleted`);
     return this.index.file(fileId);
   }
 
   private checkEpoch(file: FileIndex, fileId: number, writerEpoch: number, what: string): void {
-    if (writerEpoch < file.fence) throw new TartanError('ERR_STALE_EPOCH', `Cannot ${what} of file ${fileId} with writer epoch ${writerEpoch}: ${file.fence} is required`);
+    if (writerEpoch < file.fence) throw new TartanError('ERR_STALE_EPOCH', `Cannot ${what} file ${fileId} with writer epoch ${writerEpoch}: ${file.fence} is required`);
   }
 
   private refused(refusal: number): TartanError {

@@ -1,0 +1,156 @@
+/**
+ * A node's place in the cluster: presence under a lease, an entry in the map, and the way to 'up'.
+ *
+ *     present (lease) ─▶ registered ─▶ map read, open files' writer epochs adopted ─▶ marked up ─▶ both read again ─▶ serving
+ *                                              ▲                                                                     │
+ *                                              └──────────── found itself marked down ◀──────────────────────────────┘
+ *
+ * Why twice: a takeover that began while the map still called this node down fences the others only. Once the map calls
+ * it up, every later takeover fences it too; so the epochs read after that are at least what was missed.
+ */
+import type { ClusterStore, Lease } from '../cluster/cluster-store.js';
+import { listFiles } from '../cluster/files.js';
+import { nodeLeaseKey } from '../cluster/keys.js';
+import { readMap, registerNode, setNodeState } from '../cluster/membership.js';
+import { sleep, type Clock, type TimerHandle } from '../wire/clock.js';
+import { codeOf, TartanError } from '../wire/errors.js';
+import type { MapKeeper } from './map-keeper.js';
+import type { UnitStore } from './unit-store.js';
+
+export interface JoiningOptions {
+  readonly clusterStore: ClusterStore;
+  readonly clock: Clock;
+  readonly id: string;
+  readonly maps: MapKeeper;
+  readonly log: (message: string) => void;
+  /** Presence: time to live without renewal. Default 5000. */
+  readonly leaseMs?: number;
+  /** A node marked down by others waits so long before it marks itself up again. Default 1000. */
+  readonly rejoinMs?: number;
+  /** Another process has taken this node's id, while this one was stopped or cut off: it must not go on. */
+  readonly onDisplaced: () => void;
+}
+
+const LEASE_MS = 5000;
+const REJOIN_MS = 1000;
+const POLL_MS = 100;
+
+export class Joining {
+  private lease: Lease | undefined;
+  private readonly timers = new Set<TimerHandle>();
+  private store: UnitStore | undefined;
+  /** On the way to 'up', or about to be. */
+  private rejoining = true;
+  private stopped = false;
+
+  constructor(private readonly options: JoiningOptions) {}
+
+  /**
+   * Says that this node runs. A predecessor that died lets go of its lease soon; one that lives doesn't.
+   *
+   * @throws {TartanError} ERR_IN_USE when a process with this id runs; ERR_MAP_UNAVAILABLE
+   */
+  async appear(): Promise<void> {
+    const { clock, id } = this.options;
+    const leaseMs = this.options.leaseMs ?? LEASE_MS;
+    const deadline = clock.now() + 2 * leaseMs;
+    while (!(await this.tryAppear(leaseMs))) {
+      if (clock.now() >= deadline) throw new TartanError('ERR_IN_USE', `Cannot start node '${id}': a process with that id runs in this cluster`);
+      await sleep(clock, POLL_MS);
+    }
+    this.every(leaseMs / 3, () => this.renew(leaseMs));
+  }
+
+  /** Registers the address, adopts map and writer epochs, and marks the node up. @throws {TartanError} ERR_MAP_UNAVAILABLE, ERR_ARGUMENT */
+  async join(store: UnitStore, host: string, port: number, controlPort: number): Promise<void> {
+    const { clusterStore, id, maps } = this.options;
+    this.store = store;
+    maps.adopt(await registerNode(clusterStore, { id, host, port, controlPort }));
+    await this.comeUp();
+    this.rejoining = false;
+    this.onMap();
+  }
+
+  /** A newer map: if it calls this node down, it comes up again after a while. */
+  onMap(): void {
+    const { maps, id, log } = this.options;
+    if (this.stopped || this.rejoining || maps.map.nodes.find((node) => node.id === id)?.state !== 'down') return;
+    this.rejoining = true;
+    log(`node ${id} was marked down in map epoch ${maps.epoch}; it adopts what it missed and comes up again`);
+    this.later(this.options.rejoinMs ?? REJOIN_MS, () => this.rejoin());
+  }
+
+  /** Marks the node down, for others need not find out by a deadline, and lets go of the lease. Never throws. */
+  async leave(): Promise<void> {
+    this.stopped = true;
+    for (const timer of this.timers) this.options.clock.clearTimer(timer);
+    this.timers.clear();
+    // Without the lease the id is somebody else's, and so is the entry in the map.
+    if (this.lease === undefined) return;
+    try {
+      await setNodeState(this.options.clusterStore, this.options.id, 'down');
+      await this.lease?.revoke();
+    } catch (error) {
+      this.options.log(`node ${this.options.id} leaves without a word: ${String(error)}`);
+    }
+  }
+
+  private async comeUp(): Promise<void> {
+    const { clusterStore, id, maps } = this.options;
+    await this.adoptEpochs();
+    maps.adopt(await setNodeState(clusterStore, id, 'up'));
+    await this.adoptEpochs();
+    maps.adopt(await readMap(clusterStore));
+  }
+
+  private async adoptEpochs(): Promise<void> {
+    for (const record of await listFiles(this.options.clusterStore)) this.store!.adoptFence(record.id, record.writerEpoch);
+  }
+
+  private async rejoin(): Promise<void> {
+    if (this.stopped) return;
+    try {
+      await this.comeUp();
+      this.rejoining = false;
+      this.onMap();
+    } catch (error) {
+      if (codeOf(error) === undefined) throw error;
+      this.later(this.options.rejoinMs ?? REJOIN_MS, () => this.rejoin());
+    }
+  }
+
+  private async tryAppear(leaseMs: number): Promise<boolean> {
+    const { clusterStore, id } = this.options;
+    const lease = await clusterStore.grantLease(leaseMs);
+    const { succeeded } = await clusterStore.transact([{ key: nodeLeaseKey(id), modRevision: 0 }], [{ put: nodeLeaseKey(id), value: JSON.stringify({ id }), lease: lease.id }]);
+    if (succeeded) this.lease = lease; else await lease.revoke();
+    return succeeded;
+  }
+
+  private async renew(leaseMs: number): Promise<void> {
+    try {
+      await this.lease?.keepAlive();
+    } catch (error) {
+      // The store may be away for a while; only when it says that the lease is gone is it.
+      if (codeOf(error) !== 'ERR_NOT_FOUND') return;
+      this.lease = undefined;
+      const taken = await this.tryAppear(leaseMs).then((appeared) => !appeared, () => false);
+      if (taken && !this.stopped) this.options.onDisplaced();
+    }
+  }
+
+  private every(ms: number, run: () => Promise<void>): void {
+    this.later(ms, async () => {
+      await run();
+      if (!this.stopped) this.every(ms, run);
+    });
+  }
+
+  private later(ms: number, run: () => Promise<void>): void {
+    const timer = this.options.clock.setTimer(ms, () => {
+      this.timers.delete(timer);
+      void run();
+    });
+    this.timers.add(timer);
+  }
+}

@@ -1,0 +1,332 @@
+/**
+ * A storage node: connections, their rings, the unit store behind them. Device, clock, cluster store and disk are passed
+ * in, so that the same node runs in the simulation.
+ *
+ *     peer ══ring══▶ UnitRing ─▶ UnitStore ─▶ Disk          requests ─▶ answerRequest
+ *     peer ◀═reads══ ReadServer ◀── UnitStore                map, lease ─▶ Joining, MapKeeper
+ *
+ * Nothing is served before the node holds the map and the open files' writer epochs. Ring memory is bounded by one budget.
+ */
+import { Access, Opcode, RdmaError, type Coder, type CodingQueue, type Device, type Listener, type MemoryRegion, type QueuePair } from 'tartan-rdma';
+import type { ClusterStore } from '../cluster/cluster-store.js';
+import { readIdentity } from '../cluster/membership.js';
+import type { ClusterMap } from '../cluster/records.js';
+import type { MessageChannel } from '../pipeline/channel.js';
+import { Hub } from '../pipeline/hub.js';
+import { acceptSession, answerProbe } from '../pipeline/session.js';
+import { type Clock, type TimerHandle } from '../wire/clock.js';
+import { TartanError } from '../wire/errors.js';
+import type { Control, Grant, Hello, Request } from '../wire/generated/ring.js';
+import { MessageType, READ_WORDS } from '../wire/ring-messages.js';
+import { PAGE_BYTES, unitSlotBytes } from '../wire/slot-layout.js';
+import { digestLayout, MAX_UNIT_BYTES, MIN_UNIT_BYTES } from '../wire/unit-header.js';
+import type { Disk } from './disk.js';
+import { Joining } from './joining.js';
+import { MapKeeper } from './map-keeper.js';
+import { Placements } from './placements.js';
+import { ReadServer, type Reader } from './read-server.js';
+import { answerRequest } from './requests.js';
+import { RingMemory } from './ring-memory.js';
+import { UnitRing, type RingHost } from './unit-ring.js';
+import { UnitStore, type AlignedMemory, type Durability, type StoreStats } from './unit-store.js';
+
+export interface StorageNodeOptions {
+  readonly id: string;
+  readonly device: Device;
+  /** Shared with others on the same device; made here otherwise. */
+  readonly hub?: Hub;
+  readonly clock: Clock;
+  readonly clusterStore: ClusterStore;
+  readonly disk: Disk;
+  /** Address to listen on, and to register. Port 0: any. */
+  readonly host: string;
+  readonly port?: number;
+  readonly controlPort?: number;
+  readonly secret?: string | undefined;
+  readonly durability?: Durability;
+  /** Bytes of all rings. Default 256 MiB. */
+  readonly ringMemoryBytes?: number;
+  /** Of those, for reads (at least one unit of 4 MiB). Default: a quarter, at most 32 MiB. */
+  readonly readMemoryBytes?: number;
+  readonly log?: (message: string) => void;
+  /** ms since 1970, for a new store. */
+  readonly nowMs?: number;
+  /** Another process took this id; the node has stopped. */
+  readonly onDisplaced?: () => void;
+  readonly leaseMs?: number;
+  readonly rejoinMs?: number;
+  /** A peer not heard of for so long is dropped. Default 60,000. */
+  readonly silentMs?: number;
+}
+
+export interface NodeCounters {
+  unitsReceived: number; bytesReceived: number; unitsRefused: number; unitsAcknowledged: number; unitsRead: number; bytesRead: number;
+  readsFailed: number; checksumFailures: number; protocolErrors: number; requests: number; connections: number;
+}
+
+export const NODE_PROGRAM = { name: 'node', version: '1' } as const;
+const RING_MEMORY_BYTES = 256 << 20;
+const READ_MEMORY_BYTES = 32 << 20;
+const MAX_SLOTS = 64;
+const RING_BYTES = 8 << 20;
+const SILENT_MS = 60_000;
+const MAX_REQUESTS = 64;
+/** VERIFY work request ids: ring id << 16 | slot, or this bit and a read slot. */
+const READ_VERIFY = 0x8000_0000;
+const MAX_RINGS = 1 << 15;
+
+interface Connection extends Reader { ring: UnitRing | undefined; ringBytes: number; requests: number; heardAt: number; name: string; ended: boolean }
+
+export class StorageNode {
+  readonly id: string;
+  readonly counters: NodeCounters = {
+    unitsReceived: 0, bytesReceived: 0, unitsRefused: 0, unitsAcknowledged: 0, unitsRead: 0, bytesRead: 0,
+    readsFailed: 0, checksumFailures: 0, protocolErrors: 0, requests: 0, connections: 0,
+  };
+  readonly memory: RingMemory;
+  /** The port listened on, once started. */
+  port = 0;
+  private readonly hub: Hub;
+  private readonly log: (message: string) => void;
+  private readonly maps: MapKeeper;
+  private readonly connections = new Set<Connection>();
+  private readonly rings = new Map<number, UnitRing>();
+  private nextRing = 0;
+  private readonly ending = new Set<Promise<void>>();
+  private coding!: CodingQueue;
+  private coder!: Coder;
+  private store!: UnitStore;
+  private placements!: Placements;
+  private reads!: ReadServer;
+  private ringHost!: RingHost;
+  private joining: Joining | undefined;
+  private listener: Listener | undefined;
+  private silenceTimer: TimerHandle | undefined;
+  private serving!: Promise<void>;
+  private stopping: Promise<void> | undefined;
+
+  constructor(private readonly options: StorageNodeOptions) {
+    this.id = options.id;
+    this.hub = options.hub ?? new Hub(options.device);
+    this.log = options.log ?? (() => undefined);
+    this.memory = new RingMemory(options.ringMemoryBytes ?? RING_MEMORY_BYTES);
+    this.maps = new MapKeeper(options.clusterStore, (map) => { this.adopted(map); });
+  }
+
+  /**
+   * Opens the store, joins the cluster and serves. When it rejects, nothing is left running; the disk is closed.
+   *
+   * @throws {TartanError} ERR_FOREIGN_STORE, ERR_STORE_VERSION, ERR_DISK, ERR_IN_USE, ERR_LISTEN, ERR_MAP_UNAVAILABLE, ERR_NOT_FOUND
+   */
+  async start(): Promise<void> {
+    let served = (): void => undefined, failed: (error: unknown) => void = () => undefined;
+    this.serving = new Promise<void>((resolve, reject) => { served = resolve; failed = reject; });
+    this.serving.catch(() => undefined);
+    try {
+      await this.open();
+      served();
+    } catch (error) {
+      failed(error);
+      await this.stop();
+      throw error;
+    }
+  }
+
+  /** Leaves the cluster, answers what is queued, closes everything but the device. Idempotent. */
+  stop(): Promise<void> { return (this.stopping ??= this.close()); }
+
+  get mapEpoch(): number { return this.maps.epoch; }
+  get map(): ClusterMap { return this.maps.map; }
+  /** As the map held here says. */
+  get state(): 'up' | 'down' { return this.maps.map.nodes.find((node) => node.id === this.id)?.state ?? 'down'; }
+  storeStats(): StoreStats { return this.store.stats(); }
+  get connectionCount(): number { return this.connections.size; }
+
+  private async open(): Promise<void> {
+    const { id, device, clock, clusterStore, disk, host, durability, nowMs } = this.options;
+    const identity = await readIdentity(clusterStore);
+    this.joining = new Joining({
+      clusterStore, clock, id, maps: this.maps, log: this.log, onDisplaced: () => { this.displaced(); },
+      ...(this.options.leaseMs !== undefined && { leaseMs: this.options.leaseMs }), ...(this.options.rejoinMs !== undefined && { rejoinMs: this.options.rejoinMs }),
+    });
+    // Before the disk is touched: two processes on one store would destroy it.
+    await this.joining.appear();
+    this.store = await UnitStore.open({
+      disk, clusterUuid: identity.uuid, clusterId: identity.clusterId, nodeId: id, random: () => clock.random(),
+      allocate: (bytes) => deviceMemory(device, bytes), ...(durability !== undefined && { durability }), ...(nowMs !== undefined && { nowMs }),
+    });
+    const { recovery } = this.store;
+    if (recovery.torn > 0 || recovery.badHeaders > 0) this.log(`node ${id}: ${recovery.torn} torn units dropped at the log's end, ${recovery.badHeaders} unit headers damaged`);
+    this.placements = new Placements(clusterStore, id, (record) => { this.store.adoptFence(record.id, record.writerEpoch); });
+    this.coder = device.createCoder({ k: 1, inputUnits: [0], outputUnits: [], matrix: new Uint8Array(0), digest: digestLayout });
+    this.coding = device.createCodingQueue((opcode, status, wrId) => { if (opcode === Opcode.VERIFY) this.verified(wrId, status); });
+    const readBytes = this.options.readMemoryBytes ?? Math.min(READ_MEMORY_BYTES, this.memory.limit / 4);
+    this.reads = new ReadServer(this.store, device, this.coding, this.coder, this.memory, this.counters, readBytes, READ_VERIFY,
+      (fileId, stripe, unit) => { this.log(`node ${id}: unit ${unit} of stripe ${stripe} of file ${fileId} fails its checksum on disk`); });
+    this.ringHost = {
+      clusterId: identity.clusterId, store: this.store, maps: this.maps, placements: this.placements, counters: this.counters,
+      verify: (ring, slot, headerOffset, headerBytes, payloadOffset, payloadBytes) => {
+        this.coding.postVerify(((ring.id << 16) | slot) >>> 0, this.coder, ring.region, headerOffset, headerBytes, payloadOffset, payloadBytes);
+        this.hub.wake();
+      },
+      violation: (channel, reason) => { this.violation(channel, reason); },
+    };
+    const context = { device, hub: this.hub, clock, secret: this.options.secret, clusterId: identity.clusterId };
+    this.listener = await listen(device, host, this.options.port ?? 0, (qp) => { acceptSession(context, qp, MAX_SLOTS, (hello, channel) => this.decide(hello, channel)); });
+    this.port = this.listener.port;
+    await this.joining.join(this.store, host, this.port, this.options.controlPort ?? 0);
+    this.maps.watch();
+    this.dropSilent();
+  }
+
+  private displaced(): void {
+    this.log(`node ${this.id}: another process has taken this id; this one stops`);
+    void this.stop().then(() => { this.options.onDisplaced?.(); });
+  }
+
+  private async close(): Promise<void> {
+    await this.joining?.leave();
+    this.maps.close();
+    if (this.silenceTimer !== undefined) this.options.clock.clearTimer(this.silenceTimer);
+    await this.listener?.close();
+    for (const connection of [...this.connections]) this.end(connection, 'the node is stopping');
+    await Promise.all(this.ending);
+    await this.reads?.stop();
+    await this.coding?.destroy();
+    this.coder?.destroy();
+    await (this.store === undefined ? this.options.disk.close() : this.store.close());
+  }
+
+  // ---- connections
+
+  private async decide(hello: Hello, channel: MessageChannel): Promise<Grant> {
+    await this.serving;
+    if (this.stopping !== undefined) throw new TartanError('ERR_CLOSED', `Cannot serve '${hello.name}': node ${this.id} is stopping`);
+    const connection: Connection = { channel, ring: undefined, ringBytes: 0, reads: 0, requests: 0, heardAt: this.options.clock.now(), name: hello.name, ended: false };
+    const granted = hello.unitBytes > 0 ? this.grantRing(connection, hello) : { rkey: 0, slots: 0, slotBytes: 0 };
+    this.connections.add(connection);
+    this.counters.connections++;
+    channel.mapEpoch = this.maps.epoch;
+    channel.onControl = (message, mapEpoch?: number) => { this.control(connection, message, mapEpoch ?? 0); };
+    channel.onRecords = (type, words, w, count) => { this.records(connection, type, words, w, count); };
+    channel.onWrite = (imm, byteLength) => {
+      connection.heardAt = this.options.clock.now();
+      if (connection.ring === undefined) this.violation(channel, 'a write with immediate without a ring'); else connection.ring.arrive(imm, byteLength);
+    };
+    channel.onWritten = (wrId) => { this.reads.written(wrId); };
+    channel.onClosed = (reason) => { this.end(connection, reason); };
+    if (channel.closed) this.end(connection, 'closed during the handshake');
+    return { name: this.id, ...granted, mapEpoch: this.maps.epoch, state: '' };
+  }
+
+  /** @throws {TartanError} ERR_RING_MEMORY, ERR_UNIT_BYTES */
+  private grantRing(connection: Connection, { name, unitBytes, slots: wanted }: Hello): Pick<Grant, 'rkey' | 'slots' | 'slotBytes'> {
+    const attempt = `grant '${name}' a ring on node ${this.id}`;
+    if (unitBytes < MIN_UNIT_BYTES || unitBytes > MAX_UNIT_BYTES || !Number.isInteger(Math.log2(unitBytes))) {
+      throw new TartanError('ERR_UNIT_BYTES', `Cannot ${attempt}: units of ${unitBytes} bytes, expected a power of two from ${MIN_UNIT_BYTES} to ${MAX_UNIT_BYTES}`);
+    }
+    const slotBytes = unitSlotBytes(unitBytes);
+    const most = Math.max(2, Math.min(wanted === 0 ? MAX_SLOTS : wanted, MAX_SLOTS, Math.floor(RING_BYTES / slotBytes)));
+    const bytes = this.memory.take(most * slotBytes, slotBytes, 2 * slotBytes, attempt);
+    let region: MemoryRegion;
+    try {
+      region = this.options.device.allocate(bytes, Access.REMOTE_WRITE);
+    } catch (cause) {
+      this.memory.give(bytes);
+      throw cause instanceof RdmaError ? new TartanError('ERR_RING_MEMORY', `Cannot ${attempt}: ${cause.message}`, { cause }) : cause;
+    }
+    do this.nextRing = (this.nextRing + 1) % MAX_RINGS; while (this.rings.has(this.nextRing));
+    const ring = new UnitRing(this.ringHost, this.nextRing, connection.channel, region, bytes / slotBytes, unitBytes);
+    this.rings.set(ring.id, ring);
+    connection.ring = ring;
+    connection.ringBytes = bytes;
+    return { rkey: region.rkey, slots: ring.slots, slotBytes };
+  }
+
+  private control(connection: Connection, message: Control, mapEpoch: number): void {
+    connection.heardAt = this.options.clock.now();
+    const kind = message.kind;
+    if (kind?.$case === 'probe') { answerProbe(connection.channel, kind.value.id, NODE_PROGRAM); return; }
+    if (kind?.$case !== 'request') { this.violation(connection.channel, `an unexpected ${kind?.$case ?? 'empty'} message`); return; }
+    if (connection.requests >= MAX_REQUESTS) { this.violation(connection.channel, `more than ${MAX_REQUESTS} requests at once`); return; }
+    void this.serve(connection, kind.value, mapEpoch);
+  }
+
+  private async serve(connection: Connection, request: Request, mapEpoch: number): Promise<void> {
+    connection.requests++;
+    this.counters.requests++;
+    const reply = await answerRequest({ store: this.store, maps: this.maps, placements: this.placements, id: this.id }, request, mapEpoch);
+    connection.requests--;
+    connection.channel.sendControl({ kind: { $case: 'reply', value: reply } });
+  }
+
+  private records(connection: Connection, type: number, words: Uint32Array, w: number, count: number): void {
+    connection.heardAt = this.options.clock.now();
+    if (type !== MessageType.READ) { this.violation(connection.channel, `an unexpected message of type ${type}`); return; }
+    for (let i = 0; i < count; i++) {
+      if (!this.reads.request(connection, words, w + i * READ_WORDS)) { this.violation(connection.channel, 'more reads at once than a connection may have'); return; }
+    }
+  }
+
+  private verified(wrId: number, status: number): void {
+    if (wrId >= READ_VERIFY) this.reads.verified(wrId - READ_VERIFY, status);
+    else this.rings.get(wrId >>> 16)!.verified(wrId & 0xffff, status);
+  }
+
+  private violation(channel: MessageChannel, reason: string): void {
+    if (channel.qp.state !== 'connected') return;
+    this.counters.protocolErrors++;
+    const name = [...this.connections].find((connection) => connection.channel === channel)?.name;
+    this.log(`node ${this.id}: '${name}' at ${channel.qp.remote} broke the protocol, its connection is closed: ${reason}`);
+    channel.qp.toError(reason);
+  }
+
+  private end(connection: Connection, reason: string): void {
+    if (connection.ended) return;
+    connection.ended = true;
+    this.connections.delete(connection);
+    const ending = this.bury(connection, reason).finally(() => { this.ending.delete(ending); });
+    this.ending.add(ending);
+  }
+
+  /** The ring's memory goes when the connection is gone, and nobody here reads it any more: checks, disk writes. */
+  private async bury({ channel, ring, ringBytes }: Connection, reason: string): Promise<void> {
+    const idle = ring?.close();
+    await channel.destroy(reason);
+    if (ring === undefined) return;
+    await idle;
+    await ring.region.deregister();
+    this.rings.delete(ring.id);
+    this.memory.give(ringBytes);
+  }
+
+  private dropSilent(): void {
+    const { clock } = this.options;
+    const silentMs = this.options.silentMs ?? SILENT_MS;
+    this.silenceTimer = clock.setTimer(silentMs / 2, () => {
+      for (const connection of this.connections) if (clock.now() - connection.heardAt > silentMs) this.end(connection, `nothing heard for ${silentMs} ms`);
+      this.dropSilent();
+    });
+  }
+
+  private adopted(map: ClusterMap): void {
+    // A file's node list may change with a map; nothing else that is kept can.
+    this.placements?.forgetAll();
+    for (const { channel } of this.connections) channel.mapEpoch = map.epoch;
+    this.joining?.onMap();
+  }
+}
+
+/** Page-aligned memory from the device: what an O_DIRECT disk needs. */
+function deviceMemory(device: Device, bytes: number): AlignedMemory {
+  const region = device.allocate(Math.max(bytes, PAGE_BYTES));
+  return { bytes: new Uint8Array(region.buffer), release: () => { void region.deregister(); } };
+}
+
+async function listen(device: Device, host: string, port: number, onConnection: (qp: QueuePair) => void): Promise<Listener> {
+  try {
+    return await device.listen(host, port, onConnection);
+  } catch (cause) {
+    throw cause instanceof RdmaError ? new TartanError('ERR_LISTEN', cause.message, { cause }) : cause;
+  }
+}

@@ -1,0 +1,80 @@
+/** The rare requests to a node (wire/proto/ring.proto, Request): each becomes one Reply with the same id. */
+import { codeOf, TartanError } from '../wire/errors.js';
+import { Control, type Reply, type Request, type UnitEntry } from '../wire/generated/ring.js';
+import { FRAME_WORDS, MESSAGE_BYTES } from '../wire/ring-messages.js';
+import type { MapKeeper } from './map-keeper.js';
+import type { Placements } from './placements.js';
+import type { UnitStore } from './unit-store.js';
+
+export interface RequestHost { readonly store: UnitStore; readonly maps: MapKeeper; readonly placements: Placements; readonly id: string }
+
+/** An entry takes up to about 60 bytes encoded: so many are tried, fewer when they don't fit. */
+const MOST_ENTRIES = 128;
+const MESSAGE_ROOM = MESSAGE_BYTES - FRAME_WORDS * 4;
+
+/**
+ * Does what is asked; never rejects for what the peer or the disk did.
+ *
+ * @param mapEpoch  of the sender, when its frame told; 0: unknown
+ */
+export async function answerRequest(host: RequestHost, request: Request, mapEpoch: number): Promise<Reply> {
+  const reply: Reply = { id: request.id, code: '', message: '', mapEpoch: host.maps.epoch, units: [], more: false, writerEpoch: 0, commitEpoch: 0, commitCounter: 0 };
+  try {
+    if (mapEpoch !== 0 && mapEpoch < host.maps.epoch && request.op?.$case !== 'adoptMap') {
+      throw new TartanError('ERR_STALE_MAP', `Cannot do '${request.op?.$case}' on node ${host.id}: map epoch is ${mapEpoch}, ${host.maps.epoch} is required`);
+    }
+    await answer(host, request, reply);
+  } catch (error) {
+    const code = codeOf(error);
+    if (code === undefined) throw error;
+    reply.code = code;
+    reply.message = error instanceof Error ? error.message : String(error);
+  }
+  reply.mapEpoch = host.maps.epoch;
+  return reply;
+}
+
+async function answer({ store, maps, placements, id }: RequestHost, request: Request, reply: Reply): Promise<void> {
+  const op = request.op;
+  switch (op?.$case) {
+    case 'fence':
+      reply.writerEpoch = await store.fence(op.value.fileId, op.value.writerEpoch);
+      return;
+    case 'inventory':
+      takeInventory(store, op.value.fileId, op.value.fromStripe, op.value.limit, reply);
+      return;
+    case 'recordMissing': {
+      const { fileId, stripe, writerEpoch, counter, mask, requestEpoch } = op.value;
+      await store.recordMissing(fileId, stripe, writerEpoch, counter, BigInt(mask), requestEpoch === 0 ? writerEpoch : requestEpoch);
+      return;
+    }
+    case 'deleteFile':
+      await store.deleteFile(op.value.fileId);
+      placements.forget(op.value.fileId);
+      return;
+    case 'adoptMap':
+      if (!(await maps.reach(op.value.mapEpoch))) throw new TartanError('ERR_MAP_UNAVAILABLE', `Cannot adopt map epoch ${op.value.mapEpoch} on node ${id}: it holds ${maps.epoch}, and the cluster store shows no newer one`);
+      return;
+    case 'fileMark':
+      Object.assign(reply, store.fileMark(op.value.fileId));
+      return;
+    case 'discard':
+      await store.discard(op.value.fileId, op.value.fromStripe, op.value.writerEpoch);
+      reply.writerEpoch = store.fileMark(op.value.fileId).writerEpoch;
+      return;
+    default:
+      throw new TartanError('ERR_MALFORMED', `Cannot serve a request on node ${id}: it names no operation that this version knows`);
+  }
+}
+
+/** Whole stripes, as many as fit one message. */
+function takeInventory(store: UnitStore, fileId: number, fromStripe: number, wanted: number, reply: Reply): void {
+  for (let limit = wanted === 0 ? MOST_ENTRIES : Math.min(wanted, MOST_ENTRIES); ; limit = Math.floor(limit / 2)) {
+    const { units, more } = store.inventory(fileId, fromStripe, limit);
+    reply.units = units.map((unit): UnitEntry => ({ ...unit, missing: Number(unit.missing) }));
+    reply.more = more;
+    // The longest form of what is filled in afterwards.
+    const size = Control.encode({ kind: { $case: 'reply', value: { ...reply, mapEpoch: 0xffffffff } } }).finish().length;
+    if (size <= MESSAGE_ROOM || limit <= 1) return;
+  }
+}
