@@ -5,7 +5,7 @@ import t, { type Test } from 'tap';
 import { MAX_CONTROL_BYTES, NodeControl, SwitchControl, serveControl, type ControlClientOptions, type SwitchControlHandlers } from '../../wire/control.js';
 import { TOKEN_KEY, TOKEN_WINDOW_MS, TokenChecker, isProof, makeProof, makeToken } from '../../wire/control-token.js';
 import { TartanError } from '../../wire/errors.js';
-import { LoadRequest, SwitchControlService, type NodeStatus, type SwitchStatus } from '../../wire/generated/control.js';
+import { LoadRequest, NodeStatus, SwitchControlService, type SwitchStatus } from '../../wire/generated/control.js';
 import { isLoopback } from '../../wire/loopback.js';
 
 const nodeStatus: NodeStatus = {
@@ -166,6 +166,12 @@ t.test('a server that talks nonsense is an error, not a crash', async (t) => {
   const client = new NodeControl('127.0.0.1', (server.address() as AddressInfo).port, { deadlineMs: 2000 });
   t.teardown(() => { client.close(); });
   await t.rejects(client.status(), { code: /^ERR_(CONNECT|DEADLINE)$/ });
+});
+
+t.test('a number that JavaScript cannot hold exactly is refused when decoded, never rounded', (t) => {
+  t.equal(NodeStatus.decode(Buffer.from([0x28, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x0f])).ringMemoryUsed, 2 ** 53 - 1);
+  t.throws(() => NodeStatus.decode(Buffer.from([0x28, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x10])), /MAX_SAFE_INTEGER/);
+  t.end();
 });
 
 t.test('closing ends calls that never finish', async (t) => {
