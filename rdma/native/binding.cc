@@ -252,7 +252,7 @@ napi_value keep_alive(napi_env env, napi_callback_info info) {
   return undefined(env);
 }
 
-napi_value counters(napi_env env, napi_callback_info info) {  // (Float64Array of 13)
+napi_value counters(napi_env env, napi_callback_info info) {  // (Float64Array)
   Call call(env, info);
   if (!call.device->engine) return undefined(env);
   const Counters& counters = call.device->engine->counters;

@@ -172,7 +172,6 @@ void Engine::execute(Command& command) {
   QueuePair* pair = command.id < services_.queue_pairs.size() ? services_.queue_pairs[command.id] : nullptr;
   switch (command.type) {
     case CommandType::add_region:
-      counters.regions.add(1);
       return services_.regions.add(command.region);
     case CommandType::deregister:
       return deregister(command.region);
@@ -241,7 +240,6 @@ QueuePair* Services::adopt(int fd, TransportKind transport, std::string remote, 
   QueuePair* pair = new QueuePair(*this, qpn, fd, transport, std::move(remote));
   if (qpn >= queue_pairs.size()) queue_pairs.resize(qpn + 1, nullptr);
   queue_pairs[qpn] = pair;
-  counters.queue_pairs.add(1);
   watch(fd, pair, EPOLLIN | EPOLLRDHUP, !is_watched);
   return pair;
 }

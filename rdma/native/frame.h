@@ -3,7 +3,7 @@
 //
 //   preamble, 32 bytes         0 magic "TARTNRDM" · 8 version u16 · 10 transport u8 · 11…31 zero
 //   frame header, 32 bytes     0 type u8 · 1 follow u8 · 2 status u8 · 3 zero u8 · 4 seq u32 · 8 ack u32 · 12 rkey u32
-//                              16 offset u32 · 20 imm u32 · 24 length u32 · 28 gather u32 (0)
+//                              16 offset u32 · 20 imm u32 · 24 length u32 · 28 recvs u32
 //
 //   type         seq                 payload               meaning of the other fields
 //   WRITE        the request's       length bytes          placed at (rkey, offset)
@@ -20,6 +20,9 @@
 //   PLACED_IMM   the request's       none                  shm: WRITE_IMM likewise
 //
 // `ack` is cumulative and in every frame: how many of the receiver's requests the sender has executed (mod 2^32).
+// `recvs`, too, is in every frame: how many receives its sender has ever posted. SEND and WRITE_IMM go out only against one
+// not yet used, so that a request never waits at the peer, where later ones (copied already, over shared memory) would
+// overtake it and acknowledgements would queue behind it. A peer that sends nevertheless is simply not read from.
 // `follow` promises that at least so many frames without payload come right behind this frame('s payload), so that the
 // receiver may read their headers together without ever reading payload bytes into a buffer of its own.
 #pragma once
@@ -54,7 +57,7 @@ struct FrameHeader {
   uint32_t offset;
   uint32_t imm;
   uint32_t length;
-  uint32_t reserved;
+  uint32_t recvs;
 };
 static_assert(sizeof(FrameHeader) == 32);
 

@@ -78,7 +78,7 @@ void QueuePair::post_recv(const WorkRequest& request) {
     return;
   }
   recvs_.push() = {request.wr_id, piece.length, piece.at, piece.region};
-  if (inbound_ == Inbound::needs_recv_for_send || inbound_ == Inbound::needs_recv_for_imm) mark_dirty();
+  if (must_announce_recvs() || inbound_ == Inbound::needs_recv_for_send || inbound_ == Inbound::needs_recv_for_imm) mark_dirty();
 }
 
 void QueuePair::mark_dirty() {

@@ -99,7 +99,7 @@ class QueuePair : public Pollable {
   void mark_dirty();
 
   // stream_out.cc
-  bool has_output() const;
+  bool must_announce_recvs() const;
   void fill();
   OutFrame& append(uint8_t type, uint32_t seq);
   bool append_request(uint32_t& copied);
@@ -118,6 +118,7 @@ class QueuePair : public Pollable {
   void handle_read_data();
   void handle_map();
   void handle_map_fd();
+  void expect_payload(uint8_t* at);
   void payload_placed();
   bool consume_recv_for_imm();
   bool accept_ack(uint32_t ack);
@@ -140,15 +141,19 @@ class QueuePair : public Pollable {
   uint32_t written_ = 0;  // the first entry whose frame is not wholly with the kernel
   uint32_t acked_ = 0;    // the first entry the peer has not executed
   uint32_t reads_outstanding_ = 0;
+  uint32_t peer_recvs_ = 0;  // receives the peer has ever posted, by its last word
+  uint32_t recvs_used_ = 0;  // of those, spoken for by requests already framed
   PeerMemory peer_memory_;
   bool waits_for_map_ = false;
   uint32_t map_rkey_ = 0;
+  bool is_doomed_ = false;  // shm: a request on its way will be refused, what follows must not be copied
 
   // Responder.
   GrowableRing<RecvEntry> recvs_;
   GrowableRing<Answer> answers_;
   uint32_t executed_ = 0;       // requests of the peer executed, i.e. the sequence number expected next
   uint32_t acked_to_peer_ = 0;
+  uint32_t recvs_announced_ = 0;
   std::vector<uint32_t> mapped_by_peer_;
   std::vector<uint32_t> unmaps_;    // to announce
   std::vector<FrameHeader> maps_;   // answers to MAP, to be sent

@@ -107,8 +107,9 @@ bool QueuePair::accept_ack(uint32_t ack) {
 
 void QueuePair::handle_frame() {
   const bool is_shm = transport == TransportKind::shm;
-  if (current_.zero != 0 || current_.reserved != 0 || (current_.status != 0 && current_.type != FRAME_NAK)) return malformed("reserved fields are not zero");
+  if (current_.zero != 0 || (current_.status != 0 && current_.type != FRAME_NAK)) return malformed("reserved fields are not zero");
   if (!accept_ack(current_.ack)) return malformed("it acknowledges requests that were not sent");
+  if (static_cast<int32_t>(current_.recvs - peer_recvs_) > 0) peer_recvs_ = current_.recvs;
   if (state_ != State::connected) return;  // a local error surfaced as earlier requests completed
   switch (current_.type) {
     case FRAME_WRITE:
@@ -143,23 +144,22 @@ void QueuePair::handle_frame() {
 
 void QueuePair::handle_write(bool placed_already) {
   if (current_.seq != executed_) return malformed("out of sequence");
-  if (current_.length > 0) {
-    Region* region = services_.regions.remote(current_.rkey);
-    if (!region || !(region->access & ACCESS_REMOTE_WRITE) || !region->contains(current_.offset, current_.length)) {
-      return refuse(REMOTE_ACCESS_ERROR, current_.seq, "the peer wrote outside what it was granted");
-    }
-    if (placed_already) {
-      services_.counters.bytes_received.add(current_.length);
-    } else {
-      placing_ = region;
-      payload_at_ = region->base + current_.offset;
-      payload_left_ = current_.length;
-      inbound_ = Inbound::payload;
-      if (staged_from_ != staged_to_) malformed("a payload where headers were announced");
-      return;
-    }
+  Region* region = services_.regions.remote(current_.rkey);  // checked for no bytes too: the key must be good
+  if (!region || !(region->access & ACCESS_REMOTE_WRITE) || !region->contains(current_.offset, current_.length)) {
+    return refuse(REMOTE_ACCESS_ERROR, current_.seq, "the peer wrote outside what it was granted");
   }
-  payload_placed();
+  if (placed_already) services_.counters.bytes_received.add(current_.length);
+  if (placed_already || current_.length == 0) return payload_placed();
+  placing_ = region;
+  expect_payload(region->base + current_.offset);
+}
+
+// The next bytes of the stream are the current frame's payload.
+void QueuePair::expect_payload(uint8_t* at) {
+  if (staged_from_ != staged_to_) return malformed("a payload where headers were announced");
+  payload_at_ = at;
+  payload_left_ = current_.length;
+  inbound_ = Inbound::payload;
 }
 
 void QueuePair::handle_send() {
@@ -176,24 +176,18 @@ void QueuePair::handle_send() {
     return refuse(REMOTE_INVALID_REQUEST, current_.seq, "the peer's message was longer than the posted receive");
   }
   if (current_.length == 0) return payload_placed();
-  payload_at_ = recv.at;
-  payload_left_ = current_.length;
-  inbound_ = Inbound::payload;
-  if (staged_from_ != staged_to_) malformed("a payload where headers were announced");
+  expect_payload(recv.at);
 }
 
 void QueuePair::handle_read() {
   if (current_.seq != executed_) return malformed("out of sequence");
   if (answers_.size() == MAX_OUTSTANDING_READS) return malformed("too many READs outstanding");
-  Region* region = nullptr;
-  if (current_.length > 0) {
-    region = services_.regions.remote(current_.rkey);
-    if (!region || !(region->access & ACCESS_REMOTE_READ) || !region->contains(current_.offset, current_.length)) {
-      return refuse(REMOTE_ACCESS_ERROR, current_.seq, "the peer read outside what it was granted");
-    }
-    services_.hold(region);
+  Region* region = services_.regions.remote(current_.rkey);
+  if (!region || !(region->access & ACCESS_REMOTE_READ) || !region->contains(current_.offset, current_.length)) {
+    return refuse(REMOTE_ACCESS_ERROR, current_.seq, "the peer read outside what it was granted");
   }
-  answers_.push() = {current_.seq, current_.length, 0, region ? region->base + current_.offset : nullptr, region};
+  services_.hold(region);
+  answers_.push() = {current_.seq, current_.length, 0, region->base + current_.offset, region};
   executed_++;
 }
 
@@ -207,10 +201,7 @@ void QueuePair::handle_read_data() {
     return malformed("an answer that was not asked for");
   }
   if (current_.length == 0) return payload_placed();
-  payload_at_ = entry.pieces[0].at + entry.placed;
-  payload_left_ = current_.length;
-  inbound_ = Inbound::payload;
-  if (staged_from_ != staged_to_) malformed("a payload where headers were announced");
+  expect_payload(entry.pieces[0].at + entry.placed);
 }
 
 // The current frame's payload is where it belongs: executes the frame.

@@ -21,9 +21,16 @@ QueuePair::OutFrame& QueuePair::append(uint8_t type, uint32_t seq) {
   frame.header.type = type;
   frame.header.seq = seq;
   frame.header.ack = executed_;
+  frame.header.recvs = recvs_announced_ = recvs_.tail();
   frame.fd = -1;
   acked_to_peer_ = executed_;
   return frame;
+}
+
+// Other frames announce new receives in passing; one of its own is worth it when the peer could run out.
+bool QueuePair::must_announce_recvs() const {
+  const int32_t known_to_peer = static_cast<int32_t>(recvs_announced_ - recvs_.head());
+  return recvs_announced_ != recvs_.tail() && known_to_peer <= static_cast<int32_t>(recvs_.size() / 2);
 }
 
 void QueuePair::fill() {
@@ -56,7 +63,7 @@ void QueuePair::fill() {
       break;
     }
   }
-  if (acked_to_peer_ != executed_ && state_ == State::connected) append(FRAME_ACK, 0);
+  if ((acked_to_peer_ != executed_ || must_announce_recvs()) && state_ == State::connected) append(FRAME_ACK, 0);
 
   // Promise how many bare headers follow each new frame; an older one may be on its way already and keeps its promise.
   for (uint32_t i = out_tail_ - 1; out_tail_ != first_new && i - first_new < OUT_FRAMES; i--) {
@@ -70,7 +77,7 @@ void QueuePair::fill() {
 
 // Frames the next request; false when there is none that may go now.
 bool QueuePair::append_request(uint32_t& copied) {
-  if (next_ == sends_.tail() || waits_for_map_) return false;
+  if (next_ == sends_.tail() || waits_for_map_ || is_doomed_) return false;
   SendEntry& entry = sends_.at(next_);
   if (entry.status != SUCCESS) return false;
   if (entry.opcode == READ) {
@@ -85,10 +92,14 @@ bool QueuePair::append_request(uint32_t& copied) {
   }
 
   const bool with_imm = entry.opcode == WRITE_WITH_IMM;
+  const bool needs_recv = with_imm || entry.opcode == SEND;
+  if (needs_recv && recvs_used_ == peer_recvs_) return false;
   uint8_t type = entry.opcode == SEND ? FRAME_SEND : with_imm ? FRAME_WRITE_IMM : FRAME_WRITE;
   if (transport == TransportKind::shm && entry.opcode != SEND) {
     type = with_imm ? FRAME_PLACED_IMM : FRAME_PLACED;
     if (entry.length > 0) {
+      // Copying is placing: bytes behind a READ that may yet be refused must not move.
+      if (reads_outstanding_ > 0) return false;
       const PeerRegion* target = peer_memory_.find(entry.rkey);
       if (!target) {
         OutFrame& frame = append(FRAME_MAP, next_);
@@ -97,8 +108,10 @@ bool QueuePair::append_request(uint32_t& copied) {
         map_rkey_ = entry.rkey;
         return true;
       }
-      // Outside the region nothing is copied; the owner judges the descriptor and refuses it.
-      if (static_cast<uint64_t>(entry.remote_offset) + entry.length <= target->size) {
+      // Outside the region nothing is copied, here or by later requests; the owner judges the descriptor and refuses it.
+      if (static_cast<uint64_t>(entry.remote_offset) + entry.length > target->size) {
+        is_doomed_ = true;
+      } else {
         uint8_t* to = target->base + entry.remote_offset;
         for (const Piece& piece : entry.pieces) {
           copy_to_peer(to, piece.at, piece.length);
@@ -108,6 +121,7 @@ bool QueuePair::append_request(uint32_t& copied) {
       }
     }
   }
+  if (needs_recv) recvs_used_++;
   OutFrame& frame = append(type, next_++);
   frame.header.rkey = entry.rkey;
   frame.header.offset = entry.remote_offset;

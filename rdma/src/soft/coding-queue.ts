@@ -46,7 +46,7 @@ export class SoftCodingQueue implements CodingQueue {
     words[at + 1] = this.qpn;
     words[at + 2] = wrId;
     words[at + 3] = coder.id;
-    words[at + 4] = region.lkey;
+    words[at + 4] = this.device.keyOf(region);
     return at;
   }
 }

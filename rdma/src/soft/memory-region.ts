@@ -6,7 +6,7 @@ export class SoftMemoryRegion implements MemoryRegion {
   readonly byteLength: number;
   #gone: Promise<void> | undefined;
 
-  constructor(private readonly device: SoftDevice, readonly lkey: number, readonly rkey: number, readonly buffer: ArrayBuffer) {
+  constructor(readonly device: SoftDevice, readonly lkey: number, readonly rkey: number, readonly buffer: ArrayBuffer) {
     this.byteLength = buffer.byteLength;
   }
 

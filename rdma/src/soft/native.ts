@@ -54,7 +54,7 @@ interface Addon {
 /** The order of `Counters` in native/counters.h. */
 export const COUNTER_NAMES: readonly (keyof DeviceCounters)[] = [
   'requests', 'completions', 'rings', 'wakeups', 'bytesSent', 'bytesReceived', 'bytesEncoded', 'bytesVerified',
-  'bytesCopied', 'allocations', 'errors', 'regions', 'queuePairs',
+  'bytesCopied', 'allocations', 'errors',
 ];
 
 let loaded: Addon | undefined;

@@ -41,7 +41,7 @@ export class SoftQueuePair implements QueuePair {
     words[at] = Opcode.RECV | (region === undefined ? 0 : 1 << 16);
     words[at + 1] = this.qpn;
     words[at + 2] = wrId;
-    words[at + 8] = region === undefined ? 0 : region.lkey;
+    words[at + 8] = region === undefined ? 0 : this.device.keyOf(region);
     words[at + 9] = offset;
     words[at + 10] = length;
   }
@@ -62,7 +62,7 @@ export class SoftQueuePair implements QueuePair {
     const at = this.#post(Opcode.WRITE_WITH_IMM, wrId, region, offset0, length0, rkey, remoteOffset, imm, flags);
     const words = this.#sendQueue.words;
     words[at] = Opcode.WRITE_WITH_IMM | flags << 8 | 2 << 16;
-    words[at + 11] = region.lkey;
+    words[at + 11] = this.device.keyOf(region);
     words[at + 12] = offset1;
     words[at + 13] = length1;
   }
@@ -98,7 +98,7 @@ export class SoftQueuePair implements QueuePair {
   }
 
   #next(): number {
-    if (this.#state === 'closed') throw new Error(`Cannot post on queue pair ${this.qpn}: it was destroyed`);
+    if (this.#state === 'closed') this.device.revive(this);
     return this.#sendQueue.next();
   }
 
@@ -113,7 +113,7 @@ export class SoftQueuePair implements QueuePair {
     words[at + 5] = remoteOffset;
     words[at + 6] = 0;
     words[at + 7] = 0;
-    words[at + 8] = region.lkey;
+    words[at + 8] = this.device.keyOf(region);
     words[at + 9] = offset;
     words[at + 10] = length;
     return at;

@@ -10,6 +10,7 @@ export class SendQueue {
   #tail = 0;
   #unreleased = 0;
   #free: number;
+  #isClosed = false;
 
   constructor(entries: number) {
     this.words = new Uint32Array(new SharedArrayBuffer(entries * WR_WORDS * 4));
@@ -29,8 +30,14 @@ export class SendQueue {
     return (this.#tail++ & this.#mask) * WR_WORDS;
   }
 
+  /** The device is closed: what is still posted goes nowhere. */
+  close(): void {
+    this.#free = Infinity;
+    this.#isClosed = true;
+  }
+
   ring(): void {
-    if (this.#unreleased === 0) return;
+    if (this.#unreleased === 0 || this.#isClosed) return;
     this.#free = this.#native.ring(this.#unreleased);
     this.#unreleased = 0;
   }

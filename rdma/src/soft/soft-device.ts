@@ -65,6 +65,8 @@ export class SoftDevice implements Device {
   readonly #queuePairWaiters = new Map<number, () => void>();
   #nextId = 1;
   #codingOutstanding = 0;
+  #queuePairs = 0;
+  readonly #counters = new Float64Array(COUNTER_NAMES.length);
   #holds = 0;
   #closing: Promise<void> | undefined;
   #isClosed = false;
@@ -141,9 +143,10 @@ export class SoftDevice implements Device {
   }
 
   counters(): DeviceCounters {
-    const values = new Float64Array(COUNTER_NAMES.length);
-    if (!this.#isClosed) this.#native.counters(values);
-    return Object.fromEntries(COUNTER_NAMES.map((name, i) => [name, values[i]])) as unknown as DeviceCounters;
+    const values = this.#counters;
+    if (!this.#isClosed) this.#native.counters(values);  // closed: as they were last
+    const counted = Object.fromEntries(COUNTER_NAMES.map((name, i) => [name, values[i]])) as unknown as DeviceCounters;
+    return { ...counted, regions: this.#regions.size, queuePairs: this.#queuePairs };
   }
 
   close(): Promise<void> {
@@ -181,6 +184,16 @@ export class SoftDevice implements Device {
       this.#native.deregister(region.lkey);
     });
     this.#release();
+  }
+
+  /** @returns the region's local key; 0, which names nothing, for another device's region */
+  keyOf(region: MemoryRegion): number {
+    return region instanceof SoftMemoryRegion && region.device === this ? region.lkey : 0;
+  }
+
+  /** Something was posted on a queue pair that is gone: it is flushed, and somebody must hear of that. */
+  revive(qp: SoftQueuePair): void {
+    this.#targets[qp.qpn] = qp;
   }
 
   codingPosted(): void {
@@ -272,6 +285,7 @@ export class SoftDevice implements Device {
   #addQueuePair(qpn: number, transport: number, remote: string): SoftQueuePair {
     const qp = new SoftQueuePair(this, qpn, transport === 1 ? 'tcp' : 'shm', remote);
     this.#targets[qpn] = qp;
+    this.#queuePairs++;
     this.#hold();
     return qp;
   }
@@ -282,6 +296,7 @@ export class SoftDevice implements Device {
     this.ring();
     void this.#request((id) => this.#native.fence(0, id)).then(() => {
       this.#targets[qp.qpn] = undefined;
+      this.#queuePairs--;
       this.#release();
       this.#queuePairWaiters.get(qp.qpn)?.();
       this.#queuePairWaiters.delete(qp.qpn);
@@ -336,7 +351,9 @@ export class SoftDevice implements Device {
     await Promise.all([...this.#listenersOpen].map((listener) => listener.close()));
     await Promise.all(this.#targets.map((target) => target?.destroy()));
     await Promise.all([...this.#regions.values()].map((region) => region.deregister()));
+    this.#native.counters(this.#counters);
     this.#isClosed = true;
+    this.sendQueue.close();
     this.#native.close();
     for (const waiter of this.#waiters.values()) waiter.reject(new Error('the device was closed'));
     this.#waiters.clear();
