@@ -11,6 +11,7 @@ import type { ClusterStore } from '../cluster/cluster-store.js';
 import { readMap, registerSwitch, setSwitchState, watchMap } from '../cluster/membership.js';
 import type { ClusterMap } from '../cluster/records.js';
 import type { MessageChannel } from '../pipeline/channel.js';
+import { RingMemory } from '../pipeline/ring-memory.js';
 import { acceptSession, answerProbe } from '../pipeline/session.js';
 import type { SessionContext } from '../pipeline/session.js';
 import { TartanError } from '../wire/errors.js';
@@ -48,10 +49,14 @@ export class SwitchCore {
   private readonly totals: SwitchTotals = { stripes: 0, bytes: 0, refused: 0, protocolErrors: 0, rolledBack: 0, unitsCopied: 0, buffers: 0, sessions: 0, ringMemoryUsed: 0 };
   private listener: Listener | undefined;
   private watch: { close(): void } | undefined;
-  private memoryUsed = 0;
   private readonly ending = new Set<Promise<void>>();
 
-  constructor(options: SwitchCoreOptions) { this.options = options; }
+  private readonly memory: RingMemory;
+
+  constructor(options: SwitchCoreOptions) {
+    this.options = options;
+    this.memory = new RingMemory(options.ringMemoryBytes);
+  }
 
   async start(): Promise<void> {
     const { context, store, id, host, port, controlPort } = this.options;
@@ -87,7 +92,7 @@ export class SwitchCore {
   }
 
   counters(): SwitchTotals {
-    const sum = { ...this.totals, sessions: this.sessions.size, ringMemoryUsed: this.memoryUsed };
+    const sum = { ...this.totals, sessions: this.sessions.size, ringMemoryUsed: this.memory.used };
     for (const session of this.sessions.values()) addCounters(sum, session);
     return sum;
   }
@@ -107,7 +112,7 @@ export class SwitchCore {
   }
 
   private async decide(hello: Hello, channel: MessageChannel): Promise<Grant> {
-    const { context, id, transport, heartbeatMs, deadlineMs, ringMemoryBytes, log } = this.options;
+    const { context, id, transport, heartbeatMs, deadlineMs, log } = this.options;
     const map = this.map!;
     channel.mapEpoch = map.epoch;
     channel.onControl = (message) => {
@@ -119,14 +124,7 @@ export class SwitchCore {
       return { name: id, rkey: 0, slots: 0, slotBytes: 0, mapEpoch: map.epoch, state: this.state };
     }
     const session = new WriterSession(channel, {
-      context, id, hello, map, transport, heartbeatMs, deadlineMs,
-      takeMemory: (wanted, step, least) => {
-        const bytes = Math.floor(Math.min(wanted, ringMemoryBytes - this.memoryUsed) / step) * step;
-        if (bytes < least) return 0;
-        this.memoryUsed += bytes;
-        return bytes;
-      },
-      giveMemory: (bytes) => { this.memoryUsed -= bytes; },
+      context, id, hello, map, transport, heartbeatMs, deadlineMs, memory: this.memory,
       onProtocolError: log,
     });
     this.sessions.set(channel, session);

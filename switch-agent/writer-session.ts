@@ -13,6 +13,7 @@ import { parseCode } from '../erasure/code/index.js';
 import { makeLayout } from '../erasure/layout/index.js';
 import type { MessageChannel } from '../pipeline/channel.js';
 import { NodeSet } from '../pipeline/node-set.js';
+import type { RingMemory } from '../pipeline/ring-memory.js';
 import type { SessionContext } from '../pipeline/session.js';
 import { StripePipeline } from '../pipeline/stripe-pipeline.js';
 import { TartanError } from '../wire/errors.js';
@@ -35,9 +36,7 @@ export interface WriterSessionOptions {
   readonly transport: 'auto' | 'tcp' | 'shm';
   readonly heartbeatMs: number;
   readonly deadlineMs: number;
-  /** Takes ring memory from the process's budget: (wanted, step, least) → bytes, 0 when there is too little. */
-  readonly takeMemory: (wanted: number, step: number, least: number) => number;
-  readonly giveMemory: (bytes: number) => void;
+  readonly memory: RingMemory;
   readonly onProtocolError: (reason: string) => void;
 }
 
@@ -77,8 +76,7 @@ export class WriterSession {
     this.layout = stripeSlotLayout(hello.k, hello.m, hello.unitBytes);
     const { slotBytes } = this.layout;
     const wanted = Math.max(2, Math.min(hello.slots, MAX_SWITCH_SLOTS, hello.tags, Math.floor(RING_BYTES / slotBytes)));
-    this.ringBytes = options.takeMemory(wanted * slotBytes, slotBytes, 2 * slotBytes);
-    if (this.ringBytes === 0) throw new TartanError('ERR_RING_MEMORY', `Cannot serve '${hello.name}': two stripes of ${hello.code} take ${2 * slotBytes} bytes, more than switch ${id} has left of its ring memory`);
+    this.ringBytes = options.memory.take(wanted * slotBytes, slotBytes, 2 * slotBytes, `serve '${hello.name}' with ${hello.code} on switch ${id}`);
     this.slots = this.ringBytes / slotBytes;
     this.region = context.device.allocate(this.ringBytes, Access.REMOTE_WRITE);
     this.words = new Uint32Array(this.region.buffer);
@@ -131,7 +129,7 @@ export class WriterSession {
       await this.nodes.destroy(reason);
       await this.pipeline.destroy();
       await this.region.deregister();
-      this.options.giveMemory(this.ringBytes);
+      this.options.memory.give(this.ringBytes);
     })();
     return this.ended;
   }

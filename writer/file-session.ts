@@ -190,6 +190,7 @@ export class FileSession {
   }
 
   private pathLost(path: SwitchPath, reason: string): void {
+    if (this.closed) return;
     if (path === this.window.currentPath) {
       this.window.setPath(undefined);
       this.changeMode('host', reason);

@@ -102,10 +102,8 @@ export class StripeReader {
     this.units = code.k + code.m;
     this.slots = stripeSlotLayout(code.k, code.m, layout.unitBytes);
     const { slotBytes } = this.slots;
-    this.ringBytes = context.memory.take(Math.min(Math.max(READ_RING_BYTES, 2 * slotBytes), MAX_SLOTS * slotBytes), slotBytes, slotBytes);
-    if (this.ringBytes === 0) {
-      throw new TartanError('ERR_RING_MEMORY', `Cannot read '${file.name}': a stripe takes ${slotBytes} bytes, ${context.memory.limit - context.memory.used} of ${context.memory.limit} bytes of ring memory are left`);
-    }
+    this.ringBytes = context.memory.take(Math.min(Math.max(READ_RING_BYTES, 2 * slotBytes), MAX_SLOTS * slotBytes), slotBytes, slotBytes,
+      `read '${file.name}': a stripe of ${code.name} with ${layout.unitBytes}-byte units does not fit`);
     this.slotCount = this.ringBytes / slotBytes;
     this.region = context.device.allocate(this.ringBytes, Access.REMOTE_WRITE);
     this.words = new Uint32Array(this.region.buffer);

@@ -103,10 +103,8 @@ export class WriteWindow {
     this.nodes = nodes;
     this.slots = stripeSlotLayout(code.k, code.m, layout.unitBytes);
     const { slotBytes } = this.slots;
-    this.ringBytes = context.memory.take(Math.min(Math.max(STAGING_BYTES, 4 * slotBytes), MAX_STAGING_SLOTS * slotBytes), slotBytes, 2 * slotBytes);
-    if (this.ringBytes === 0) {
-      throw new TartanError('ERR_RING_MEMORY', `Cannot write '${file.name}': two stripes of ${code.name} with ${layout.unitBytes}-byte units take ${2 * slotBytes} bytes, ${context.memory.limit - context.memory.used} of ${context.memory.limit} bytes of ring memory are left`);
-    }
+    this.ringBytes = context.memory.take(Math.min(Math.max(STAGING_BYTES, 4 * slotBytes), MAX_STAGING_SLOTS * slotBytes), slotBytes, 2 * slotBytes,
+      `write '${file.name}': two stripes of ${code.name} with ${layout.unitBytes}-byte units do not fit`);
     this.tags = Math.min(this.ringBytes / slotBytes, MAX_TAGS);
     this.region = context.device.allocate(this.ringBytes, Access.LOCAL);
     this.words = new Uint32Array(this.region.buffer);

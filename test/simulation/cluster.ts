@@ -6,12 +6,14 @@ import type { SimWorldOptions } from 'tartan-rdma';
 import { SimWorld } from 'tartan-rdma';
 import { MemoryCluster } from '../../cluster/memory-store.js';
 import type { MemoryClient } from '../../cluster/memory-store.js';
-import { createCluster, readIdentity } from '../../cluster/membership.js';
+import { createCluster, readIdentity, readMap } from '../../cluster/membership.js';
 import { Hub } from '../../pipeline/hub.js';
+import { NodeSet } from '../../pipeline/node-set.js';
 import { MemoryDisk } from '../../storage-node/memory-disk.js';
 import { StorageNode } from '../../storage-node/node-core.js';
 import { SwitchCore } from '../../switch-agent/switch-core.js';
 import type { Clock } from '../../wire/clock.js';
+import type { UnitEntry } from '../../wire/generated/ring.js';
 import type { Client, ConnectOptions } from '../../writer/client.js';
 import { connect } from '../../writer/client.js';
 
@@ -88,6 +90,27 @@ export class SimCluster {
       heartbeatMs: this.deadlineMs / 10, deadlineMs: this.deadlineMs, log: (message) => { this.log.push(`s1: ${message}`); },
     });
     await this.switchCore.start();
+  }
+
+  /** All units that a node holds of a file, asked for over the ring protocol. */
+  async inventory(nodeId: string, fileId: number): Promise<UnitEntry[]> {
+    const host = `asks-${nodeId}`;
+    const device = this.world.openDevice(host), store = this.memory.client();
+    const set = new NodeSet(await readMap(store), {
+      context: { device, hub: new Hub(device), clock: this.clock(host), secret: undefined, clusterId: this.clusterId }, nodes: [nodeId], role: 'reader',
+      name: host, fileId, unitBytes: 0, slots: 0, receiveSlots: 0, transport: 'auto', heartbeatMs: 10, deadlineMs: 100,
+      owner: { locate: () => {}, onWritten: () => {}, onAnswer: () => {}, onLinkDown: () => {} },
+    });
+    const link = await set.connect(0, 100);
+    const units: UnitEntry[] = [];
+    for (let fromStripe = 0, more = true; more;) {
+      const reply = await link.request({ $case: 'inventory', value: { fileId, fromStripe, limit: 40 } });
+      units.push(...reply.units);
+      more = reply.more;
+      fromStripe = (reply.units.at(-1)?.stripe ?? 0) + 1;
+    }
+    await set.destroy('done');
+    return units;
   }
 
   client(host: string, options: Partial<ConnectOptions> = {}): Promise<Client> {
