@@ -4,7 +4,7 @@ import { readMap, watchMap } from '../cluster/membership.js';
 import type { ClusterMap } from '../cluster/records.js';
 
 export class MapKeeper {
-  private held: ClusterMap = { epoch: 0, nodes: [], switches: [] };
+  private held: ClusterMap = { epoch: 0, changes: 0, nodes: [], switches: [] };
   private watching: Watch | undefined;
   private refreshing: Promise<boolean> | undefined;
 

@@ -94,7 +94,7 @@ export class UnitStore {
     const allocate = options.allocate ?? ordinaryMemory;
     const opened = await openLog(options.disk, options, options.random, options.nowMs ?? 0, allocate);
     if (options.durability === 'discard' && opened.end.batches > 0) {
-      throw new TartanError('ERR_ARGUMENT', `Cannot open the store with durability 'discard': it holds ${opened.index.count} units, expected a new store`);
+      throw new TartanError('ERR_ARGUMENT', `Cannot open the store with durability 'discard': units held: ${opened.index.count}, expected a new store`);
     }
     const store = new UnitStore(options, allocate, opened);
     await store.writeVoids(opened);

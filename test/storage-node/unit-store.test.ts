@@ -9,7 +9,7 @@ import { LOG_FIRST_BLOCK } from '../../storage-node/superblock.js';
 import { emptyLocation, UnitStore, type UnitStoreOptions } from '../../storage-node/unit-store.js';
 import { Refusal } from '../../wire/ring-messages.js';
 import { TartanError } from '../../wire/errors.js';
-import { compareVersions } from '../../wire/unit-header.js';
+import { compareVersions, decodeHeader } from '../../wire/unit-header.js';
 import { Client, IDENTITY, makeUnit, randomFrom, type UnitSpec } from './units.js';
 
 const MIB = 1 << 20;
@@ -25,8 +25,10 @@ async function readUnit(store: UnitStore, spec: UnitSpec): Promise<Uint8Array | 
   if (!store.lookupExact(fileId, stripe, unit, epoch, counter, location)) return undefined;
   const header = new Uint8Array(2 * BLOCK_BYTES), payload = new Uint8Array(4 * MIB);
   await store.read(location, header, payload);
-  const words = new Uint32Array(header.buffer, location.headerByte, 1);
-  if (words[0] !== 0x4e545254) throw new Error('the header is not where the index says');
+  const found = decodeHeader(new Uint32Array(header.buffer, location.headerByte, location.headerBytes >> 2), 0);
+  if (found.fileId !== fileId || found.stripe !== stripe || found.unit !== unit || found.writerEpoch !== epoch || found.counter !== counter || found.payloadCrc !== location.payloadCrc) {
+    throw new Error('the header is not where the index says');
+  }
   return payload.slice(0, location.unitLength);
 }
 
@@ -70,6 +72,20 @@ t.test('What is queued while a batch is written goes together into the next, wit
   const answers = await Promise.all(Array.from({ length: 20 }, (_, stripe) => client.append(store, makeUnit({ stripe }))));
   t.ok(answers.every((answer) => answer === Refusal.NONE));
   t.equal(disk.writes - before, 4, '20 units, 5 blocks of payload a batch');
+});
+
+t.test('Headers that lie across two blocks, in batches with several header blocks, read back, also after a restart', async (t) => {
+  const disk = new MemoryDisk(8 * MIB);
+  let store = await openStore(disk);
+  const client = new Client();
+  const specs = Array.from({ length: 256 }, (_, stripe) => ({ stripe, k: 8, m: 2, unit: stripe % 10, unitBytes: 512 }));
+  t.ok((await Promise.all(specs.map((spec) => client.append(store, makeUnit(spec))))).every((answer) => answer === Refusal.NONE));
+  t.equal(store.stats().batches, 1);
+  for (let round = 0; round < 2; round++) {
+    const right = await Promise.all(specs.map(async (spec) => Buffer.compare((await readUnit(store, spec))!, makeUnit(spec).payload) === 0));
+    t.ok(right.every(Boolean));
+    store = await openStore(disk.crash());
+  }
 });
 
 t.test('The same name again is acknowledged once the first copy is durable, and stored once', async (t) => {
