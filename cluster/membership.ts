@@ -1,6 +1,6 @@
 /**
  * The cluster's identity and its map: which nodes and switches there are, and in which state. Typed operations on any
- * ClusterStore; every change of the map is a compare-and-swap of one key and raises its epoch by one.
+ * ClusterStore; every change of the map is a compare-and-swap of one key; one of the nodes raises its epoch by one.
  */
 import { randomUUID } from 'node:crypto';
 import { TartanError, codeOf } from '../wire/errors.js';
@@ -28,7 +28,7 @@ export interface StateOptions {
 export async function createCluster(store: ClusterStore, options: { readonly uuid?: string } = {}): Promise<ClusterIdentity> {
   const uuid = options.uuid ?? randomUUID();
   const identity: ClusterIdentity = { uuid, clusterId: Number.parseInt(uuid.slice(-8), 16) >>> 0, formatVersion: CLUSTER_FORMAT_VERSION };
-  const map: ClusterMap = { epoch: 1, nodes: [], switches: [] };
+  const map: ClusterMap = { epoch: 1, changes: 1, nodes: [], switches: [] };
   const { succeeded } = await store.transact(
     [{ key: CLUSTER_KEY, modRevision: 0 }, { key: MAP_KEY, modRevision: 0 }],
     [{ put: CLUSTER_KEY, value: JSON.stringify(identity) }, { put: MAP_KEY, value: JSON.stringify(map) }, { put: FILE_ID_KEY, value: '0' }],
@@ -57,14 +57,14 @@ export async function readMap(store: ClusterStore): Promise<ClusterMap> {
 
 /**
  * Follows the map: calls `onMap` with the present one soon after (never before this returns), then with newer ones;
- * epochs ascend, and may skip when several changes come at once. A store that does not answer is waited for.
+ * `changes` ascends, and may skip when several come at once; the epoch is the same where only switches changed. A store that does not answer is waited for.
  */
 export function watchMap(store: ClusterStore, onMap: (map: ClusterMap) => void): Watch {
-  let watch: Watch | undefined, isClosed = false, lastEpoch = 0;
+  let watch: Watch | undefined, isClosed = false, lastChange = 0;
   const offer = (value: string) => {
     const map = JSON.parse(value) as ClusterMap;
-    if (isClosed || map.epoch <= lastEpoch) return;
-    lastEpoch = map.epoch;
+    if (isClosed || map.changes <= lastChange) return;
+    lastChange = map.changes;
     onMap(map);
   };
   void readPresent(store).then((present) => {
@@ -93,7 +93,7 @@ export async function registerNode(store: ClusterStore, entry: Registration<Node
   checkEntry('node', entry);
   return editMap(store, `register node ${entry.id}`, (map) => {
     const nodes = upsert<NodeEntry>(map.nodes, entry, 'down');
-    return nodes === map.nodes ? map : { ...map, epoch: map.epoch + 1, nodes };
+    return nodes === map.nodes ? map : { ...map, epoch: map.epoch + 1, changes: map.changes + 1, nodes };
   });
 }
 
@@ -102,7 +102,7 @@ export async function registerSwitch(store: ClusterStore, entry: Registration<Sw
   checkEntry('switch', entry);
   return editMap(store, `register switch ${entry.id}`, (map) => {
     const switches = upsert<SwitchEntry>(map.switches, entry, 'down');
-    return switches === map.switches ? map : { ...map, epoch: map.epoch + 1, switches };
+    return switches === map.switches ? map : { ...map, changes: map.changes + 1, switches };
   });
 }
 
@@ -117,7 +117,7 @@ export function setNodeState(store: ClusterStore, id: string, state: NodeEntry['
   const attempt = `mark node ${id} ${state}`;
   return editMap(store, attempt, (map) => {
     const nodes = withState<NodeEntry>(map, map.nodes, id, state, attempt, options);
-    return nodes === map.nodes ? map : { ...map, epoch: map.epoch + 1, nodes };
+    return nodes === map.nodes ? map : { ...map, epoch: map.epoch + 1, changes: map.changes + 1, nodes };
   });
 }
 
@@ -126,7 +126,7 @@ export function setSwitchState(store: ClusterStore, id: string, state: SwitchEnt
   const attempt = `mark switch ${id} ${state}`;
   return editMap(store, attempt, (map) => {
     const switches = withState<SwitchEntry>(map, map.switches, id, state, attempt, options);
-    return switches === map.switches ? map : { ...map, epoch: map.epoch + 1, switches };
+    return switches === map.switches ? map : { ...map, changes: map.changes + 1, switches };
   });
 }
 

@@ -14,8 +14,10 @@ export interface NodeEntry { readonly id: string; readonly host: string; readonl
 export interface SwitchEntry { readonly id: string; readonly host: string; readonly port: number; readonly state: 'programmable' | 'forwarding' | 'down'; readonly controlPort: number }
 
 export interface ClusterMap {
-  /** Grows by one with every change of membership or node state. */
+  /** Grows by one with every change of the nodes: who they are, where, in which state. Units and requests carry it. */
   readonly epoch: number;
+  /** Grows by one with every change, also of switches: those are soft state, and disturb no unit under way. */
+  readonly changes: number;
   readonly nodes: readonly NodeEntry[];
   readonly switches: readonly SwitchEntry[];
 }

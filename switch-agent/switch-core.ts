@@ -66,7 +66,7 @@ export class SwitchCore {
     this.state = 'programmable';
     this.map = await registerSwitch(store, { id, host, port: this.port, state: this.state, controlPort });
     this.watch = watchMap(store, (map) => {
-      if (this.map !== undefined && map.epoch <= this.map.epoch) return;
+      if (this.map !== undefined && map.changes <= this.map.changes) return;
       this.map = map;
       for (const session of this.sessions.values()) session.adopt(map);
     });

@@ -96,8 +96,9 @@ export class FileSession {
       },
     });
     this.mapWatch = watchMap(context.store, (map) => {
-      if (map.epoch <= this.nodes.map.epoch || this.closed) return;
-      this.repair();
+      if (this.closed) return;
+      if (map.epoch > this.nodes.map.epoch) void this.repair();
+      else if (map.changes > this.nodes.map.changes) this.nodes.map = map;
     });
   }
 

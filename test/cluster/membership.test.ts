@@ -15,7 +15,7 @@ t.test('a cluster is created once, whoever else tries', async (t) => {
   t.equal(made.length, 1);
   for (const result of results) if (result.status === 'rejected') t.match(result.reason, { code: 'ERR_EXISTS' });
   t.same(await readIdentity(cluster.client()), made[0]);
-  t.same(await readMap(cluster.client()), { epoch: 1, nodes: [], switches: [] });
+  t.same(await readMap(cluster.client()), { epoch: 1, changes: 1, nodes: [], switches: [] });
 });
 
 t.test('the cluster id is the low 32 bits of the uuid', async (t) => {
@@ -38,9 +38,9 @@ t.test('a store without a cluster, or with a newer one, is refused', async (t) =
 
 t.test('registering adds, updates the address, and leaves the state alone unless told', async (t) => {
   const store = await cluster();
-  t.same(await registerNode(store, n1), { epoch: 2, nodes: [{ ...n1, state: 'down' }], switches: [] });
+  t.same(await registerNode(store, n1), { epoch: 2, changes: 2, nodes: [{ ...n1, state: 'down' }], switches: [] });
   t.equal((await registerNode(store, n1)).epoch, 2, 'saying the same again changes nothing');
-  t.same(await setNodeState(store, 'n1', 'up'), { epoch: 3, nodes: [{ ...n1, state: 'up' }], switches: [] });
+  t.same(await setNodeState(store, 'n1', 'up'), { epoch: 3, changes: 3, nodes: [{ ...n1, state: 'up' }], switches: [] });
   const moved = await registerNode(store, { ...n1, port: 7009 });
   t.match(moved, { epoch: 4, nodes: [{ port: 7009, state: 'up' }] });
   await setNodeState(store, 'n1', 'down');
@@ -53,10 +53,10 @@ t.test('registering adds, updates the address, and leaves the state alone unless
 t.test('switches are registered and change state as nodes do', async (t) => {
   const store = await cluster();
   const s1 = { id: 's1', host: 'localhost', port: 7000, controlPort: 7100 };
-  t.match(await registerSwitch(store, s1), { epoch: 2, switches: [{ ...s1, state: 'down' }] });
-  t.match(await setSwitchState(store, 's1', 'programmable'), { epoch: 3, switches: [{ state: 'programmable' }] });
-  t.match(await registerSwitch(store, { ...s1, port: 1 }), { epoch: 4, switches: [{ port: 1, state: 'programmable' }] });
-  t.match(await setSwitchState(store, 's1', 'forwarding', { ifEpoch: 4 }), { epoch: 5 });
+  t.match(await registerSwitch(store, s1), { epoch: 1, changes: 2, switches: [{ ...s1, state: 'down' }] });
+  t.match(await setSwitchState(store, 's1', 'programmable'), { epoch: 1, changes: 3, switches: [{ state: 'programmable' }] });
+  t.match(await registerSwitch(store, { ...s1, port: 1 }), { epoch: 1, changes: 4, switches: [{ port: 1, state: 'programmable' }] });
+  t.match(await setSwitchState(store, 's1', 'forwarding', { ifEpoch: 1 }), { epoch: 1, changes: 5 });
   await t.rejects(setSwitchState(store, 's1', 'down', { ifEpoch: 4 }), { code: 'ERR_STALE_MAP' });
   await t.rejects(setSwitchState(store, 's2', 'down'), { code: 'ERR_NOT_FOUND' });
 });
