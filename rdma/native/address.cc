@@ -3,7 +3,6 @@
 #include <arpa/inet.h>
 #include <netdb.h>
 #include <netinet/in.h>
-#include <stddef.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -59,7 +58,7 @@ socklen_t abstract_name(const Address& address, sockaddr_un& name) {
   const std::string text = "tartan-rdma/" + address.text();
   const size_t length = text.size() < sizeof name.sun_path - 1 ? text.size() : sizeof name.sun_path - 1;
   memcpy(name.sun_path + 1, text.data(), length);
-  return static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + length);
+  return sizeof name;
 }
 
 bool is_local(const Address& address) {

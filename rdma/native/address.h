@@ -25,7 +25,7 @@ struct Address {
   std::string text() const;  // host:port, [host]:port for IPv6
 };
 
-// "\0tartan-rdma/host:port", without the terminating zero in `length`.
+// "\0tartan-rdma/host:port", padded with zeros to the full length: the only form that every libuv can connect to.
 socklen_t abstract_name(const Address& address, sockaddr_un& name);
 // Whether the host is an address of this network namespace.
 bool is_local(const Address& address);

@@ -243,6 +243,7 @@ for (const transport of TRANSPORTS) {
   t.test(`over ${transport}, a peer killed in mid-transfer fails the first request and flushes the rest`, async (t) => {
     const { child, hello } = await startPeer('serve');
     const device = openSoftDevice();
+    t.teardown(() => device.close());
     const region = device.allocate(4 << 20);
     const qp = await device.connect('127.0.0.1', hello.port, { transport });
     const done = new Completions();
@@ -339,6 +340,7 @@ for (const transport of TRANSPORTS) {
     }
     t.equal(child.exitCode, null, 'the peer still serves');
     const device = openSoftDevice();
+    t.teardown(() => device.close());
     const qp = await device.connect('127.0.0.1', hello.port, { transport });
     t.equal(qp.state, 'connected');
     await device.close();
@@ -357,6 +359,7 @@ const PEER_IN_WORKER = `
 
 t.test('garbage connections are closed and counted, and the listener goes on', async (t) => {
   const device = openSoftDevice();
+  t.teardown(() => device.close());
   const listener = await device.listen('127.0.0.1', 0, () => t.fail('nobody connected properly'));
   const preamble = Buffer.alloc(32);
   preamble.write('TARTNRDM');
@@ -385,7 +388,7 @@ t.test('garbage connections are closed and counted, and the listener goes on', a
 
 /** Speaks the preamble as a peer that will misbehave. */
 async function rawPeer(port: number, transport: 'tcp' | 'shm'): Promise<Socket> {
-  const socket = transport === 'tcp' ? connectTcp(port, '127.0.0.1') : connectTcp(`\0tartan-rdma/127.0.0.1:${port}`);
+  const socket = transport === 'tcp' ? connectTcp(port, '127.0.0.1') : connectTcp(`\0tartan-rdma/127.0.0.1:${port}`.padEnd(108, '\0'));
   const preamble = Buffer.alloc(32);
   preamble.write('TARTNRDM');
   preamble.writeUInt16LE(1, 8);
@@ -412,6 +415,7 @@ function frame(type: number, fields: { follow?: number; status?: number; zero?: 
 
 t.test('a connected peer that sends malformed frames is refused, and nothing else suffers', async (t) => {
   const device = openSoftDevice();
+  t.teardown(() => device.close());
   const region = device.allocate(65536, Access.REMOTE_WRITE | Access.REMOTE_READ);
   const reasons: string[] = [];
   const listener = await device.listen('127.0.0.1', 0, (qp) => {
@@ -438,7 +442,7 @@ t.test('a connected peer that sends malformed frames is refused, and nothing els
     'too many READs': Buffer.concat(Array.from({ length: 100_000 }, (_, seq) => frame(READ, { seq, rkey: region.rkey, length: 65536 }))),
   };
   const casesOverShm: Record<string, Buffer> = {
-    'a descriptor with a wrong key': frame(PLACED_IMM, { rkey: region.rkey ^ 1, length: 1 }),
+    'a descriptor with a wrong key': frame(PLACED_IMM, { rkey: (region.rkey ^ 1) >>> 0, length: 1 }),
     'a descriptor that lies about where': frame(PLACED, { rkey: region.rkey, offset: 65535, length: 2 }),
     'a descriptor of nearly everything': frame(PLACED_IMM, { rkey: region.rkey, length: 0xffffffff }),
     'a mapping of an unknown region': frame(MAP, { rkey: 1 }),
@@ -477,6 +481,7 @@ t.test('a connected peer that sends malformed frames is refused, and nothing els
 
 t.test('connect() says what it tried when nobody answers', async (t) => {
   const device = openSoftDevice();
+  t.teardown(() => device.close());
   const listener = await device.listen('127.0.0.1', 0, () => undefined);
   const { port } = listener;
   await listener.close();
@@ -493,6 +498,7 @@ t.test('connect() says what it tried when nobody answers', async (t) => {
 
 t.test('a listener on the wildcard address offers shared memory to local callers', async (t) => {
   const device = openSoftDevice();
+  t.teardown(() => device.close());
   const listener = await device.listen('0.0.0.0', 0, () => undefined);
   const qp = await device.connect('127.0.0.1', listener.port);
   t.equal(qp.transport, 'shm');
