@@ -42,6 +42,7 @@ export class Joining {
   /** On the way to 'up', or about to be. */
   private rejoining = true;
   private stopped = false;
+  private retired = false;
 
   constructor(private readonly options: JoiningOptions) {}
 
@@ -74,10 +75,23 @@ export class Joining {
   /** A newer map: if it calls this node down, it comes up again after a while. */
   onMap(): void {
     const { maps, id, log } = this.options;
-    if (this.stopped || this.rejoining || maps.map.nodes.find((node) => node.id === id)?.state !== 'down') return;
+    if (this.stopped || this.retired || this.rejoining || maps.map.nodes.find((node) => node.id === id)?.state !== 'down') return;
     this.rejoining = true;
     log(`node ${id} was marked down in map epoch ${maps.epoch}; it adopts what it missed and comes up again`);
     this.later(this.options.rejoinMs ?? REJOIN_MS, () => this.rejoin());
+  }
+
+  /** The disk takes no more writes: marks the node down, and it does not come up again in this life. */
+  async retire(): Promise<void> {
+    if (this.retired) return;
+    this.retired = true;
+    this.options.log(`node ${this.options.id}: the disk takes no more writes; the node goes down and serves what it holds`);
+    try {
+      this.options.maps.adopt(await setNodeState(this.options.clusterStore, this.options.id, 'down'));
+    } catch (error) {
+      // Its refusals say as much to every writer, and they will propose it down.
+      this.options.log(`node ${this.options.id} cannot be marked down: ${String(error)}`);
+    }
   }
 
   /** Marks the node down, for others need not find out by a deadline, and lets go of the lease. Never throws. */
@@ -108,7 +122,7 @@ export class Joining {
   }
 
   private async rejoin(): Promise<void> {
-    if (this.stopped) return;
+    if (this.stopped || this.retired) return;
     try {
       await this.comeUp();
       this.rejoining = false;

@@ -132,7 +132,7 @@ export class StorageNode {
     }
   }
 
-  /** Leaves the cluster, answers what is queued, closes everything but the device. Idempotent. */
+  /** Leaves the cluster, writes what is queued, closes everything but the device. Idempotent. */
   stop(): Promise<void> { return (this.stopping ??= this.close()); }
 
   get mapEpoch(): number { return this.maps.epoch; }
@@ -155,6 +155,7 @@ export class StorageNode {
       disk, clusterUuid: identity.uuid, clusterId: identity.clusterId, nodeId: id, random: () => clock.random(),
       allocate: (bytes) => deviceMemory(device, bytes), ...(durability !== undefined && { durability }), ...(nowMs !== undefined && { nowMs }),
     });
+    this.store.onBatch = () => { if (this.store.failed) void this.joining?.retire(); };
     const { recovery } = this.store;
     if (recovery.torn > 0 || recovery.badHeaders > 0) this.log(`node ${id}: ${recovery.torn} torn units dropped at the log's end, ${recovery.badHeaders} unit headers damaged`);
     this.placements = new Placements(clusterStore, id, (record) => { this.store.adoptFence(record.id, record.writerEpoch); });
@@ -200,7 +201,7 @@ export class StorageNode {
   // ---- connections
 
   private async decide(hello: Hello, channel: MessageChannel): Promise<Grant> {
-    await this.serving;
+    await this.serving.catch((cause: unknown) => { throw new TartanError('ERR_CLOSED', `Cannot serve '${hello.name}': node ${this.id} could not start`, { cause }); });
     if (this.stopping !== undefined) throw new TartanError('ERR_CLOSED', `Cannot serve '${hello.name}': node ${this.id} is stopping`);
     const connection: Connection = { channel, ring: undefined, ringBytes: 0, reads: 0, requests: 0, heardAt: this.options.clock.now(), name: hello.name, ended: false };
     const granted = hello.unitBytes > 0 ? this.grantRing(connection, hello) : { rkey: 0, slots: 0, slotBytes: 0 };

@@ -8,6 +8,8 @@ import { BLOCK_BYTES, type Disk } from './disk.js';
 export const STORE_FORMAT_VERSION = 1;
 export const LOG_FIRST_BLOCK = 16;
 const COPY_BLOCKS = [0, 8] as const;
+/** A disk is taken for blank when its superblock copies and so many blocks at its beginning are zero. */
+const BLANK_BLOCKS = 32;
 const SUPERBLOCK_BYTES = 512;
 const CRC_OFFSET = 508;
 const MAX_NODE_ID_BYTES = 128;
@@ -40,21 +42,35 @@ export interface Superblock extends StoreIdentity {
  */
 export async function openSuperblock(disk: Disk, identity: StoreIdentity, random: () => number, nowMs: number, memory: Uint8Array): Promise<Superblock> {
   const block = memory.subarray(0, BLOCK_BYTES);
-  const copies: (Superblock | 'blank' | 'bad')[] = [];
+  const copies: (Superblock | 'blank' | 'torn' | 'foreign')[] = [];
   for (const at of COPY_BLOCKS) {
     await disk.read(block, at * BLOCK_BYTES);
     copies.push(decode(block));
   }
   const good = copies.find((copy): copy is Superblock => typeof copy === 'object');
   if (good === undefined) {
-    // One blank copy beside a torn one: the power went while the store was being made, and nothing can be in it yet.
-    if (copies.includes('blank')) return format(disk, identity, random, nowMs, block);
+    // One torn copy beside a blank one: the power went while the store was being made, and nothing can be in it yet.
+    const unfinished = copies.includes('blank') && !copies.includes('foreign') && await restIsBlank(disk, block);
+    if (unfinished) return format(disk, identity, random, nowMs, block);
     throw new TartanError('ERR_FOREIGN_STORE', 'Cannot open the store: the disk holds something else than a Tartan store, expected a blank one or a valid superblock');
   }
   checkIdentity(good, identity);
-  if (copies.includes('bad') || copies.includes('blank')) await writeCopies(disk, good, block);
+  if (copies.some((copy) => typeof copy === 'string')) await writeCopies(disk, good, block);
   return good;
 }
+
+/** Whether the beginning of the disk is zero where no superblock lies: file systems keep theirs within it. */
+async function restIsBlank(disk: Disk, block: Uint8Array): Promise<boolean> {
+  const blocks = Math.min(BLANK_BLOCKS, disk.size / BLOCK_BYTES);
+  for (let at = 0; at < blocks; at++) {
+    if (COPY_BLOCKS.some((copy) => copy === at)) continue;
+    await disk.read(block, at * BLOCK_BYTES);
+    if (!isBlank(block)) return false;
+  }
+  return true;
+}
+
+function isBlank(bytes: Uint8Array): boolean { return bytes.every((byte) => byte === 0); }
 
 async function format(disk: Disk, identity: StoreIdentity, random: () => number, nowMs: number, block: Uint8Array): Promise<Superblock> {
   if (disk.size < (LOG_FIRST_BLOCK + 16) * BLOCK_BYTES) {
@@ -81,11 +97,11 @@ function checkIdentity(found: Superblock, expected: StoreIdentity): void {
   if (found.nodeId !== expected.nodeId) throw new TartanError('ERR_FOREIGN_STORE', `Cannot open the store: it belongs to node '${found.nodeId}', expected '${expected.nodeId}'`);
 }
 
-function decode(block: Uint8Array): Superblock | 'blank' | 'bad' {
+function decode(block: Uint8Array): Superblock | 'blank' | 'torn' | 'foreign' {
   const view = new DataView(block.buffer, block.byteOffset, SUPERBLOCK_BYTES);
-  if (block.subarray(0, SUPERBLOCK_BYTES).every((byte) => byte === 0)) return 'blank';
-  if (Buffer.from(block.subarray(0, 8)).toString('latin1') !== MAGIC) return 'bad';
-  if (view.getUint32(CRC_OFFSET, true) !== crc32c(block.subarray(0, CRC_OFFSET))) return 'bad';
+  if (isBlank(block)) return 'blank';
+  if (Buffer.from(block.subarray(0, 8)).toString('latin1') !== MAGIC) return 'foreign';
+  if (view.getUint32(CRC_OFFSET, true) !== crc32c(block.subarray(0, CRC_OFFSET))) return 'torn';
   const version = view.getUint32(8, true), blockBytes = view.getUint32(12, true);
   // A newer version keeps magic, version and CRC where they are, so that an older program can say so.
   if (version !== STORE_FORMAT_VERSION || blockBytes !== BLOCK_BYTES || view.getUint32(52, true) !== LOG_FIRST_BLOCK) {

@@ -316,10 +316,13 @@ export class UnitStore {
     }
   }
 
+  /** A sync failed: nothing is written any more until the store is opened again. */
+  get failed(): boolean { return this.log.state === 'failed'; }
+
   stats(): StoreStats {
     const used = this.log.usedBlocks;
     return {
-      durability: this.durability, failed: this.log.state === 'failed', units: this.index.count,
+      durability: this.durability, failed: this.failed, units: this.index.count,
       capacityBytes: this.log.capacityBlocks * BLOCK_BYTES, usedBytes: used * BLOCK_BYTES,
       liveBytes: this.liveBlocks * BLOCK_BYTES, deadBytes: (used - this.liveBlocks) * BLOCK_BYTES, batches: this.log.batches, ...this.counts, recovery: this.recovery,
     };

@@ -308,6 +308,18 @@ t.test('A node that others marked down comes up again by itself', async (t) => {
   t.ok(rig.node.mapEpoch > map.epoch);
 });
 
+t.test('A node whose disk takes no more writes goes down, stays down, and serves what it holds', async (t) => {
+  const rig = await Rig.start(17);
+  const peer = await rig.peer();
+  t.equal((await peer.send(rig.unit({ stripe: 0 }))).refusal, Refusal.NONE);
+  rig.disk.faults.beforeSync = () => { throw new TartanError('ERR_DISK', 'no sync'); };
+  t.equal((await peer.send(rig.unit({ stripe: 1 }))).refusal, Refusal.DISK);
+  await rig.pass(10_000);
+  t.equal((await rig.run(readMap(rig.metadata))).nodes.find((node) => node.id === 'n1')!.state, 'down');
+  t.equal((await peer.read({ fileId: rig.file.id, stripe: 0, unit: unitOf(0) })).refusal, 0);
+  t.equal(rig.log.filter((line) => /no more writes/.test(line)).length, 1);
+});
+
 t.test('Two processes never run as one node', async (t) => {
   const rig = await Rig.start(16);
   const second = new StorageNode({ id: 'n1', device: rig.world.openDevice('elsewhere'), clock: rig.clock('elsewhere'), clusterStore: rig.cluster.client(), disk: new MemoryDisk(MIB), host: 'elsewhere' });

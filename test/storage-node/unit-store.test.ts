@@ -314,7 +314,24 @@ t.test('A foreign store, a newer format and a disk with something else are refus
   const other = new MemoryDisk(MIB);
   for (const block of [0, 8]) other.corrupt(block * BLOCK_BYTES, (bytes) => { bytes.fill(7); });
   await t.rejects(openStore(other), { code: 'ERR_FOREIGN_STORE' });
+  for (const at of [1024, 512, 65536 + 64, 5 * BLOCK_BYTES]) {
+    const fileSystem = new MemoryDisk(MIB);
+    fileSystem.corrupt(at, (bytes) => { bytes[0] = 0x53; });
+    await t.rejects(openStore(fileSystem), { code: 'ERR_FOREIGN_STORE' }, `something at byte ${at}`);
+    t.equal(fileSystem.writes, 0, 'and nothing is written over it');
+  }
   await t.rejects(openStore(new MemoryDisk(8 * BLOCK_BYTES)), { code: 'ERR_DISK' });
+});
+
+t.test('A store whose making was cut off is made anew', async (t) => {
+  const disk = new MemoryDisk(4 * MIB);
+  await openStore(disk);
+  const cut = new MemoryDisk(4 * MIB), bytes = new Uint8Array(BLOCK_BYTES);
+  await disk.read(bytes, 0);
+  cut.corrupt(0, (block) => { block.set(bytes.subarray(0, 300)); });
+  const store = await openStore(cut);
+  t.equal(await new Client().append(store, makeUnit()), Refusal.NONE);
+  t.equal((await openStore(cut.crash())).stats().units, 1);
 });
 
 t.test('One bad superblock is mended from the other', async (t) => {
