@@ -1,7 +1,6 @@
 #include "peer_memory.h"
 
 #include <fcntl.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -51,7 +50,5 @@ void PeerMemory::clear() {
   for (const PeerRegion& region : regions_) munmap(region.base, mapped_bytes(region.size));
   regions_.clear();
 }
-
-void copy_to_peer(uint8_t* to, const uint8_t* from, size_t bytes) { memcpy(to, from, bytes); }
 
 }  // namespace tartan

@@ -27,7 +27,4 @@ class PeerMemory {
   std::vector<PeerRegion> regions_;
 };
 
-// memcpy; large copies bypass the cache, which the peer's disk or network would not read from anyway.
-void copy_to_peer(uint8_t* to, const uint8_t* from, size_t bytes);
-
 }  // namespace tartan
