@@ -21,7 +21,8 @@ import { nodeOfUnit } from '../erasure/layout/index.js';
 import type { NodeLink } from '../pipeline/node-link.js';
 import { NodeSet } from '../pipeline/node-set.js';
 import type { ClusterMap } from '../cluster/records.js';
-import { TartanError } from '../wire/errors.js';
+import { readMap } from '../cluster/membership.js';
+import { TartanError, codeOf } from '../wire/errors.js';
 import { Refusal, refusalCode } from '../wire/ring-messages.js';
 import type { StripeSlotLayout } from '../wire/slot-layout.js';
 import { headerOffsetIn, stripeSlotLayout } from '../wire/slot-layout.js';
@@ -60,6 +61,8 @@ interface Job {
   nodes: Int8Array;
   coder: Coder | undefined;
   attempts: number;
+  /** Lost nodes have been asked once more in this read. */
+  revived: boolean;
   resolve: (result: StripeResult) => void;
   reject: (error: Error) => void;
 }
@@ -142,7 +145,7 @@ export class StripeReader {
       if (this.closed) { reject(new TartanError('ERR_CLOSED', `Cannot read '${this.file.name}': it is closed`)); return; }
       this.waiting.push({
         wish, slot: -1, lost: new Map(), epoch: wish.epoch, counter: wish.counter, exact: wish.exact, dataLength: wish.dataLength ?? -1,
-        units: [], decode: [], nodes: new Int8Array(0), coder: undefined, attempts: 0, resolve, reject,
+        units: [], decode: [], nodes: new Int8Array(0), coder: undefined, attempts: 0, revived: false, resolve, reject,
       });
       this.next();
     });
@@ -180,7 +183,10 @@ export class StripeReader {
     // With a length known, units that lie beyond a short stripe's end are empty: their headers still say the version.
     const wanted = degraded ? k : k <= m && !job.exact ? Math.max(k, m + 1) : k;
     const units = [...data, ...others].slice(0, wanted);
-    if (units.length < k) { this.giveUp(job); return; }
+    if (units.length < k) {
+      if (job.revived) this.giveUp(job); else void this.revive(job);
+      return;
+    }
     job.units = units;
     job.decode = degraded ? Array.from({ length: k }, (_, i) => i).filter((unit) => !data.includes(unit)) : [];
     job.coder = degraded ? this.decoder(units, job.decode) : undefined;
@@ -355,6 +361,20 @@ export class StripeReader {
     const { epoch, counter, dataLength } = this.newest(job);
     if (epoch > 0 && !job.exact) { this.again(job, epoch, counter, dataLength); return; }
     this.context.clock.setTimer(0, () => { if (this.jobs[slot] === job) this.begin(job); });
+  }
+
+  /** Before a read fails: nodes may have come back since their links were lost. */
+  private async revive(job: Job): Promise<void> {
+    job.revived = true;
+    try {
+      this.nodes.map = await readMap(this.context.store);
+    } catch (error) {
+      if (codeOf(error) === undefined) throw error;
+    }
+    await this.nodes.connectUp(this.context.deadlineMs);
+    for (const [unit, reason] of job.lost) if (reason === Refusal.UNREACHABLE) job.lost.delete(unit);
+    if (this.closed) this.end(job, new TartanError('ERR_CLOSED', `Reading '${this.file.name}' was ended`));
+    else this.begin(job);
   }
 
   private giveUp(job: Job): void {

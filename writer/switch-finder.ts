@@ -6,7 +6,6 @@
  */
 import type { ClusterMap, FileRecord } from '../cluster/records.js';
 import { connectSession } from '../pipeline/session.js';
-import { sleep } from '../wire/clock.js';
 import { codeOf } from '../wire/errors.js';
 import type { ClientContext } from './context.js';
 import type { SwitchPathOwner } from './switch-path.js';
@@ -81,8 +80,17 @@ export class SwitchFinder {
         delayMs = await this.tryAll(this.options.context.holdMs) ? RETRY_MS : Math.min(delayMs * 2, MAX_RETRY_MS);
       }
       if (this.stopped) return;
-      await Promise.race([sleep(this.options.context.clock, this.current === undefined ? delayMs : MAX_RETRY_MS), new Promise<void>((resolve) => { this.wake = resolve; })]);
+      await this.pause(this.current === undefined ? delayMs : MAX_RETRY_MS);
     }
+  }
+
+  /** Waits, or until somebody wakes this; leaves no timer behind. */
+  private pause(ms: number): Promise<void> {
+    const { clock } = this.options.context;
+    return new Promise((resolve) => {
+      const timer = clock.setTimer(ms, () => { this.wake = undefined; resolve(); });
+      this.wake = () => { this.wake = undefined; clock.clearTimer(timer); resolve(); };
+    });
   }
 
   /** @returns whether a path was found */
@@ -102,7 +110,7 @@ export class SwitchFinder {
         });
         this.paths.add(path);
         if (!path.usable) continue;
-        if (holdMs > 0) await sleep(context.clock, holdMs);
+        if (holdMs > 0) await this.pause(holdMs);
         if (!path.usable || this.stopped) { this.lost(path); continue; }
         this.current = path;
         this.options.onPath(path);

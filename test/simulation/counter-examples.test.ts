@@ -210,6 +210,20 @@ story('a reader never sees an unfinished version', { nodes: 3 }, async (t, clust
   t.ok((await reader.read(0, length)).equals(data.subarray(0, length)), `seed ${seed}`);
 });
 
+story('a reader that lost its nodes finds them again when they are back', {}, async (t, cluster, seed) => {
+  const client = await cluster.client('w1');
+  const data = randomBytes(cluster.world, 'data', 20_000);
+  const writer = await client.create('a', { unitBytes: 1024 });
+  writer.write(data);
+  await end(writer);
+  const reader = await (await cluster.client('r1')).open('a');
+  t.ok((await reader.read(0, 5000)).equals(data.subarray(0, 5000)), `seed ${seed}`);
+  for (const { host } of cluster.nodes) cluster.world.killHost(host);
+  await t.rejects(reader.read(0, 5000), { code: 'ERR_TOO_MANY_LOST' });
+  for (const entry of cluster.nodes) await cluster.startNode(entry);
+  t.ok((await reader.read(0, 20_000)).equals(data), `seed ${seed}: after all nodes were restarted`);
+});
+
 story('many writers write many files at once', { nodes: 5 }, async (t, cluster) => {
   const files = await Promise.all(Array.from({ length: 6 }, async (_, i) => {
     const client = await cluster.client(`w${i}`, { ringMemoryBytes: 1 << 20 });
