@@ -128,9 +128,9 @@ void Handshake::succeed() {
 
 void Handshake::give_up(const std::string& observation) {
   if (buried) return;
+  services_.counters.errors.add(1);  // before the close: who sees that finds it counted
   if (fd_ >= 0) close(fd_);
   fd_ = -1;
-  services_.counters.errors.add(1);
   if (listener_) listener_->forget(this);
   else services_.emit({EventType::connect_failed, request_, 0, 0, 0, observation});
   services_.bury(this);
