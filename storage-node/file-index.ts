@@ -38,9 +38,9 @@ export class FileIndex {
     for (let i = lowerBound(order, from); i < order.length; i++) if (this.chains.has(order[i]!)) yield order[i]!;
   }
 
-  /** @returns true when the mark rose */
+  /** Counter 0 says nothing: a new owner that has not decided yet. @returns true when the mark rose */
   raiseMark(epoch: number, counter: number): boolean {
-    if (compareVersions(epoch, counter, this.markEpoch, this.markCounter) <= 0) return false;
+    if (counter === 0 || compareVersions(epoch, counter, this.markEpoch, this.markCounter) <= 0) return false;
     this.markEpoch = epoch;
     this.markCounter = counter;
     return true;

@@ -40,7 +40,7 @@ export interface UnitStoreOptions extends StoreIdentity {
   readonly random: () => number;
   /** ms since 1970, for a new store. Default 0. */
   readonly nowMs?: number;
-  /** Bounds of one batch. Default 256 units, 16 MiB of payload. */
+  /** Bounds of one batch. Default 256 units, 16 MiB of payload (at most 16 MiB). */
   readonly maxBatchUnits?: number;
   readonly maxBatchBytes?: number;
 }
@@ -87,7 +87,7 @@ export class UnitStore {
   /**
    * Opens the store on a disk, making it when the disk is blank.
    *
-   * @throws {TartanError} ERR_FOREIGN_STORE, ERR_STORE_VERSION, ERR_DISK; ERR_ARGUMENT for a store that holds units when
+   * @throws {TartanError} ERR_FOREIGN_STORE, ERR_STORE_VERSION, ERR_DISK; ERR_CHECKSUM for a log damaged amid; ERR_ARGUMENT for a store that holds units when
    *         durability is 'discard'
    */
   static async open(options: UnitStoreOptions): Promise<UnitStore> {
@@ -148,6 +148,8 @@ export class UnitStore {
       const same = this.index.get(held, E.PAYLOAD_CRC) === words[w + W.PAYLOAD_CRC] && this.index.get(held, E.UNIT_LENGTH) === words[w + W.UNIT_LENGTH]
         && this.index.get(held, E.STRIPE_LENGTH) === words[w + W.STRIPE_LENGTH];
       if (!same) return Refusal.NAME_CONFLICT;
+      const missing = this.newlyMissing(file, stripe, held, words, w);
+      if (missing !== 0n && (flags & EntryFlag.DAMAGED) === 0) return this.appendMissing(client, token, fileId, file, stripe, writerEpoch, counter, missing);
       if ((flags & EntryFlag.PENDING) !== 0) {
         // Durable when the first copy is, not before.
         this.log.batch(this.index.get(held, E.HEADER_BLOCK)).waiters.push({ client, token });
@@ -167,6 +169,25 @@ export class UnitStore {
     batch.addUnit(client, token, file, stripe, entry, words, w, headerBytes, payload);
     this.log.kick();
     return QUEUED;
+  }
+
+  /** Units that a duplicate's header calls missing and what is held does not. */
+  private newlyMissing(file: FileIndex, stripe: number, entry: number, words: Uint32Array, w: number): bigint {
+    if (words[w + W.MISSING_LO] === 0 && words[w + W.MISSING_HI] === 0) return 0n;
+    const wanted = BigInt(words[w + W.MISSING_LO]!) | (BigInt(words[w + W.MISSING_HI]!) << 32n);
+    const known = BigInt(this.index.get(entry, E.MISSING_LOW)) | (BigInt(this.index.get(entry, E.MISSING_HIGH)) << 32n)
+      | file.missingOf(stripe, words[w + W.WRITER_EPOCH]!, words[w + W.COUNTER]!);
+    return wanted & ~known;
+  }
+
+  /** Answers a duplicate once what it adds is durable; being queued after the unit, it is so only when the unit is, too. */
+  private appendMissing(client: AppendClient, token: number, fileId: number, file: FileIndex, stripe: number, writerEpoch: number, counter: number, missing: bigint): number {
+    const refusal = this.log.addControl(EntryKind.MISSING, missingEntry(fileId, stripe, writerEpoch, counter, missing), {
+      apply: () => { file.recordMissing(stripe, writerEpoch, counter, missing); },
+      resolve: () => { client.onAppended(token, Refusal.NONE); },
+      reject: () => { client.onAppended(token, this.log.refusal === Refusal.NONE ? Refusal.DISK : this.log.refusal); },
+    });
+    return refusal === Refusal.NONE ? QUEUED : refusal;
   }
 
   /**
@@ -275,14 +296,7 @@ export class UnitStore {
   async recordMissing(fileId: number, stripe: number, writerEpoch: number, counter: number, mask: bigint, ownerEpoch = writerEpoch): Promise<void> {
     const file = this.liveFile(fileId, 'record missing units of');
     this.checkEpoch(file, fileId, ownerEpoch, 'record missing units of');
-    await this.control(EntryKind.MISSING, (words, w) => {
-      writePair(words, w, fileId);
-      writePair(words, w + 2, stripe);
-      words[w + 4] = writerEpoch;
-      words[w + 5] = counter;
-      words[w + 6] = Number(mask & 0xffffffffn);
-      words[w + 7] = Number((mask >> 32n) & 0xffffffffn);
-    }, () => { file.recordMissing(stripe, writerEpoch, counter, mask); });
+    await this.control(EntryKind.MISSING, missingEntry(fileId, stripe, writerEpoch, counter, mask), () => { file.recordMissing(stripe, writerEpoch, counter, mask); });
   }
 
   /**
@@ -458,6 +472,18 @@ export class UnitStore {
 
 /** One object for all insertions: insert() copies it. */
 const fields: EntryFields = { unit: 0, headerWords: 0, writerEpoch: 0, counter: 0, unitLength: 0, payloadCrc: 0, stripeLength: 0, missingLow: 0, missingHigh: 0, mapEpoch: 0 };
+
+/** What a MISSING entry holds. */
+function missingEntry(fileId: number, stripe: number, writerEpoch: number, counter: number, mask: bigint): (words: Uint32Array, w: number) => void {
+  return (words, w) => {
+    writePair(words, w, fileId);
+    writePair(words, w + 2, stripe);
+    words[w + 4] = writerEpoch;
+    words[w + 5] = counter;
+    words[w + 6] = Number(mask & 0xffffffffn);
+    words[w + 7] = Number((mask >> 32n) & 0xffffffffn);
+  };
+}
 
 /** A place for lookup() to fill. */
 export function emptyLocation(): UnitLocation {
