@@ -11,6 +11,8 @@ export const BATCH_HEADER_BYTES = 64;
 /** Entries of one batch, its header included, in bytes. */
 export const MAX_HEADER_AREA_BYTES = 65536;
 export const MAX_HEADER_BLOCKS = MAX_HEADER_AREA_BYTES / BLOCK_BYTES;
+/** Payloads of one batch: 16 MiB. Bounds where the next batch can begin. */
+export const MAX_PAYLOAD_BLOCKS = 4096;
 
 /** Word indexes in a batch header. */
 export const B = {
@@ -87,7 +89,16 @@ export function plausibleBatch(words: Uint32Array, expected: Expected): number {
     && words[B.TAG_LOW] === expected.tagLow && words[B.TAG_HIGH] === expected.tagHigh
     && readPair(words, B.SEQUENCE_LOW) === expected.sequence && words[B.CHAIN] === expected.chain
     && headerBytes >= BATCH_HEADER_BYTES && headerBytes <= MAX_HEADER_AREA_BYTES && headerBytes % 8 === 0
-    && headerBlocksOf(headerBytes) + words[B.PAYLOAD_BLOCKS]! <= expected.blocksLeft;
+    && words[B.PAYLOAD_BLOCKS]! <= MAX_PAYLOAD_BLOCKS && headerBlocksOf(headerBytes) + words[B.PAYLOAD_BLOCKS]! <= expected.blocksLeft;
+  return fits ? headerBytes : 0;
+}
+
+/** Whether this may be a batch of the same store that was written when `sequence` was known to be on disk. @returns header bytes, or 0 */
+export function claimsDurable(words: Uint32Array, { tagLow, tagHigh, sequence, blocksLeft }: Expected): number {
+  const headerBytes = words[B.HEADER_BYTES]!;
+  const fits = words[B.MAGIC] === BATCH_MAGIC && words[B.TAG_LOW] === tagLow && words[B.TAG_HIGH] === tagHigh
+    && readPair(words, B.SEQUENCE_LOW) > sequence && readPair(words, B.SYNCED_LOW) >= sequence
+    && headerBytes >= BATCH_HEADER_BYTES && headerBytes <= MAX_HEADER_AREA_BYTES && headerBlocksOf(headerBytes) <= blocksLeft;
   return fits ? headerBytes : 0;
 }
 

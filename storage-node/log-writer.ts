@@ -10,7 +10,7 @@ import { Refusal } from '../wire/ring-messages.js';
 import { codeOf } from '../wire/errors.js';
 import { Batch, type AlignedMemory, type ControlEntry } from './batch.js';
 import { BLOCK_BYTES, type Disk } from './disk.js';
-import { BATCH_HEADER_BYTES, EntryKind, entryWords, headerBlocksOf, MAX_HEADER_AREA_BYTES, sealBatch } from './log-format.js';
+import { BATCH_HEADER_BYTES, EntryKind, entryWords, headerBlocksOf, MAX_HEADER_AREA_BYTES, MAX_PAYLOAD_BLOCKS, sealBatch } from './log-format.js';
 import { LOG_FIRST_BLOCK, type Superblock } from './superblock.js';
 
 /**
@@ -66,7 +66,7 @@ export class LogWriter {
   constructor(private readonly options: LogWriterOptions) {
     this.totalBlocks = options.disk.size / BLOCK_BYTES;
     this.reservedBlocks = Math.min(256, Math.ceil((this.totalBlocks - LOG_FIRST_BLOCK) / 16));
-    this.maxPayloadBlocks = Math.max(1, Math.floor(options.maxBatchBytes / BLOCK_BYTES));
+    this.maxPayloadBlocks = Math.min(MAX_PAYLOAD_BLOCKS, Math.max(1, Math.floor(options.maxBatchBytes / BLOCK_BYTES)));
     this.nextBlock = options.nextBlock;
     this.sequence = options.nextSequence;
     this.chain = options.chain;

@@ -1,5 +1,6 @@
 /** Opening a store: superblock, log, the check of what may be torn, and one sync, in the order of docs/store-format.md. */
 import { crc32c } from '../erasure/code/index.js';
+import { TartanError } from '../wire/errors.js';
 import { roundUp } from '../wire/slot-layout.js';
 import { MAX_UNIT_BYTES, W, headerFileId, headerStripe, headerUnit } from '../wire/unit-header.js';
 import type { AlignedMemory } from './batch.js';
@@ -37,6 +38,10 @@ export async function openLog(disk: Disk, identity: StoreIdentity, random: () =>
     const superblock = await openSuperblock(disk, identity, random, nowMs, window.bytes);
     const replay = new Replay();
     const end = await readLog(disk, superblock, window, replay);
+    if (end.damagedBlock !== undefined) {
+      // Its units, and all later ones, were acknowledged. A node that came up without them would swear that it never had them.
+      throw new TartanError('ERR_CHECKSUM', `Cannot open the store: batch ${end.nextSequence} at block ${end.damagedBlock} is damaged, and later batches show that it was durable; the units in them cannot be told from lost ones`);
+    }
     const torn = await dropTorn(disk, replay, end.uncertain, allocate);
     // What was found may be in a cache only; from here on it is acknowledged when a duplicate comes.
     await disk.sync();

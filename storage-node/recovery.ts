@@ -8,7 +8,10 @@
 import { checkHeader, digestLayout, headerFileId, headerStripe, W } from '../wire/unit-header.js';
 import type { AlignedMemory } from './batch.js';
 import { BLOCK_BYTES, type Disk } from './disk.js';
-import { B, batchHolds, EntryKind, headerBlocksOf, MAX_HEADER_AREA_BYTES, plausibleBatch, readPair, UNIT_ENTRY_HEAD_WORDS, unitSeal, BATCH_HEADER_BYTES } from './log-format.js';
+import {
+  B, BATCH_HEADER_BYTES, batchHolds, claimsDurable, EntryKind, headerBlocksOf, MAX_HEADER_AREA_BYTES, MAX_HEADER_BLOCKS, MAX_PAYLOAD_BLOCKS, plausibleBatch,
+  readPair, UNIT_ENTRY_HEAD_WORDS, unitSeal, type Expected,
+} from './log-format.js';
 import { LOG_FIRST_BLOCK, type Superblock } from './superblock.js';
 
 /** What the log tells, in its order. */
@@ -38,6 +41,8 @@ export interface LogEnd {
   readonly uncertain: readonly UncertainUnit[];
   /** Unit headers whose own seal failed inside a batch that holds: silent damage. */
   readonly badHeaders: number;
+  /** A batch that was on disk once and can't be read: the block where it should be. What followed it is out of reach. */
+  readonly damagedBlock: number | undefined;
 }
 
 /**
@@ -66,7 +71,21 @@ export async function readLog(disk: Disk, superblock: Superblock, window: Aligne
     block = payloads + words[B.PAYLOAD_BLOCKS]!;
     sequence++;
   }
-  return { nextBlock: block, nextSequence: sequence, chain, batches: sequence - 1, uncertain, badHeaders };
+  const isDamaged = await wasDurable(source, blocks, block, { tagLow: superblock.tagLow, tagHigh: superblock.tagHigh, sequence, chain, blocksLeft: 0 });
+  return { nextBlock: block, nextSequence: sequence, chain, batches: sequence - 1, uncertain, badHeaders, damagedBlock: isDamaged ? block : undefined };
+}
+
+/**
+ * Whether the batch that isn't at `block` was durable once: then some batch after it says so. Looks as far as the next
+ * batch can be. Without it, one bad block amid the log would pass for its end, and all after it for never stored.
+ */
+async function wasDurable(source: Window, blocks: number, block: number, expected: Expected): Promise<boolean> {
+  const last = Math.min(blocks - 1, block + MAX_HEADER_BLOCKS + MAX_PAYLOAD_BLOCKS);
+  for (let at = block + 1; at <= last; at++) {
+    const headerBytes = claimsDurable(await source.words(at, 1), { ...expected, blocksLeft: blocks - at });
+    if (headerBytes > 0 && batchHolds(await source.words(at, headerBlocksOf(headerBytes)))) return true;
+  }
+  return false;
 }
 
 /** @returns how many units had a bad header */
@@ -129,4 +148,4 @@ class Window {
   }
 }
 
-export const RECOVERY_WINDOW_BYTES = 2 * MAX_HEADER_AREA_BYTES;
+export const RECOVERY_WINDOW_BYTES = 16 * MAX_HEADER_AREA_BYTES;

@@ -149,7 +149,7 @@ export class UnitStore {
         && this.index.get(held, E.STRIPE_LENGTH) === words[w + W.STRIPE_LENGTH];
       if (!same) return Refusal.NAME_CONFLICT;
       const missing = this.newlyMissing(file, stripe, held, words, w);
-      if (missing !== 0n && (flags & EntryFlag.DAMAGED) === 0) return this.appendMissing(client, token, fileId, file, stripe, writerEpoch, counter, missing);
+      if (missing !== 0n && (flags & EntryFlag.DAMAGED) === 0) return this.appendMissing(client, token, fileId, file, stripe, unit, writerEpoch, counter, missing);
       if ((flags & EntryFlag.PENDING) !== 0) {
         // Durable when the first copy is, not before.
         this.log.batch(this.index.get(held, E.HEADER_BLOCK)).waiters.push({ client, token });
@@ -180,11 +180,11 @@ export class UnitStore {
     return wanted & ~known;
   }
 
-  /** Answers a duplicate once what it adds is durable; being queued after the unit, it is so only when the unit is, too. */
-  private appendMissing(client: AppendClient, token: number, fileId: number, file: FileIndex, stripe: number, writerEpoch: number, counter: number, missing: bigint): number {
+  /** Answers a duplicate once what it adds is durable. The unit, queued before, has then been settled: it may have failed. */
+  private appendMissing(client: AppendClient, token: number, fileId: number, file: FileIndex, stripe: number, unit: number, writerEpoch: number, counter: number, missing: bigint): number {
     const refusal = this.log.addControl(EntryKind.MISSING, missingEntry(fileId, stripe, writerEpoch, counter, missing), {
       apply: () => { file.recordMissing(stripe, writerEpoch, counter, missing); },
-      resolve: () => { client.onAppended(token, Refusal.NONE); },
+      resolve: () => { client.onAppended(token, this.index.find(file, stripe, unit, writerEpoch, counter) === 0 ? Refusal.DISK : Refusal.NONE); },
       reject: () => { client.onAppended(token, this.log.refusal === Refusal.NONE ? Refusal.DISK : this.log.refusal); },
     });
     return refusal === Refusal.NONE ? QUEUED : refusal;
