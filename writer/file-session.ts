@@ -26,6 +26,8 @@ export type ParityMode = 'switch' | 'host';
 const NODE_SLOTS = 64;
 const NODE_RING_BYTES = 8 << 20;
 const PUBLISH_MS = 500;
+/** How long a write waits for nodes to come back when more are down than the code can bear. */
+const PATIENCE_MS = 30_000;
 const REPAIR_PAUSE_MS = 20;
 const MAX_REPAIR_PAUSE_MS = 500;
 
@@ -53,6 +55,7 @@ export class FileSession {
   private repairing: Promise<void> | undefined;
   private repairPauseMs = REPAIR_PAUSE_MS;
   private progressAtRepair = -1;
+  private patience: unknown;
   private publishTimer: unknown;
   private publishing: Promise<void> = Promise.resolve();
   private published = -1;
@@ -80,6 +83,7 @@ export class FileSession {
     window = new WriteWindow(context, file, code, layout, this.nodes, {
       onAcknowledged: () => { this.acknowledged(); },
       onDisturbed: (index, refusal, viaSwitch) => { this.disturbed(index, refusal, viaSwitch); },
+      onStarved: (message) => { this.starved(message); },
       onFatal: (error) => { this.fatal(error); },
     });
     this.window = window;
@@ -151,6 +155,7 @@ export class FileSession {
     if (this.closed) return;
     this.closed = true;
     this.mapWatch.close();
+    this.endPatience();
     if (this.publishTimer !== undefined) this.context.clock.clearTimer(this.publishTimer);
     this.wakeAll();
     await this.publishing;
@@ -164,6 +169,7 @@ export class FileSession {
 
   private acknowledged(): void {
     this.repairPauseMs = REPAIR_PAUSE_MS;
+    this.endPatience();
     this.publishTimer ??= this.context.clock.setTimer(PUBLISH_MS, () => {
       this.publishTimer = undefined;
       if (this.closed || this.error !== undefined) return;
@@ -174,6 +180,11 @@ export class FileSession {
     });
     this.owner.onAcknowledged();
     this.wakeAll();
+  }
+
+  private endPatience(): void {
+    if (this.patience !== undefined) this.context.clock.clearTimer(this.patience);
+    this.patience = undefined;
   }
 
   private wakeAll(): void {
@@ -211,6 +222,14 @@ export class FileSession {
     if (refusal === Refusal.DISK || (viaSwitch && refusal === Refusal.UNREACHABLE)) this.suspects.add(index);
     if (refusal === Refusal.DISK) this.nodes.drop(index, 'its disk fails');
     void this.repair(refusal === Refusal.DISK ? index : undefined);
+  }
+
+  /** Nodes that were slow, not dead, come up again by themselves; the map's watch then goes on. */
+  private starved(message: string): void {
+    this.window.halt();
+    if (this.patience !== undefined || this.closed) return;
+    this.owner.onWaiting(message);
+    this.patience = this.context.clock.setTimer(PATIENCE_MS, () => { this.window.fatal('ERR_TOO_MANY_LOST', `${message}, for ${PATIENCE_MS / 1000} s`); });
   }
 
   private fatal(error: TartanError): void {

@@ -43,6 +43,8 @@ export interface WindowOwner {
   onAcknowledged(): void;
   /** A unit could not be stored where the map says: nodes must be looked at before anything is sent again. */
   onDisturbed(suspectIndex: number, refusal: number, viaSwitch: boolean): void;
+  /** More nodes of a stripe are down than the code can bear: it stays in limbo until the map changes. */
+  onStarved(message: string): void;
   onFatal(error: TartanError): void;
 }
 
@@ -266,7 +268,7 @@ export class WriteWindow {
         if (unit < 32) missingLo = (missingLo | (1 << unit)) >>> 0; else missingHi |= 1 << (unit - 32);
       }
       if (count > this.slots.m) {
-        this.fatal('ERR_TOO_MANY_LOST', `Cannot write stripe ${stripe}: ${count} of its nodes are down, at most ${this.slots.m} may be`);
+        this.owner.onStarved(`Cannot write stripe ${stripe}: ${count} of its nodes are down, at most ${this.slots.m} may be`);
         return;
       }
     }
@@ -390,7 +392,8 @@ export class WriteWindow {
     }
   }
 
-  private fatal(code: TartanError['code'], message: string): void {
+  /** Ends all writing with an error; the owner is told once. */
+  fatal(code: TartanError['code'], message: string): void {
     if (this.failed) return;
     this.failed = true;
     this.owner.onFatal(new TartanError(code, message));

@@ -224,6 +224,32 @@ story('a reader that lost its nodes finds them again when they are back', {}, as
   t.ok((await reader.read(0, 20_000)).equals(data), `seed ${seed}: after all nodes were restarted`);
 });
 
+story('a write waits for nodes when too many are down, and goes on when they are back', {}, async (t, cluster, seed) => {
+  const client = await cluster.client('w1', { ringMemoryBytes: 256 << 10 });
+  const data = randomBytes(cluster.world, 'data', 60_000);
+  const writer = await client.create('a', { unitBytes: 1024 });
+  let waited = 0;
+  writer.on('waiting', () => waited++);
+  const done = new Promise<void>((resolve, reject) => { writer.once('error', reject); writer.end(data, resolve); });
+  while (writer.progress.acknowledgedBytes < 10_000) await sleep(cluster.clock('test'), 0.02);
+  for (const host of ['n1', 'n2']) cluster.world.killHost(host);
+  await sleep(cluster.clock('test'), 3000);
+  t.ok(writer.progress.acknowledgedBytes < data.length && waited > 0, `seed ${seed}`);
+  for (const entry of cluster.nodes.slice(0, 2)) { entry.disk = entry.disk.crash(); await cluster.startNode(entry); }
+  await done;
+  t.ok((await readAll(client, 'a')).equals(data), `seed ${seed}`);
+});
+
+story('a write fails with a code when too many nodes stay down', {}, async (t, cluster, seed) => {
+  const client = await cluster.client('w1', { ringMemoryBytes: 256 << 10 });
+  const writer = await client.create('a', { unitBytes: 1024 });
+  const failure = new Promise<unknown>((resolve) => { writer.once('error', resolve); });
+  for (const host of ['n1', 'n2']) cluster.world.killHost(host);
+  writer.write(randomBytes(cluster.world, 'data', 60_000));
+  t.equal(codeOf(await failure), 'ERR_TOO_MANY_LOST', `seed ${seed}`);
+  t.equal(writer.progress.acknowledgedBytes, 0);
+});
+
 story('many writers write many files at once', { nodes: 5 }, async (t, cluster) => {
   const files = await Promise.all(Array.from({ length: 6 }, async (_, i) => {
     const client = await cluster.client(`w${i}`, { ringMemoryBytes: 1 << 20 });
