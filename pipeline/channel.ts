@@ -52,7 +52,7 @@ export class MessageChannel implements Flushable {
   touched = false;
   /** Put into every frame. */
   mapEpoch = 0;
-  onControl: (message: Control) => void = () => {};
+  onControl: (message: Control, mapEpoch: number) => void = () => {};
   /** `words[w…]` holds `count` records; valid during the call. */
   onRecords: (type: number, words: Uint32Array, w: number, count: number, mapEpoch: number) => void = () => {};
   /** A peer's write with immediate has arrived. */
@@ -181,7 +181,7 @@ export class MessageChannel implements Flushable {
       this.qp.toError(`malformed control message of ${count} bytes`);
       return;
     }
-    this.onControl(message);
+    this.onControl(message, mapEpoch);
   }
 
   private fail(reason: string): void {

@@ -137,6 +137,9 @@ export class NodeLink {
     this.channel.touch();
   }
 
+  /** The map this side acts under; the node refuses requests and reads under an older one than its own. */
+  adoptMap(epoch: number): void { this.channel.mapEpoch = epoch; }
+
   get waiting(): number { return this.queueCount; }
 
   /** Sends a request and waits for its reply. @throws {TartanError} the reply's code, ERR_CONNECT, ERR_DEADLINE */

@@ -31,7 +31,7 @@ export interface NodeSetOptions {
 }
 
 export class NodeSet {
-  map: ClusterMap;
+  private current: ClusterMap;
   private readonly options: NodeSetOptions;
   private readonly links: (NodeLink | undefined)[];
   private readonly connecting = new Map<number, Promise<NodeLink>>();
@@ -39,9 +39,17 @@ export class NodeSet {
   private closed = false;
 
   constructor(map: ClusterMap, options: NodeSetOptions) {
-    this.map = map;
+    this.current = map;
     this.options = options;
     this.links = options.nodes.map(() => undefined);
+  }
+
+  get map(): ClusterMap { return this.current; }
+
+  /** Every link acts under the new map from now on. */
+  set map(map: ClusterMap) {
+    this.current = map;
+    for (const link of this.links) link?.adoptMap(map.epoch);
   }
 
   get count(): number { return this.options.nodes.length; }
@@ -108,6 +116,7 @@ export class NodeSet {
     if (this.closed) { await session.channel.destroy('closed'); throw new TartanError('ERR_CLOSED', 'Closed while connecting'); }
     this.drop(index, 'replaced by a new connection');
     const link = new NodeLink(entry.id, index, session, owner, { clock: context.clock, heartbeatMs, deadlineMs });
+    link.adoptMap(this.current.epoch);
     this.links[index] = link;
     return link;
   }

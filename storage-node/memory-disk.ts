@@ -1,9 +1,17 @@
 /**
  * A disk in memory, for tests and the simulation, with the faults of a real one. What was written but not synced is kept
- * as a list beside the synced image, so that a crash can lose any subset of it, block by block: a disk reorders.
+ * as a list beside the synced image, so that a crash can lose any subset of it, sector by sector: a disk reorders, and
+ * tears a block that was being written.
  */
 import { TartanError } from '../wire/errors.js';
 import { BLOCK_BYTES, type Disk } from './disk.js';
+
+export const SECTOR_BYTES = 512;
+/** All eight sectors of a block. */
+const WHOLE_BLOCK = 0xff;
+
+/** What of an unsynced block survives a crash: all, nothing, or (a number) the sectors whose bits are set. */
+export type Survives = (index: number, block: number) => boolean | number;
 
 interface PendingBlock { readonly block: number; readonly bytes: Uint8Array }
 
@@ -24,6 +32,8 @@ export class MemoryDisk implements Disk {
   private readonly synced = new Map<number, Uint8Array>();
   /** Unsynced blocks in the order of writing; the newest counts. */
   private pending: PendingBlock[] = [];
+  /** Writes under way: a crash may find any part of them on the disk. */
+  private readonly underWay = new Set<{ readonly views: readonly Uint8Array[]; readonly position: number }>();
   private closed = false;
 
   constructor(sizeBytes: number) { this.size = Math.floor(sizeBytes / BLOCK_BYTES) * BLOCK_BYTES; }
@@ -42,21 +52,22 @@ export class MemoryDisk implements Disk {
   async writev(views: readonly Uint8Array[], position: number): Promise<void> {
     const length = views.reduce((sum, view) => sum + view.length, 0);
     this.check('write', length, position);
-    await this.faults.beforeWrite?.(position, length);
+    const write = { views, position };
+    this.underWay.add(write);
+    try { await this.faults.beforeWrite?.(position, length); } finally { this.underWay.delete(write); }
     // Memory is read here, after the delay: a caller that reuses it too early writes the wrong bytes, as on a real disk.
-    let block = position / BLOCK_BYTES;
-    for (const view of views) {
-      for (let at = 0; at < view.length; at += BLOCK_BYTES) this.pending.push({ block: block++, bytes: view.slice(at, at + BLOCK_BYTES) });
-    }
+    this.pending.push(...blocksOf(write));
     this.writes++;
     this.bytesWritten += length;
   }
 
   async sync(): Promise<void> {
-    const upTo = this.pending.length;
+    const covered = this.pending.slice();
     await this.faults.beforeSync?.();
     this.syncs++;
-    this.settle(this.pending.splice(0, upTo), () => true);
+    this.settle(covered, () => true);
+    const done = new Set(covered);
+    this.pending = this.pending.filter((block) => !done.has(block));
   }
 
   async close(): Promise<void> { this.closed = true; }
@@ -65,36 +76,51 @@ export class MemoryDisk implements Disk {
   get unsyncedBlocks(): number { return this.pending.length; }
 
   /**
-   * The machine loses power: of the unsynced blocks only those survive for which `survives` says so.
+   * The machine loses power: of the unsynced blocks, those of writes under way included, only what `survives` says is there.
    *
    * @param survives  gets the index of the block among the unsynced ones and its number; default: none survives
    * @returns the disk as the next start finds it; this one is closed
    */
-  crash(survives: (index: number, block: number) => boolean = () => false): MemoryDisk {
-    const next = new MemoryDisk(this.size);
-    for (const [block, bytes] of this.synced) next.synced.set(block, bytes.slice());
-    next.settle(this.pending, survives);
+  crash(survives: Survives = () => false): MemoryDisk {
+    const next = this.snapshot();
+    next.settle([...this.pending, ...[...this.underWay].flatMap(blocksOf)], survives);
     this.closed = true;
     return next;
   }
 
-  /** The process ends but the machine goes on: nothing is lost, and what wasn't synced still isn't. */
+  /** A copy of what is synced; this disk goes on. */
+  snapshot(): MemoryDisk {
+    const copy = new MemoryDisk(this.size);
+    // Blocks are never changed in place, so both may hold them.
+    for (const [block, bytes] of this.synced) copy.synced.set(block, bytes);
+    return copy;
+  }
+
+  /** The process ends but the machine goes on: what was written is there, and what wasn't synced still isn't. */
   restart(): MemoryDisk {
-    const next = this.crash();
+    const next = this.snapshot();
     next.pending = this.pending.slice();
+    this.closed = true;
     return next;
   }
+
+  /** Numbers of the blocks that are synced. */
+  syncedBlocks(): number[] { return [...this.synced.keys()]; }
 
   /** Changes bytes under the store's nose. */
   corrupt(position: number, change: (bytes: Uint8Array) => void): void {
     const block = Math.floor(position / BLOCK_BYTES);
-    const bytes = this.synced.get(block) ?? new Uint8Array(BLOCK_BYTES);
+    const bytes = this.synced.get(block)?.slice() ?? new Uint8Array(BLOCK_BYTES);
     change(bytes.subarray(position % BLOCK_BYTES));
     this.synced.set(block, bytes);
   }
 
-  private settle(blocks: readonly PendingBlock[], survives: (index: number, block: number) => boolean): void {
-    blocks.forEach(({ block, bytes }, index) => { if (survives(index, block)) this.synced.set(block, bytes); });
+  private settle(blocks: readonly PendingBlock[], survives: Survives): void {
+    blocks.forEach(({ block, bytes }, index) => {
+      const sectors = survives(index, block);
+      if (sectors === true || sectors === WHOLE_BLOCK) this.synced.set(block, bytes);
+      else if (sectors !== false && sectors !== 0) this.synced.set(block, torn(this.synced.get(block), bytes, sectors));
+    });
   }
 
   private check(what: string, length: number, position: number): void {
@@ -103,4 +129,24 @@ export class MemoryDisk implements Disk {
       throw new TartanError('ERR_DISK', `Cannot ${what} ${length} bytes at ${position}: expected whole blocks within ${this.size} bytes`);
     }
   }
+}
+
+function blocksOf({ views, position }: { readonly views: readonly Uint8Array[]; readonly position: number }): PendingBlock[] {
+  const blocks: PendingBlock[] = [];
+  let block = position / BLOCK_BYTES;
+  for (const view of views) {
+    for (let at = 0; at < view.length; at += BLOCK_BYTES) blocks.push({ block: block++, bytes: view.slice(at, at + BLOCK_BYTES) });
+  }
+  return blocks;
+}
+
+/** A block of which only some sectors were written. */
+function torn(before: Uint8Array | undefined, after: Uint8Array, sectors: number): Uint8Array {
+  const bytes = before?.slice() ?? new Uint8Array(BLOCK_BYTES);
+  for (let sector = 0; sector < BLOCK_BYTES / SECTOR_BYTES; sector++) {
+    if ((sectors & (1 << sector)) === 0) continue;
+    const at = sector * SECTOR_BYTES;
+    bytes.set(after.subarray(at, at + SECTOR_BYTES), at);
+  }
+  return bytes;
 }

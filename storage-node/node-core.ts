@@ -13,6 +13,7 @@ import { readIdentity } from '../cluster/membership.js';
 import type { ClusterMap } from '../cluster/records.js';
 import type { MessageChannel } from '../pipeline/channel.js';
 import { Hub } from '../pipeline/hub.js';
+import { RingMemory } from '../pipeline/ring-memory.js';
 import { acceptSession, answerProbe } from '../pipeline/session.js';
 import { type Clock, type TimerHandle } from '../wire/clock.js';
 import { TartanError } from '../wire/errors.js';
@@ -26,7 +27,6 @@ import { MapKeeper } from './map-keeper.js';
 import { Placements } from './placements.js';
 import { ReadServer, type Reader } from './read-server.js';
 import { answerRequest } from './requests.js';
-import { RingMemory } from './ring-memory.js';
 import { UnitRing, type RingHost } from './unit-ring.js';
 import { UnitStore, type AlignedMemory, type Durability, type StoreStats } from './unit-store.js';
 
@@ -208,8 +208,8 @@ export class StorageNode {
     this.connections.add(connection);
     this.counters.connections++;
     channel.mapEpoch = this.maps.epoch;
-    channel.onControl = (message, mapEpoch?: number) => { this.control(connection, message, mapEpoch ?? 0); };
-    channel.onRecords = (type, words, w, count) => { this.records(connection, type, words, w, count); };
+    channel.onControl = (message, mapEpoch) => { this.control(connection, message, mapEpoch); };
+    channel.onRecords = (type, words, w, count, mapEpoch) => { this.records(connection, type, words, w, count, mapEpoch); };
     channel.onWrite = (imm, byteLength) => {
       connection.heardAt = this.options.clock.now();
       if (connection.ring === undefined) this.violation(channel, 'a write with immediate without a ring'); else connection.ring.arrive(imm, byteLength);
@@ -261,11 +261,11 @@ export class StorageNode {
     connection.channel.sendControl({ kind: { $case: 'reply', value: reply } });
   }
 
-  private records(connection: Connection, type: number, words: Uint32Array, w: number, count: number): void {
+  private records(connection: Connection, type: number, words: Uint32Array, w: number, count: number, mapEpoch: number): void {
     connection.heardAt = this.options.clock.now();
     if (type !== MessageType.READ) { this.violation(connection.channel, `an unexpected message of type ${type}`); return; }
     for (let i = 0; i < count; i++) {
-      if (!this.reads.request(connection, words, w + i * READ_WORDS)) { this.violation(connection.channel, 'more reads at once than a connection may have'); return; }
+      if (!this.reads.request(connection, words, w + i * READ_WORDS, mapEpoch < this.maps.epoch)) { this.violation(connection.channel, 'more reads at once than a connection may have'); return; }
     }
   }
 

@@ -15,7 +15,7 @@ import { codeOf } from '../wire/errors.js';
 import { MessageType, READ_WORDS, Refusal } from '../wire/ring-messages.js';
 import { headerFileId, headerStripe, headerUnit, MAX_UNIT_BYTES, UNIT_MAGIC, W } from '../wire/unit-header.js';
 import { BLOCK_BYTES } from './disk.js';
-import type { RingMemory } from './ring-memory.js';
+import type { RingMemory } from '../pipeline/ring-memory.js';
 import { emptyLocation, type UnitLocation, type UnitStore } from './unit-store.js';
 
 const HEADER_AREA_BYTES = 2 * BLOCK_BYTES;
@@ -64,11 +64,17 @@ export class ReadServer {
     if (small > 0) this.addSlots(device, small, SMALL_SLOT_BYTES, false);
   }
 
-  /** A READ record, READ_WORDS words from `w`; copied. @returns false: this reader asks for more than it may */
-  request(reader: Reader, words: Uint32Array, w: number): boolean {
+  /**
+   * A READ record, READ_WORDS words from `w`; copied.
+   *
+   * @param stale  the reader acts under an older map than this node's
+   * @returns false: this reader asks for more than it may
+   */
+  request(reader: Reader, words: Uint32Array, w: number, stale: boolean): boolean {
     if (reader.reads >= MAX_READS) return false;
     reader.reads++;
-    this.begin(reader, words.slice(w, w + READ_WORDS));
+    if (stale) this.refuse(reader, words.slice(w, w + READ_WORDS), Refusal.STALE_MAP);
+    else this.begin(reader, words.slice(w, w + READ_WORDS));
     return true;
   }
 

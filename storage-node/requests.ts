@@ -15,12 +15,12 @@ const MESSAGE_ROOM = MESSAGE_BYTES - FRAME_WORDS * 4;
 /**
  * Does what is asked; never rejects for what the peer or the disk did.
  *
- * @param mapEpoch  of the sender, when its frame told; 0: unknown
+ * @param mapEpoch  of the sender, as its frame told
  */
 export async function answerRequest(host: RequestHost, request: Request, mapEpoch: number): Promise<Reply> {
   const reply: Reply = { id: request.id, code: '', message: '', mapEpoch: host.maps.epoch, units: [], more: false, writerEpoch: 0, commitEpoch: 0, commitCounter: 0 };
   try {
-    if (mapEpoch !== 0 && mapEpoch < host.maps.epoch && request.op?.$case !== 'adoptMap') {
+    if (mapEpoch < host.maps.epoch && request.op?.$case !== 'adoptMap') {
       throw new TartanError('ERR_STALE_MAP', `Cannot do '${request.op?.$case}' on node ${host.id}: map epoch is ${mapEpoch}, ${host.maps.epoch} is required`);
     }
     await answer(host, request, reply);

@@ -239,7 +239,8 @@ export class FileSession {
     this.wakeAll();
   }
 
-  private repair(condemned?: number): Promise<void> {
+  /** Brings map and links up to date; nothing is sent meanwhile. */
+  repair(condemned?: number): Promise<void> {
     this.window.halt();
     this.repairing ??= this.runRepair(condemned).finally(() => { this.repairing = undefined; });
     return this.repairing;

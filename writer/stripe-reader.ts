@@ -357,6 +357,7 @@ export class StripeReader {
   private rolledBack(slot: number, _node: number, _reason: number): void {
     const job = this.jobs[slot]!;
     if (++job.attempts > 2 * this.units + 4) { this.giveUp(job); return; }
+    if ([...job.lost.values()].includes(Refusal.STALE_MAP)) { void this.renewMap(job, Refusal.STALE_MAP); return; }
     // What did arrive tells the version and the length that a decode needs.
     const { epoch, counter, dataLength } = this.newest(job);
     if (epoch > 0 && !job.exact) { this.again(job, epoch, counter, dataLength); return; }
@@ -366,13 +367,18 @@ export class StripeReader {
   /** Before a read fails: nodes may have come back since their links were lost. */
   private async revive(job: Job): Promise<void> {
     job.revived = true;
+    await this.renewMap(job, Refusal.UNREACHABLE);
+  }
+
+  /** Reads the map, connects to what it calls up, and asks again for units that were lost for this reason. */
+  private async renewMap(job: Job, reason: number): Promise<void> {
     try {
       this.nodes.map = await readMap(this.context.store);
     } catch (error) {
       if (codeOf(error) === undefined) throw error;
     }
     await this.nodes.connectUp(this.context.deadlineMs);
-    for (const [unit, reason] of job.lost) if (reason === Refusal.UNREACHABLE) job.lost.delete(unit);
+    for (const [unit, why] of job.lost) if (why === reason) job.lost.delete(unit);
     if (this.closed) this.end(job, new TartanError('ERR_CLOSED', `Reading '${this.file.name}' was ended`));
     else this.begin(job);
   }

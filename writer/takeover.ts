@@ -13,7 +13,8 @@ import { parseCode } from '../erasure/code/index.js';
 import type { Layout } from '../erasure/layout/index.js';
 import { makeLayout, nodeOfUnit, stripeBytes } from '../erasure/layout/index.js';
 import { TartanError, codeOf } from '../wire/errors.js';
-import type { UnitEntry } from '../wire/generated/ring.js';
+import type { NodeLink } from '../pipeline/node-link.js';
+import type { Reply, UnitEntry } from '../wire/generated/ring.js';
 import { compareVersions } from '../wire/unit-header.js';
 import type { ClientContext } from './context.js';
 import type { FileSession } from './file-session.js';
@@ -116,15 +117,28 @@ async function appendAll(session: FileSession, bytes: Uint8Array): Promise<void>
   }
 }
 
+/** Asks a node; when the map has moved on meanwhile, adopts it and asks once more. @throws {TartanError} the reply's code, ERR_CONNECT */
+async function ask(session: FileSession, file: FileRecord, index: number, op: Parameters<NodeLink['request']>[0]): Promise<Reply> {
+  for (let attempt = 1; ; attempt++) {
+    const link = session.nodes.linkTo(index);
+    if (link === undefined) throw new TartanError('ERR_UNDECIDED', `Cannot take over '${file.name}': node ${file.nodes[index]} was lost while it was asked`);
+    try {
+      return await link.request(op);
+    } catch (error) {
+      if (codeOf(error) !== 'ERR_STALE_MAP' || attempt === 5) throw error;
+      await session.repair();
+    }
+  }
+}
+
 /** @returns indexes of the nodes fenced: all that the map calls up. @throws {TartanError} ERR_UNDECIDED when they are too few */
 async function fence(session: FileSession, file: FileRecord, least: number): Promise<number[]> {
   const { nodes } = session;
   const up = nodes.upIndexes();
   const fenced: number[] = [];
   await Promise.all(up.map(async (index) => {
-    const link = nodes.linkTo(index);
-    if (link === undefined) return;
-    const reply = await link.request({ $case: 'fence', value: { fileId: file.id, writerEpoch: file.writerEpoch } });
+    if (nodes.linkTo(index) === undefined) return;
+    const reply = await ask(session, file, index, { $case: 'fence', value: { fileId: file.id, writerEpoch: file.writerEpoch } });
     if (reply.writerEpoch > file.writerEpoch) throw new TartanError('ERR_FENCED', `Cannot take over '${file.name}': writer epoch ${reply.writerEpoch} has been given out since`);
     fenced.push(index);
   }));
@@ -143,9 +157,7 @@ async function gatherEvidence(session: FileSession, file: FileRecord, fromStripe
   for (const index of fenced) {
     let from = fromStripe;
     for (;;) {
-      const link = session.nodes.linkTo(index);
-      if (link === undefined) throw new TartanError('ERR_UNDECIDED', `Cannot take over '${file.name}': node ${file.nodes[index]} was lost while it was asked`);
-      const reply = await link.request({ $case: 'inventory', value: { fileId: file.id, fromStripe: from, limit: INVENTORY_LIMIT } });
+      const reply = await ask(session, file, index, { $case: 'inventory', value: { fileId: file.id, fromStripe: from, limit: INVENTORY_LIMIT } });
       for (const entry of reply.units) note(evidence, entry);
       if (!reply.more || reply.units.length === 0) break;
       // A stripe's versions may be cut by the limit: ask for its stripe again, notes are idempotent.

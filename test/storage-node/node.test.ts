@@ -316,6 +316,8 @@ t.test('A node whose disk takes no more writes goes down, stays down, and serves
   t.equal((await peer.send(rig.unit({ stripe: 1 }))).refusal, Refusal.DISK);
   await rig.pass(10_000);
   t.equal((await rig.run(readMap(rig.metadata))).nodes.find((node) => node.id === 'n1')!.state, 'down');
+  t.equal((await peer.read({ fileId: rig.file.id, stripe: 0, unit: unitOf(0) })).refusal, Refusal.STALE_MAP, 'a reader that missed the change is told');
+  peer.channel.mapEpoch = rig.node.mapEpoch;
   t.equal((await peer.read({ fileId: rig.file.id, stripe: 0, unit: unitOf(0) })).refusal, 0);
   t.equal(rig.log.filter((line) => /no more writes/.test(line)).length, 1);
 });
