@@ -110,8 +110,12 @@ export class Client {
     const found = await lookupFile(this.context.store, name);
     const file = await takeOver(this.context.store, found.id);
     const writer = await this.openWriter(file);
+    // The caller has no writer yet to listen to: what goes wrong meanwhile is what this call rejects with.
+    const ignore = (): void => {};
+    writer.on('error', ignore);
     try {
       await recoverTail(this.context, writer.internals, file);
+      writer.off('error', ignore);
       return writer;
     } catch (error) {
       writer.destroy();

@@ -128,6 +128,7 @@ export class FileSession {
   async flush(): Promise<void> {
     while (!this.window.idle) {
       if (this.error !== undefined) throw this.error;
+      if (this.closed) throw new TartanError('ERR_CLOSED', `Cannot flush '${this.file.name}': it was closed before everything written was acknowledged`);
       this.window.flushTail();
       if (this.window.idle) break;
       await new Promise<void>((resolve) => { this.waiters.push(resolve); });

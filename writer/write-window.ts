@@ -32,6 +32,8 @@ import type { SwitchPath } from './switch-path.js';
 
 const State = { FREE: 0, FILLING: 1, LIMBO: 2, SEALING: 3, SWITCH: 4, HOST: 5, DURABLE: 6 } as const;
 
+/** Not a view of the ring: that may be gone. */
+const NO_ROOM = new Uint8Array(0);
 /** Staging memory wanted for one file, when the budget allows: enough stripes to cover a group commit. */
 const STAGING_BYTES = 24 << 20;
 const MAX_STAGING_SLOTS = 512;
@@ -159,10 +161,10 @@ export class WriteWindow {
 
   /** Where the next bytes of the file go: a view of ring memory, at most `most` long; empty when there is no room. */
   reserve(most: number): Uint8Array {
-    if (this.failed || this.tailBusy) return this.bytes.subarray(0, 0);
+    if (this.failed || this.tailBusy) return NO_ROOM;
     if (this.fillTag < 0) {
       const tag = this.freeTags.pop();
-      if (tag === undefined) return this.bytes.subarray(0, 0);
+      if (tag === undefined) return NO_ROOM;
       this.fillTag = tag;
       this.fill = 0;
       this.flushed = 0;

@@ -248,7 +248,9 @@ export class SimDevice implements Device {
   #packet(from: string, to: string, arrive: () => void): void {
     const { world } = this;
     const link = world.network.link(from, to);
-    const delay = link.options.latencyMs + link.options.jitterMs * world.networkRandom.random();
+    const { latencyMs, jitterMs, lossRate } = link.options;
+    if (lossRate > 0 && world.networkRandom.random() < lossRate) return;
+    const delay = latencyMs + jitterMs * world.networkRandom.random();
     world.schedule(delay, undefined, () => { if (!link.isBlocked) arrive(); });
   }
 }

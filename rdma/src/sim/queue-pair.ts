@@ -196,6 +196,7 @@ export class SimQueuePair implements QueuePair {
         return;
       }
       const bytes = readGather(request.gather, from, to);
+      if (request.opcode === Opcode.WRITE_WITH_IMM) this.#damage(bytes);
       this.device.counts.bytesSent += bytes.length;
       this.device.counts.bytesCopied += bytes.length;
       this.#note(request, `reads ${from}..${to}`);
@@ -207,6 +208,13 @@ export class SimQueuePair implements QueuePair {
         this.#transmit();
       }
     });
+  }
+
+  /** A fault of the network: one bit flips on the way. */
+  #damage(bytes: Uint8Array): void {
+    const { damageRate } = this.#out.link.options;
+    if (damageRate === 0 || bytes.length === 0 || this.device.world.networkRandom.random() >= damageRate) return;
+    bytes[this.device.world.networkRandom.int(bytes.length)]! ^= 1 << this.device.world.networkRandom.int(8);
   }
 
   #atDeparture(bytes: number, depart: () => void): void {

@@ -1,0 +1,54 @@
+/**
+ * The faults that the simulation can inject, by name. docs/failure-model.md names them beside its rows; a test compares.
+ *
+ * `targets` says what a fault is drawn for: the machine or the pair of machines that it strikes.
+ */
+export type Target = 'node' | 'switch' | 'writer' | 'reader' | 'all' | 'writer-switch' | 'switch-node' | 'writer-node' | 'reader-node' | 'store-client' | 'node-disk';
+
+export interface FaultKind {
+  readonly target: Target;
+  /** How often it is drawn beside the others. */
+  readonly weight: number;
+  /** Longest duration, virtual ms; 0: it happens in a moment. */
+  readonly longestMs: number;
+  /** It destroys what was durable: at most one node per run may suffer it. */
+  readonly destroys?: boolean;
+}
+
+export const faultKinds = {
+  'switch-unload': { target: 'switch', weight: 3, longestMs: 400 },
+  'switch-kill': { target: 'switch', weight: 3, longestMs: 400 },
+  'switch-pause': { target: 'switch', weight: 2, longestMs: 500 },
+  'switch-stop': { target: 'switch', weight: 1, longestMs: 300 },
+  'node-kill': { target: 'node', weight: 3, longestMs: 600 },
+  'node-power-loss': { target: 'node', weight: 3, longestMs: 600 },
+  'node-pause': { target: 'node', weight: 3, longestMs: 900 },
+  'node-stop': { target: 'node', weight: 1, longestMs: 300 },
+  'power-loss-everywhere': { target: 'all', weight: 1, longestMs: 200 },
+  'writer-kill': { target: 'writer', weight: 4, longestMs: 200 },
+  'writer-pause': { target: 'writer', weight: 3, longestMs: 900 },
+  'reader-kill': { target: 'reader', weight: 1, longestMs: 200 },
+  'cut-writer-switch': { target: 'writer-switch', weight: 2, longestMs: 700 },
+  'cut-switch-node': { target: 'switch-node', weight: 3, longestMs: 700 },
+  'cut-writer-node': { target: 'writer-node', weight: 3, longestMs: 700 },
+  'cut-reader-node': { target: 'reader-node', weight: 1, longestMs: 700 },
+  'cut-one-way': { target: 'writer-node', weight: 2, longestMs: 500 },
+  'break-writer-switch': { target: 'writer-switch', weight: 2, longestMs: 0 },
+  'break-switch-node': { target: 'switch-node', weight: 2, longestMs: 0 },
+  'break-writer-node': { target: 'writer-node', weight: 2, longestMs: 0 },
+  'slow-link': { target: 'writer-node', weight: 2, longestMs: 500 },
+  'lossy-link': { target: 'switch-node', weight: 2, longestMs: 500 },
+  'damaged-packets': { target: 'writer-switch', weight: 2, longestMs: 200 },
+  'store-cut-off': { target: 'store-client', weight: 3, longestMs: 800 },
+  'disk-write-errors': { target: 'node-disk', weight: 1, longestMs: 100 },
+  'disk-sync-errors': { target: 'node-disk', weight: 1, longestMs: 100 },
+  'disk-read-errors': { target: 'node-disk', weight: 1, longestMs: 300 },
+  'disk-full': { target: 'node-disk', weight: 1, longestMs: 200 },
+  'disk-slow': { target: 'node-disk', weight: 2, longestMs: 500 },
+  'disk-corrupt': { target: 'node-disk', weight: 1, longestMs: 0, destroys: true },
+} as const satisfies Record<string, FaultKind>;
+
+export type FaultName = keyof typeof faultKinds;
+
+/** What the load itself does and the world is made of: also drawn from the seed, always there. */
+export const standingFaults = ['clock-drift', 'second-owner', 'late-copies', 'file-removed'] as const;

@@ -1,0 +1,201 @@
+/** The load of a random run: writers and readers that live on machines which may die under them. */
+import type { SimRandom } from 'tartan-rdma';
+import { sleep, type Clock } from '../../wire/clock.js';
+import { codeOf } from '../../wire/errors.js';
+import type { FileRecord } from '../../cluster/records.js';
+import type { Client, FileReader, FileWriter } from '../../writer/index.js';
+import type { Site } from './machines.js';
+import { Violation, type Model, type Owner } from './model.js';
+
+/** What an application must expect of a cluster in trouble. Anything else is a fault of the program. */
+const EXPECTED = new Set([
+  'ERR_FENCED', 'ERR_MAP_UNAVAILABLE', 'ERR_CONNECT', 'ERR_DEADLINE', 'ERR_TOO_MANY_LOST', 'ERR_UNDECIDED', 'ERR_DISK_FULL',
+  'ERR_NOT_FOUND', 'ERR_EXISTS', 'ERR_STALE_MAP',
+]);
+/** A little larger than the units, so that stripes are short. */
+const UNIT_BYTES = [512, 512, 1024, 4096];
+const MOST_BYTES = 60_000;
+
+export class Load {
+  stopping = false;
+  /** Errors met, by code. */
+  readonly errors = new Map<string, number>();
+  private readonly alive = new Map<string, { what: string }>();
+
+  /** @param fail  told of what breaks a promise */
+  constructor(private readonly site: Site, private readonly model: Model, private readonly fail: (error: unknown) => void) {}
+
+  /** Starts an actor's process; it must not be running. */
+  start(host: string): void {
+    const state = { what: 'connecting' };
+    this.alive.set(host, state);
+    const random = this.site.fork(`actor ${host}`);
+    const act = this.site.plan.writers.includes(host) ? this.write(host, random, state) : this.read(host, random, state);
+    act.then(() => { if (this.alive.get(host) === state) this.alive.delete(host); }, this.fail);
+  }
+
+  kill(host: string): void {
+    this.site.world.killHost(host);
+    this.alive.delete(host);
+  }
+
+  isAlive(host: string): boolean { return this.alive.has(host); }
+
+  /** What the actors that have not ended are waiting for. */
+  get waiting(): string[] { return [...this.alive].map(([host, { what }]) => `${host}: ${what}`); }
+
+  private async write(host: string, random: SimRandom, state: { what: string }): Promise<void> {
+    const clock = this.site.clock(host);
+    const client = await this.connected(host, clock);
+    const { fileNames } = this.site.plan;
+    while (!this.stopping) {
+      const name = fileNames[random.int(fileNames.length)]!;
+      if (random.int(25) === 0) await this.expecting(host, state, `removing ${name}`, () => this.remove(client, name));
+      state.what = `opening ${name}`;
+      const writer = await this.open(host, state, client, name, random);
+      if (writer === undefined) { await sleep(clock, 5 + random.random() * 20); continue; }
+      const owner = this.model.owned(host, writer);
+      await this.expecting(host, state, `writing ${name}`, () => this.append(owner, state, random, clock));
+      if (!writer.destroyed && random.int(3) !== 0) await this.expecting(host, state, `closing ${name}`, async () => { await ended(writer); this.published(owner); });
+      else { state.what = `destroying ${name}`; await destroyed(writer); }
+    }
+    state.what = 'closing the client';
+    await client.close();
+  }
+
+  private async open(host: string, state: { what: string }, client: Client, name: string, random: SimRandom): Promise<FileWriter | undefined> {
+    const { codes } = this.site.plan;
+    let writer = await this.expecting(host, state, `taking over ${name}`, () => client.append(name));
+    writer ??= await this.expecting(host, state, `creating ${name}`, () => client.create(name, {
+      code: codes[random.int(codes.length)]!, unitBytes: UNIT_BYTES[random.int(UNIT_BYTES.length)]!,
+    }));
+    writer?.on('error', () => {});
+    return writer;
+  }
+
+  private async append(owner: Owner, state: { what: string }, random: SimRandom, clock: Clock): Promise<void> {
+    const { writer } = owner;
+    const rounds = 1 + random.int(12);
+    for (let round = 0; round < rounds && !this.stopping && owner.written < MOST_BYTES; round++) {
+      const style = random.int(5);
+      const length = style === 0 ? 1 + random.int(100) : 1 + random.int(style === 1 ? 20_000 : 4000);
+      const doing = state.what;
+      await written(writer, this.model.next(owner, length));
+      if (random.int(3) === 0) {
+        state.what = `${doing}: flush`;
+        await writer.flush();
+        this.published(owner);
+        this.model.counts.flushes++;
+        state.what = doing;
+      }
+      if (random.int(4) === 0) await sleep(clock, random.random() * 30);
+    }
+  }
+
+  /** A flush has resolved: whoever opens the file from now on sees it all. */
+  private published({ writer, written }: Owner): void {
+    const file = this.model.file(writer.internals.file);
+    if (writer.progress.acknowledgedBytes !== written) {
+      throw new Violation('flush told too early', `file ${file.id} '${file.name}': ${writer.progress.acknowledgedBytes} of ${written} bytes are acknowledged`);
+    }
+    file.published = Math.max(file.published, written);
+  }
+
+  private async remove(client: Client, name: string): Promise<void> {
+    const { id } = await client.stat(name);
+    await client.remove(name);
+    const file = this.model.files.get(id);
+    if (file !== undefined) file.removed = true;
+  }
+
+  private async read(host: string, random: SimRandom, state: { what: string }): Promise<void> {
+    const clock = this.site.clock(host);
+    const client = await this.connected(host, clock);
+    const { fileNames } = this.site.plan;
+    while (!this.stopping) {
+      const name = fileNames[random.int(fileNames.length)]!;
+      const floors = new Map([...this.model.files].map(([id, file]) => [id, file.published]));
+      const reader = await this.expecting(host, state, `opening ${name} to read`, () => client.open(name));
+      if (reader === undefined) { await sleep(clock, 5 + random.random() * 20); continue; }
+      await this.expecting(host, state, `reading ${name}`, () => this.readParts(host, reader, random, clock, floors));
+      state.what = 'closing a reader';
+      await reader.close();
+      await sleep(clock, random.random() * 10);
+    }
+    state.what = 'closing the client';
+    await client.close();
+  }
+
+  private async readParts(host: string, reader: FileReader, random: SimRandom, clock: Clock, floors: ReadonlyMap<number, number>): Promise<void> {
+    const record = recordOf(reader), file = this.model.file(record);
+    if (reader.length < (floors.get(record.id) ?? 0)) {
+      throw new Violation('published bytes not seen', `file ${file.id} '${file.name}': ${host} sees ${reader.length} bytes, ${floors.get(record.id)} had been flushed before it opened the file`);
+    }
+    for (let round = 1 + random.int(4); round > 0 && !this.stopping; round--) {
+      const from = random.int(3) === 0 ? 0 : random.int(reader.length + 1), length = random.int(3) === 0 ? reader.length : random.int(10_000);
+      this.model.read(file, from, await reader.read(from, length), host);
+      if (random.int(3) === 0) {
+        await sleep(clock, random.random() * 20);
+        const before = reader.length;
+        if (await reader.refresh() < before) throw new Violation('file became shorter', `file ${file.id}: ${before} bytes were committed, then ${reader.length}`);
+      }
+    }
+  }
+
+  private async connected(host: string, clock: Clock): Promise<Client> {
+    for (;;) {
+      try {
+        return await this.site.connect(host);
+      } catch (error) {
+        if (!EXPECTED.has(codeOf(error) ?? '')) throw error;
+        await sleep(clock, 20);
+      }
+    }
+  }
+
+  /** @returns undefined when it failed as things may fail */
+  private async expecting<T>(host: string, state: { what: string }, what: string, run: () => Promise<T>): Promise<T | undefined> {
+    state.what = what;
+    this.site.world.note(`${host} is ${what}`);
+    try {
+      return await run();
+    } catch (error) {
+      const code = codeOf(error);
+      if (error instanceof Violation || code === undefined || !EXPECTED.has(code)) {
+        throw error instanceof Violation ? error : new Violation('unexpected error', `${host}, ${what}: ${error instanceof Error ? error.stack ?? error.message : String(error)}`, { cause: error });
+      }
+      this.errors.set(code, (this.errors.get(code) ?? 0) + 1);
+      this.site.world.note(`${host}, ${what}: ${(error as Error).message}`);
+      return undefined;
+    }
+  }
+}
+
+/** The record a reader goes by. */
+export function recordOf(reader: FileReader): FileRecord { return (reader as unknown as { file: FileRecord }).file; }
+
+/** Resolves when the bytes are in the ring. */
+function written(writer: FileWriter, bytes: Buffer): Promise<void> {
+  return new Promise((resolve, reject) => {
+    if (writer.errored !== null) { reject(writer.errored); return; }
+    writer.write(bytes, (error) => { if (error) reject(writer.errored ?? error); else resolve(); });
+  });
+}
+
+/** Ends a writer; resolves when all it was given is acknowledged. */
+export function ended(writer: FileWriter): Promise<void> {
+  return new Promise((resolve, reject) => {
+    if (writer.errored !== null) { reject(writer.errored); return; }
+    writer.once('error', reject);
+    writer.once('finish', resolve);
+    writer.end();
+  });
+}
+
+function destroyed(writer: FileWriter): Promise<void> {
+  return new Promise((resolve) => {
+    if (writer.closed) { resolve(); return; }
+    writer.once('close', () => { resolve(); });
+    writer.destroy();
+  });
+}

@@ -1,0 +1,226 @@
+/**
+ * The machines of a random run: storage nodes, switches and clients, each a host that can be killed and started again.
+ *
+ * Every life of a machine gets a store client, a device, a clock and randomness of its own. What starts a machine again
+ * after a failure (an init system, in life) is the world's own event, so it survives whatever happens to the machine.
+ */
+import { SimWorld } from 'tartan-rdma';
+import type { SimRandom } from 'tartan-rdma';
+import { MemoryCluster } from '../../cluster/memory-store.js';
+import { createCluster, readIdentity } from '../../cluster/membership.js';
+import { Hub } from '../../pipeline/hub.js';
+import { MemoryDisk } from '../../storage-node/memory-disk.js';
+import { StorageNode } from '../../storage-node/node-core.js';
+import { SwitchCore } from '../../switch-agent/switch-core.js';
+import type { Clock } from '../../wire/clock.js';
+import { codeOf } from '../../wire/errors.js';
+import type { Client } from '../../writer/client.js';
+import { connect } from '../../writer/client.js';
+import { afterPowerLoss, attachDisk, noTrouble } from './host-disk.js';
+import { HostStore } from './host-store.js';
+import type { Plan } from './plan.js';
+
+export const DEADLINE_MS = 150;
+const DISK_BYTES = 16 << 20;
+const RING_MEMORY_BYTES = 8 << 20;
+const CLIENT_RING_BYTES = 1 << 20;
+const RESTART_MS = 60;
+const UUID = '00000000-0000-4000-8000-0000cafef00d';
+
+/** What all machines share. */
+export class Site {
+  readonly world: SimWorld;
+  readonly memory: MemoryCluster;
+  readonly plan: Plan;
+  readonly nodes = new Map<string, NodeMachine>();
+  readonly switches = new Map<string, SwitchMachine>();
+  clusterId = 0;
+  /** Hosts whose cluster store client is cut off. */
+  readonly cutOff = new Set<string>();
+  private readonly stores = new Map<string, HostStore>();
+  private readonly drifts = new Map<string, { rate: number; offset: number }>();
+  private lives = 0;
+
+  constructor(plan: Plan) {
+    this.plan = plan;
+    this.world = new SimWorld({ seed: plan.seed, bytesPerMs: plan.bytesPerMs });
+    const latency = this.world.fork('store latency');
+    this.memory = new MemoryCluster(this.clock('store'), { latencyMs: () => 0.001 + latency.random() * plan.storeLatencyMs });
+    for (const id of plan.nodes) this.nodes.set(id, new NodeMachine(this, id));
+    for (const id of plan.switches) this.switches.set(id, new SwitchMachine(this, id));
+  }
+
+  async start(): Promise<void> {
+    const store = this.memory.client();
+    await createCluster(store, { uuid: UUID });
+    this.clusterId = (await readIdentity(store)).clusterId;
+    for (const machine of [...this.nodes.values(), ...this.switches.values()]) machine.start();
+    while (![...this.nodes.values(), ...this.switches.values()].every((machine) => machine.isUp)) await this.pause(1);
+  }
+
+  /** Resolves after so much of the world's own time. */
+  pause(ms: number): Promise<void> { return new Promise((resolve) => { this.world.schedule(ms, undefined, resolve); }); }
+
+  /** The clock of a host's present life; it drifts, and its timers die with the host. */
+  clock(host: string): Clock {
+    const { world } = this;
+    let drift = this.drifts.get(host);
+    if (drift === undefined) {
+      const random = world.fork(`drift ${host}`);
+      this.drifts.set(host, drift = { rate: 1 + (random.random() * 2 - 1) * this.plan.drift, offset: random.random() * 1000 });
+    }
+    const { rate, offset } = drift;
+    const random = world.fork(`clock ${host} ${this.lives++}`);
+    return {
+      now: () => world.now() * rate + offset,
+      setTimer: (ms, fn) => world.setTimer(ms / rate, fn, host),
+      clearTimer: (handle) => { world.clearTimer(handle as Parameters<SimWorld['clearTimer']>[0]); },
+      random: () => random.random(),
+    };
+  }
+
+  storeOf(host: string): HostStore {
+    const store = new HostStore(this.world, host, this.memory.client());
+    this.stores.set(host, store);
+    if (this.cutOff.has(host)) store.inner.cutOff();
+    return store;
+  }
+
+  cutOffStore(host: string): void {
+    this.cutOff.add(host);
+    this.stores.get(host)?.inner.cutOff();
+  }
+
+  healStore(host: string): void {
+    this.cutOff.delete(host);
+    this.stores.get(host)?.inner.heal();
+  }
+
+  fork(label: string): SimRandom { return this.world.fork(`${label} ${this.lives++}`); }
+
+  /** A client on a host that must not have a process already. */
+  connect(host: string): Promise<Client> {
+    return connect({
+      cluster: this.storeOf(host), device: this.world.openDevice(host), clock: this.clock(host), name: host, deadlineMs: DEADLINE_MS,
+      holdMs: 30, ringMemoryBytes: CLIENT_RING_BYTES,
+    });
+  }
+}
+
+/** Something that runs until it is killed, and is started again when it fails. */
+abstract class Machine {
+  readonly id: string;
+  isUp = false;
+  protected readonly site: Site;
+  /** Counts lives; what belongs to an older one is ignored. */
+  protected life = 0;
+  private wanted = false;
+
+  constructor(site: Site, id: string) { this.site = site; this.id = id; }
+
+  start(): void {
+    if (this.wanted) return;
+    this.wanted = true;
+    this.boot();
+  }
+
+  /** The process is gone at once. */
+  kill(): void {
+    this.wanted = false;
+    this.end();
+  }
+
+  /** Starts anew, now or after a while. */
+  restart(afterMs: number): void {
+    this.end();
+    const life = this.life;
+    this.wanted = true;
+    this.site.world.schedule(afterMs, undefined, () => { if (this.wanted && life === this.life) this.boot(); });
+  }
+
+  protected boot(): void {
+    const life = ++this.life;
+    this.run().then(
+      () => { if (life === this.life) this.isUp = true; },
+      (error: unknown) => {
+        if (codeOf(error) === undefined) throw error;
+        this.site.world.note(`${this.id} could not start: ${String(error)}`);
+        if (life === this.life) this.restart(RESTART_MS);
+      },
+    );
+  }
+
+  protected end(): void {
+    this.life++;
+    this.isUp = false;
+    this.site.world.killHost(this.id);
+    this.ended();
+  }
+
+  /** Begins a life; resolves when it serves. */
+  protected abstract run(): Promise<void>;
+  protected abstract ended(): void;
+}
+
+export class NodeMachine extends Machine {
+  disk = new MemoryDisk(DISK_BYTES);
+  node: StorageNode | undefined;
+  readonly trouble = noTrouble();
+
+  powerLoss(): void {
+    const random = this.site.fork(`power ${this.id}`);
+    const after = afterPowerLoss(this.disk, random);
+    this.kill();
+    this.disk = after;
+  }
+
+  /** Leaves as asked; the machine is started again by start(). */
+  async stop(): Promise<void> {
+    const node = this.node, life = this.life;
+    if (!this.isUp || node === undefined) return;
+    await node.stop();
+    if (life === this.life) this.kill();
+  }
+
+  protected async run(): Promise<void> {
+    const { site, id, disk } = this;
+    attachDisk(disk, site.world, id, site.fork(`disk ${id}`), this.trouble);
+    const life = this.life;
+    this.node = new StorageNode({
+      id, device: site.world.openDevice(id), clock: site.clock(id), clusterStore: site.storeOf(id), disk, host: id, port: 7000,
+      ringMemoryBytes: RING_MEMORY_BYTES, readMemoryBytes: 5 << 20, leaseMs: 500, rejoinMs: 100, silentMs: 2000,
+      log: (message) => { site.world.note(`${id}: ${message}`); },
+      onDisplaced: () => { if (life === this.life) this.restart(RESTART_MS); },
+    });
+    await this.node.start();
+  }
+
+  protected ended(): void {
+    this.node = undefined;
+    this.disk = this.disk.restart();
+  }
+}
+
+export class SwitchMachine extends Machine {
+  core: SwitchCore | undefined;
+
+  async stop(): Promise<void> {
+    const { core, life } = this;
+    if (!this.isUp || core === undefined) return;
+    await core.stop();
+    if (life === this.life) this.kill();
+  }
+
+  protected async run(): Promise<void> {
+    const { site, id } = this;
+    const device = site.world.openDevice(id), clock = site.clock(id);
+    this.core = new SwitchCore({
+      context: { device, hub: new Hub(device), clock, secret: undefined, clusterId: site.clusterId }, store: site.storeOf(id),
+      id, host: id, port: 7100, controlPort: 0, ringMemoryBytes: RING_MEMORY_BYTES, transport: 'auto',
+      heartbeatMs: DEADLINE_MS / 10, deadlineMs: DEADLINE_MS, log: (message) => { site.world.note(`${id}: ${message}`); },
+    });
+    await this.core.start();
+  }
+
+  protected ended(): void { this.core = undefined; }
+}

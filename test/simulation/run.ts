@@ -1,0 +1,208 @@
+/** One random run: a world from a seed, load and faults, then peace, then everything that was promised is checked. */
+import { createHash } from 'node:crypto';
+import type { FileRecord } from '../../cluster/records.js';
+import { listFiles } from '../../cluster/files.js';
+import { readIdentity } from '../../cluster/membership.js';
+import { codeOf } from '../../wire/errors.js';
+import type { Client } from '../../writer/index.js';
+import { parseCode } from '../../erasure/code/index.js';
+import { Evidence, checkFile, type Checked } from './checker.js';
+import { Load, ended } from './load.js';
+import { Site } from './machines.js';
+import { Model, Violation, type FileModel } from './model.js';
+import { makePlan, type Plan } from './plan.js';
+import { Faults } from './strike.js';
+
+/** Once faults have stopped, everything outstanding completes within so much virtual time. */
+export const PEACE_MS = 60_000;
+const MAX_RUN_MS = 600_000;
+
+export interface RunOptions {
+  readonly seed: number;
+  /** Ids of the faults to keep; all by default. */
+  readonly only?: ReadonlySet<number>;
+  readonly trace?: (line: string) => void;
+  /** Computes a hash over the whole trace. */
+  readonly hash?: boolean;
+}
+
+export interface RunResult {
+  readonly seed: number;
+  readonly plan: Plan;
+  readonly violation: { readonly kind: string; readonly message: string } | undefined;
+  readonly virtualMs: number;
+  readonly realMs: number;
+  readonly struck: ReadonlyMap<string, number>;
+  readonly errors: ReadonlyMap<string, number>;
+  readonly checked: Checked;
+  /** Stripes written and read by clients. */
+  readonly operations: number;
+  readonly takeovers: number;
+  readonly hash: string;
+}
+
+export async function simulate(options: RunOptions): Promise<RunResult> {
+  const plan = makePlan(options.seed, options.only);
+  const run = new Run(plan);
+  const digest = createHash('sha256');
+  if (options.trace !== undefined || options.hash === true) {
+    run.site.world.trace = (line) => { options.trace?.(line); if (options.hash === true) digest.update(line).update('\n'); };
+  }
+  const began = performance.now();
+  const violation = await run.go();
+  return {
+    seed: options.seed, plan, violation: violation && { kind: violation.kind, message: violation.message }, virtualMs: run.site.world.now(), realMs: performance.now() - began,
+    struck: run.faults.struck, errors: run.load.errors, checked: run.checked, operations: run.operations, takeovers: run.model.counts.takeovers, hash: digest.digest('hex'),
+  };
+}
+
+class Run {
+  readonly site: Site;
+  readonly model: Model;
+  readonly load: Load;
+  readonly faults: Faults;
+  readonly checked: Checked = { stripes: 0, units: 0, degraded: 0, combinations: 0 };
+  private failure: unknown;
+  private phase = 'starting';
+  private readonly lost = new Map<number, Set<number>>();
+
+  constructor(private readonly plan: Plan) {
+    this.site = new Site(plan);
+    this.model = new Model(plan.seed);
+    this.load = new Load(this.site, this.model, (error) => { this.failed(error); });
+    this.faults = new Faults(this.site, this.load, plan);
+  }
+
+  get operations(): number {
+    let sum = this.model.counts.reads;
+    for (const file of this.model.files.values()) for (const { writer } of file.owners) sum += writer.progress.stripes;
+    return sum;
+  }
+
+  async go(): Promise<Violation | undefined> {
+    const unhandled = (error: unknown): void => { this.failed(error); };
+    process.on('unhandledRejection', unhandled);
+    try {
+      let isOver = false;
+      this.story().then(() => { isOver = true; }, (error: unknown) => { this.failed(error); });
+      const { world } = this.site;
+      while (!isOver && this.failure === undefined) {
+        await world.run(() => isOver || this.failure !== undefined, 20);
+        this.model.check();
+        if (world.now() > MAX_RUN_MS) throw new Violation('stuck', `${this.phase} takes more than ${MAX_RUN_MS} virtual ms`);
+      }
+    } catch (error) {
+      this.failed(error);
+    } finally {
+      process.off('unhandledRejection', unhandled);
+    }
+    if (this.failure === undefined || this.failure instanceof Violation) return this.failure;
+    const { failure } = this;
+    return new Violation('crash', `while ${this.phase}: ${failure instanceof Error ? failure.stack ?? failure.message : String(failure)}`);
+  }
+
+  private failed(error: unknown): void { this.failure ??= error ?? new Error('rejected with nothing'); }
+
+  private async story(): Promise<void> {
+    const { site, plan, load, faults } = this;
+    await site.start();
+    this.phase = 'under load';
+    for (const host of [...plan.writers, ...plan.readers]) load.start(host);
+    faults.schedule();
+    await site.pause(plan.loadMs);
+    this.phase = 'healing';
+    load.stopping = true;
+    faults.heal();
+    await this.within('what was outstanding', () => load.waiting.length === 0, () => load.waiting.join('; '));
+    await this.within('all nodes are up', () => [...site.nodes.values()].every(({ isUp, node }) => isUp && node?.state === 'up'),
+      () => [...site.nodes.values()].map(({ id, isUp, node }) => `${id} ${isUp ? node?.state ?? 'gone' : 'not started'}`).join(', '));
+    this.model.check();
+    this.phase = 'settling the files';
+    const client = await site.connect('final');
+    const records = await listFiles(site.memory.client());
+    const settled: { record: FileRecord; file: FileModel }[] = [];
+    for (const record of records) if (await this.settle(client, record)) settled.push({ record, file: this.model.file(record) });
+    this.phase = 'checking the disks';
+    await this.inspect(settled);
+    this.phase = 'reading everything';
+    for (const { record, file } of settled) await this.readWhole(client, record, file, 0);
+    if (plan.seed % 3 === 0) await this.readDegraded(settled);
+    await client.close();
+    this.phase = 'looking for leaks';
+    await this.within('sessions end', () => [...site.nodes.values()].every(({ node }) => node!.connectionCount === 0)
+      && [...site.switches.values()].every(({ core }) => core === undefined || (core.counters().sessions === 0 && core.counters().ringMemoryUsed === 0)),
+    () => [...site.nodes.values()].map(({ id, node }) => `${id} has ${node!.connectionCount} connections`).join(', '));
+    this.model.check();
+  }
+
+  /** Takes a file over as a next writer would, and closes it. @returns false when what was destroyed excuses a failure */
+  private async settle(client: Client, record: FileRecord): Promise<boolean> {
+    try {
+      const writer = await this.timely(`taking over '${record.name}'`, client.append(record.name));
+      const owner = this.model.owned('final', writer);
+      writer.on('error', () => {});
+      await this.timely(`closing '${record.name}'`, ended(writer));
+      if (writer.progress.acknowledgedBytes !== owner.written) throw new Violation('flush told too early', `'${record.name}' at the end`);
+      return true;
+    } catch (error) {
+      if (this.faults.destroyed && ['ERR_TOO_MANY_LOST', 'ERR_UNDECIDED'].includes(codeOf(error) ?? '')) return false;
+      if (error instanceof Violation) throw error;
+      throw new Violation('file lost', `taking over '${record.name}' when everything works: ${error instanceof Error ? error.stack ?? error.message : String(error)}`);
+    }
+  }
+
+  private async inspect(settled: readonly { record: FileRecord; file: FileModel }[]): Promise<void> {
+    const { uuid, clusterId } = await readIdentity(this.site.memory.client());
+    const evidence = new Evidence();
+    for (const machine of this.site.nodes.values()) await evidence.add(machine.id, machine.disk, uuid, clusterId);
+    for (const { record, file } of settled) {
+      const excused = this.faults.destroyed ? record.nodes.indexOf(this.plan.victim) : -1;
+      this.lost.set(record.id, checkFile(record, evidence, this.model.content(file, 0, file.written), excused, this.checked));
+    }
+  }
+
+  /** @param degraded  how many nodes are gone: a stripe that has fewer units to lose may be refused */
+  private async readWhole(client: Client, record: FileRecord, file: FileModel, degraded: number): Promise<void> {
+    const excusable = degraded > 0 || this.lost.get(record.id)!.size > 0;
+    try {
+      const reader = await this.timely(`opening '${record.name}'`, client.open(record.name));
+      if (reader.length !== file.written) throw new Violation('acknowledged bytes lost', `'${record.name}' has ${reader.length} bytes, ${file.written} were acknowledged`);
+      this.model.read(file, 0, await this.timely(`reading '${record.name}'`, reader.read(0, reader.length)), 'final');
+      await reader.close();
+    } catch (error) {
+      if (excusable && codeOf(error) === 'ERR_TOO_MANY_LOST') return;
+      if (error instanceof Violation) throw error;
+      throw new Violation('file lost', `reading '${record.name}' when ${degraded === 0 ? 'everything works' : `${degraded} nodes are gone`}: ${error instanceof Error ? error.stack ?? error.message : String(error)}`);
+    }
+  }
+
+  /** Kills as many nodes as every code bears, and reads on. */
+  private async readDegraded(settled: readonly { record: FileRecord; file: FileModel }[]): Promise<void> {
+    const bearable = Math.min(...this.plan.codes.map((code) => parseCode(code).m));
+    const random = this.site.fork('final losses');
+    const hosts = [...this.site.nodes.keys()];
+    for (let i = 0; i < bearable; i++) this.site.nodes.get(hosts.splice(random.int(hosts.length), 1)[0]!)!.kill();
+    const client = await this.site.connect('final degraded');
+    const wholeBefore = this.checked.degraded === 0 && !this.faults.destroyed;
+    for (const { record, file } of settled) await this.readWhole(client, record, file, wholeBefore ? 0 : bearable);
+    await client.close();
+    for (const machine of this.site.nodes.values()) machine.start();
+    await this.within('all nodes are up', () => [...this.site.nodes.values()].every(({ isUp }) => isUp), () => 'after the final losses');
+  }
+
+  private async within(what: string, holds: () => boolean, observed: () => string): Promise<void> {
+    const end = this.site.world.now() + PEACE_MS;
+    while (!holds()) {
+      if (this.site.world.now() > end) throw new Violation('stuck', `${PEACE_MS} virtual ms after everything healed, ${what} has not come to its end: ${observed()}`);
+      await this.site.pause(5);
+    }
+  }
+
+  private async timely<T>(what: string, promise: Promise<T>): Promise<T> {
+    let isOver = false;
+    const mark = (): void => { isOver = true; };
+    promise.then(mark, mark);
+    await this.within(what, () => isOver, () => 'no answer');
+    return promise;
+  }
+}
