@@ -52,6 +52,7 @@ export class FileSession {
   private readonly finder: SwitchFinder;
   private readonly mapWatch: { close(): void };
   private readonly suspects = new Set<number>();
+  private readonly condemned = new Set<number>();
   private repairing: Promise<void> | undefined;
   private repairPauseMs = REPAIR_PAUSE_MS;
   private progressAtRepair = -1;
@@ -112,7 +113,7 @@ export class FileSession {
     const session = new FileSession(context, file, map, owner);
     try {
       const failures = await session.nodes.connectUp(context.deadlineMs);
-      const refused = failures.find(({ error }) => codeOf(error) !== 'ERR_CONNECT');
+      const refused = failures.find(({ error }) => !['ERR_CONNECT', 'ERR_CLOSED'].includes(codeOf(error) ?? ''));
       if (refused !== undefined) throw refused.error;
       if (failures.length > 0) await session.repair();
       if (session.error !== undefined) throw session.error;
@@ -142,11 +143,11 @@ export class FileSession {
     const run = this.publishing.then(async () => {
       const { acknowledgedBytes, acknowledgedCounter } = this.window;
       if (state === undefined && acknowledgedCounter === this.published) return;
-      this.published = acknowledgedCounter;
       await publishCommit(this.context.store, this.file.id, {
         writerEpoch: this.file.writerEpoch, length: acknowledgedBytes, commitEpoch: this.file.writerEpoch, commitCounter: acknowledgedCounter,
         ...(state === undefined ? {} : { state }),
       });
+      this.published = acknowledgedCounter;
     });
     this.publishing = run.catch(() => {});
     return run;
@@ -240,14 +241,15 @@ export class FileSession {
     this.wakeAll();
   }
 
-  /** Brings map and links up to date; nothing is sent meanwhile. */
+  /** Brings map and links up to date; nothing is sent meanwhile. @param condemned  a node that is to be proposed down though it answers */
   repair(condemned?: number): Promise<void> {
     this.window.halt();
-    this.repairing ??= this.runRepair(condemned).finally(() => { this.repairing = undefined; });
+    if (condemned !== undefined) this.condemned.add(condemned);
+    this.repairing ??= this.runRepair().finally(() => { this.repairing = undefined; });
     return this.repairing;
   }
 
-  private async runRepair(condemned: number | undefined): Promise<void> {
+  private async runRepair(): Promise<void> {
     const { context, nodes, window } = this;
     // Trouble again without progress: wait a little longer each time.
     if (window.acknowledgedCounter === this.progressAtRepair) {
@@ -259,9 +261,11 @@ export class FileSession {
       try {
         nodes.map = await readMap(context.store);
         const gone = (await nodes.connectUp(context.deadlineMs)).map(({ index }) => index);
-        if (condemned !== undefined && !gone.includes(condemned)) gone.push(condemned);
-        for (const index of gone) await this.proposeDown(index);
-        condemned = undefined;
+        for (const index of this.condemned) if (!gone.includes(index)) gone.push(index);
+        for (const index of gone) {
+          await this.proposeDown(index);
+          this.condemned.delete(index);
+        }
         if (gone.length > 0) continue;
         await this.checkSuspects();
         await this.adopt();

@@ -7,6 +7,7 @@
  */
 import { Writable } from 'node:stream';
 import type { FileRecord } from '../cluster/records.js';
+import { TartanError } from '../wire/errors.js';
 import type { ClientContext } from './context.js';
 import type { ParityMode } from './file-session.js';
 import { FileSession } from './file-session.js';
@@ -106,6 +107,10 @@ export class FileWriter extends Writable {
   }
 
   override _destroy(error: Error | null, callback: (error?: Error | null) => void): void {
+    // Node answers the writes that wait behind this one, but not the one that waits for room.
+    const pending = this.pending;
+    this.pending = undefined;
+    pending?.callback(error ?? new TartanError('ERR_CLOSED', `'${this.name}' was closed before this write found room`));
     this.shutDown().then(() => { callback(error); }, (other: Error) => { callback(error ?? other); });
   }
 

@@ -1,7 +1,7 @@
 /**
  * Reads stripes of one file into a ring of stripe slots: whole, or degraded by decoding; never a byte whose checksum fails.
  *
- * A stripe is read as a graph: its data units (where k ≤ m, m + 1 units, so that a stale node can't speak for all), then
+ * A stripe is read as a graph: its data units (where k ≤ m, m + 1 units, so that stale nodes can't speak for all), then
  * deliver. When a unit is missing, late or wrong the graph rolls back and a compensating one is built from what is known
  * by then: the exact version wanted, and the units that can still be had; it decodes what is missing. Every unit that
  * arrives is verified here (seal, payload CRC, summary); a decoded unit must match the CRC a parity header holds for it.
@@ -93,7 +93,7 @@ export class StripeReader {
   private readonly requests: Uint32Array;
   private readonly underWay: Uint8Array;
   private nextRequest = 1;
-  private readonly requestPlace = new Map<number, { slot: number; unit: number; node: number }>();
+  private readonly requestPlace = new Map<number, { readonly slot: number; readonly unit: number; readonly node: number; verifying: boolean }>();
   private closed = false;
   private readonly units: number;
 
@@ -180,8 +180,8 @@ export class StripeReader {
     const data: number[] = [], others: number[] = [];
     for (let unit = 0; unit < this.units; unit++) if (reachable(unit)) (unit < k ? data : others).push(unit);
     const degraded = data.length < k;
-    // With a length known, units that lie beyond a short stripe's end are empty: their headers still say the version.
-    const wanted = degraded ? k : k <= m && !job.exact ? Math.max(k, m + 1) : k;
+    // Of an acknowledged version at most m units are missing: m + 1 units show the newest, fewer may all be stale.
+    const wanted = job.exact ? k : Math.max(k, m + 1);
     const units = [...data, ...others].slice(0, wanted);
     if (units.length < k) {
       if (job.revived) this.giveUp(job); else void this.revive(job);
@@ -214,7 +214,7 @@ export class StripeReader {
       const id = this.nextRequest;
       this.nextRequest = this.nextRequest === 0xffff_ffff ? 1 : this.nextRequest + 1;
       this.requests[slot * this.units + argument] = id;
-      this.requestPlace.set(id, { slot, unit: argument, node: link.index });
+      this.requestPlace.set(id, { slot, unit: argument, node: link.index, verifying: false });
       const at = slot * this.slots.slotBytes;
       link.read({
         requestId: id, fileId: this.file.id, stripe: job.wish.stripe, unit: argument, epoch: job.epoch, counter: job.counter, exact: job.exact,
@@ -239,7 +239,7 @@ export class StripeReader {
 
   private arrived(id: number): void {
     const place = this.requestPlace.get(id);
-    if (place === undefined) return;
+    if (place === undefined || place.verifying) return; // answered already: a node that says so twice is not believed
     const { slot, unit } = place;
     const at = slot * this.slots.slotBytes;
     const headerOffset = at + headerOffsetIn(this.slots, unit), headerBytes = headerBytesOf(unit, this.code.k);
@@ -249,7 +249,8 @@ export class StripeReader {
     const job = this.jobs[slot]!;
     if (fault !== undefined || length > this.slots.unitBytes || headerFileId(this.words, w) !== this.file.id
       || headerStripe(this.words, w) !== job.wish.stripe || headerUnit(this.words, w) !== unit) { this.progress.checksumFailures++; this.answered(id, BAD_UNIT); return; }
-    // The id stays: the verification answers it.
+    // The id stays: the verification answers it, also when the link is lost meanwhile.
+    place.verifying = true;
     this.coding.postVerify(slot * 64 + unit, this.verifier, this.region, headerOffset, headerBytes, at + this.slots.unitsOffset + unit * this.slots.unitBytes, length);
     this.context.hub.wake();
   }
@@ -299,7 +300,7 @@ export class StripeReader {
   }
 
   private linkDown(link: NodeLink): void {
-    const ids = [...this.requestPlace].filter(([, place]) => place.node === link.index).map(([id]) => id);
+    const ids = [...this.requestPlace].filter(([, place]) => place.node === link.index && !place.verifying).map(([id]) => id);
     if (ids.length === 0) return;
     // The memory may be written until the link is flushed: only then may the slots be used again.
     void link.destroy('lost').then(() => { for (const id of ids) this.answered(id, Refusal.UNREACHABLE); });
@@ -319,7 +320,9 @@ export class StripeReader {
       return;
     }
     if (job.wish.dataLength !== undefined && dataLength !== job.wish.dataLength) {
-      this.end(job, new TartanError('ERR_NO_UNIT', `Cannot read stripe ${job.wish.stripe} of '${this.file.name}': version ${epoch}.${counter} has ${dataLength} bytes, the file's length wants ${job.wish.dataLength}`));
+      // So few units could be had that all were stale: once more, after a look at who is there.
+      if (!job.revived) { this.anew(job); void this.revive(job); return; }
+      this.end(job, new TartanError('ERR_TOO_MANY_LOST', `Cannot read stripe ${job.wish.stripe} of '${this.file.name}': the units that can be had are of version ${epoch}.${counter} with ${dataLength} bytes, ${job.wish.dataLength} are committed`));
       return;
     }
     this.progress.stripes++;
@@ -339,28 +342,34 @@ export class StripeReader {
     this.context.clock.setTimer(0, () => { if (this.jobs[job.slot] === job) this.begin(job); });
   }
 
-  /** The newest version among the units that arrived and were verified; epoch 0: none did. */
-  private newest(job: Job): { epoch: number; counter: number; dataLength: number; mixed: boolean } {
+  /** Forgets what was found: asks again for the newest version there is. */
+  private anew(job: Job): void {
+    job.epoch = job.wish.epoch; job.counter = job.wish.counter; job.exact = job.wish.exact; job.dataLength = job.wish.dataLength ?? -1;
+  }
+
+  /** The newest version among the `count` units that arrived and were verified; epoch 0: none did. */
+  private newest(job: Job): { epoch: number; counter: number; dataLength: number; mixed: boolean; count: number } {
     const at = job.slot * this.slots.slotBytes;
-    let epoch = 0, counter = 0, dataLength = 0, mixed = false;
+    let epoch = 0, counter = 0, dataLength = 0, mixed = false, count = 0;
     for (const unit of job.units) {
       if (job.lost.has(unit)) continue;
+      count++;
       const w = (at + headerOffsetIn(this.slots, unit)) >> 2;
       const e = this.words[w + W.WRITER_EPOCH]!, c = this.words[w + W.COUNTER]!;
       const order = epoch === 0 ? 0 : compareVersions(e, c, epoch, counter);
       if (order !== 0) mixed = true;
       if (epoch === 0 || order > 0) { epoch = e; counter = c; dataLength = this.words[w + W.STRIPE_LENGTH]!; }
     }
-    return { epoch, counter, dataLength, mixed };
+    return { epoch, counter, dataLength, mixed, count };
   }
 
   private rolledBack(slot: number, _node: number, _reason: number): void {
     const job = this.jobs[slot]!;
     if (++job.attempts > 2 * this.units + 4) { this.giveUp(job); return; }
     if ([...job.lost.values()].includes(Refusal.STALE_MAP)) { void this.renewMap(job, Refusal.STALE_MAP); return; }
-    // What did arrive tells the version and the length that a decode needs.
-    const { epoch, counter, dataLength } = this.newest(job);
-    if (epoch > 0 && !job.exact) { this.again(job, epoch, counter, dataLength); return; }
+    // What did arrive tells the version and the length that a decode needs, if it is enough to show the newest.
+    const { epoch, counter, dataLength, count } = this.newest(job);
+    if (!job.exact && count > this.code.m) { this.again(job, epoch, counter, dataLength); return; }
     this.context.clock.setTimer(0, () => { if (this.jobs[slot] === job) this.begin(job); });
   }
 

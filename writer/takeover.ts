@@ -125,27 +125,43 @@ async function ask(session: FileSession, file: FileRecord, index: number, op: Pa
     try {
       return await link.request(op);
     } catch (error) {
+      if (codeOf(error) === 'ERR_NO_UNIT') throw new TartanError('ERR_NOT_FOUND', `Cannot take over '${file.name}': it has been removed meanwhile`, { cause: error });
       if (codeOf(error) !== 'ERR_STALE_MAP' || attempt === 5) throw error;
       await session.repair();
     }
   }
 }
 
-/** @returns indexes of the nodes fenced: all that the map calls up. @throws {TartanError} ERR_UNDECIDED when they are too few */
+/**
+ * A node that can't make the fence durable is no use: it is proposed down, and the others are asked again under the new map.
+ *
+ * @returns indexes of the nodes fenced: all that the map calls up. @throws {TartanError} ERR_UNDECIDED when they are too few
+ */
 async function fence(session: FileSession, file: FileRecord, least: number): Promise<number[]> {
   const { nodes } = session;
-  const up = nodes.upIndexes();
-  const fenced: number[] = [];
-  await Promise.all(up.map(async (index) => {
-    if (nodes.linkTo(index) === undefined) return;
-    const reply = await ask(session, file, index, { $case: 'fence', value: { fileId: file.id, writerEpoch: file.writerEpoch } });
-    if (reply.writerEpoch > file.writerEpoch) throw new TartanError('ERR_FENCED', `Cannot take over '${file.name}': writer epoch ${reply.writerEpoch} has been given out since`);
-    fenced.push(index);
-  }));
-  if (fenced.length < up.length || fenced.length < least) {
-    throw new TartanError('ERR_UNDECIDED', `Cannot take over '${file.name}': ${fenced.length} nodes could be fenced, ${Math.max(least, up.length)} are required`);
+  for (;;) {
+    const up = nodes.upIndexes();
+    const fenced: number[] = [], broken: number[] = [];
+    await Promise.all(up.map(async (index) => {
+      if (nodes.linkTo(index) === undefined) return;
+      try {
+        const reply = await ask(session, file, index, { $case: 'fence', value: { fileId: file.id, writerEpoch: file.writerEpoch } });
+        if (reply.writerEpoch > file.writerEpoch) throw new TartanError('ERR_FENCED', `Cannot take over '${file.name}': writer epoch ${reply.writerEpoch} has been given out since`);
+        fenced.push(index);
+      } catch (error) {
+        if (codeOf(error) !== 'ERR_DISK') throw error;
+        broken.push(index);
+      }
+    }));
+    if (broken.length > 0 && up.length - broken.length >= least) {
+      for (const index of broken) await session.repair(index);
+      continue;
+    }
+    if (fenced.length < up.length || fenced.length < least) {
+      throw new TartanError('ERR_UNDECIDED', `Cannot take over '${file.name}': ${fenced.length} nodes could be fenced, ${Math.max(least, up.length)} are required`);
+    }
+    return fenced.sort((a, b) => a - b);
   }
-  return fenced.sort((a, b) => a - b);
 }
 
 function fencedUnits(layout: Layout, units: number, stripe: number, fenced: readonly number[]): boolean[] {

@@ -132,7 +132,7 @@ function checkAcknowledged(record: FileRecord, code: Code, layout: Layout, versi
   }
   if (version.units.size < k + m) into.degraded++;
   const held = [...version.units.keys()];
-  for (const chosen of choices(held, k)) {
+  for (const chosen of choices(held, k, stripe)) {
     into.combinations++;
     const restored = Buffer.concat(dataOf(code, version.units, first!.header.stripeLength, record.unitBytes, chosen)).subarray(0, data.length);
     if (!restored.equals(data)) throw new Violation('wrong bytes stored', `${nameOf(record, version)}: units ${chosen.join(', ')} give other bytes than were written`);
@@ -150,15 +150,15 @@ function dataOf(code: Code, units: ReadonlyMap<number, Unit>, stripeLength: numb
   return Array.from({ length: code.k }, (_, unit) => (given[unit] ?? restored[absent.indexOf(unit)]!).subarray(0, unitLength(stripeLength, unitBytes, unit, code.k)));
 }
 
-/** All ways to choose `count` of the list, at most 20. */
-function choices(list: readonly number[], count: number): number[][] {
-  const out: number[][] = [];
+/** Ways to choose `count` of the list: the first, the last, and one between that moves with `turn`; all, over many stripes. */
+function choices(list: readonly number[], count: number, turn: number): number[][] {
+  const all: number[][] = [];
   const walk = (from: number, chosen: number[]): void => {
-    if (chosen.length === count) { out.push(chosen); return; }
-    for (let i = from; i < list.length && out.length < 20; i++) walk(i + 1, [...chosen, list[i]!]);
+    if (chosen.length === count) { all.push(chosen); return; }
+    for (let i = from; i < list.length; i++) walk(i + 1, [...chosen, list[i]!]);
   };
   walk(0, []);
-  return out;
+  return all.length <= 3 ? all : [all[0]!, all[all.length - 1]!, all[1 + turn % (all.length - 2)]!];
 }
 
 function same(a: Uint8Array, b: Uint8Array): boolean { return Buffer.compare(a, b) === 0; }

@@ -14,7 +14,7 @@ const EXPECTED = new Set([
 ]);
 /** A little larger than the units, so that stripes are short. */
 const UNIT_BYTES = [512, 512, 1024, 4096];
-const MOST_BYTES = 60_000;
+const MOST_BYTES = 200_000;
 
 export class Load {
   stopping = false;
@@ -56,8 +56,10 @@ export class Load {
       if (writer === undefined) { await sleep(clock, 5 + random.random() * 20); continue; }
       const owner = this.model.owned(host, writer);
       await this.expecting(host, state, `writing ${name}`, () => this.append(owner, state, random, clock));
+      const isLarge = owner.written >= MOST_BYTES;
       if (!writer.destroyed && random.int(3) !== 0) await this.expecting(host, state, `closing ${name}`, async () => { await ended(writer); this.published(owner); });
       else { state.what = `destroying ${name}`; await destroyed(writer); }
+      if (isLarge) await this.expecting(host, state, `removing ${name}`, () => this.remove(client, name));
     }
     state.what = 'closing the client';
     await client.close();
@@ -75,10 +77,10 @@ export class Load {
 
   private async append(owner: Owner, state: { what: string }, random: SimRandom, clock: Clock): Promise<void> {
     const { writer } = owner;
-    const rounds = 1 + random.int(12);
+    const rounds = 1 + random.int(random.int(2) === 0 ? 6 : 60);
     for (let round = 0; round < rounds && !this.stopping && owner.written < MOST_BYTES; round++) {
       const style = random.int(5);
-      const length = style === 0 ? 1 + random.int(100) : 1 + random.int(style === 1 ? 20_000 : 4000);
+      const length = style === 0 ? 1 + random.int(100) : 1 + random.int(style < 3 ? 20_000 : 4000);
       const doing = state.what;
       await written(writer, this.model.next(owner, length));
       if (random.int(3) === 0) {
@@ -88,7 +90,7 @@ export class Load {
         this.model.counts.flushes++;
         state.what = doing;
       }
-      if (random.int(4) === 0) await sleep(clock, random.random() * 30);
+      if (random.int(8) === 0) await sleep(clock, random.random() * 20);
     }
   }
 
@@ -118,6 +120,7 @@ export class Load {
       const reader = await this.expecting(host, state, `opening ${name} to read`, () => client.open(name));
       if (reader === undefined) { await sleep(clock, 5 + random.random() * 20); continue; }
       await this.expecting(host, state, `reading ${name}`, () => this.readParts(host, reader, random, clock, floors));
+      this.model.counts.stripesRead += reader.progress.stripes;
       state.what = 'closing a reader';
       await reader.close();
       await sleep(clock, random.random() * 10);
@@ -131,7 +134,7 @@ export class Load {
     if (reader.length < (floors.get(record.id) ?? 0)) {
       throw new Violation('published bytes not seen', `file ${file.id} '${file.name}': ${host} sees ${reader.length} bytes, ${floors.get(record.id)} had been flushed before it opened the file`);
     }
-    for (let round = 1 + random.int(4); round > 0 && !this.stopping; round--) {
+    for (let round = 1 + random.int(12); round > 0 && !this.stopping; round--) {
       const from = random.int(3) === 0 ? 0 : random.int(reader.length + 1), length = random.int(3) === 0 ? reader.length : random.int(10_000);
       this.model.read(file, from, await reader.read(from, length), host);
       if (random.int(3) === 0) {

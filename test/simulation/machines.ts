@@ -21,7 +21,7 @@ import { HostStore } from './host-store.js';
 import type { Plan } from './plan.js';
 
 export const DEADLINE_MS = 150;
-const DISK_BYTES = 16 << 20;
+const DISK_BYTES = 256 << 20;
 const RING_MEMORY_BYTES = 8 << 20;
 const CLIENT_RING_BYTES = 1 << 20;
 const RESTART_MS = 60;

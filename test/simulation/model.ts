@@ -21,8 +21,17 @@ export class Violation extends Error {
   }
 }
 
-/** A prime, so that no two stripes of a file have the same bytes. */
-const PATTERN_BYTES = 251_003;
+/** A prime larger than any file, so that no two stripes of a file have the same bytes. */
+const PATTERN_BYTES = 1_000_003;
+const pattern = makePattern();
+
+/** All owners' bytes are cut from it, at places of their own; twice, so that a cut never reaches its end. */
+function makePattern(): Buffer {
+  const random = new SimRandom('pattern'), words = new Uint32Array(Math.ceil(PATTERN_BYTES / 4));
+  for (let i = 0; i < words.length; i++) words[i] = random.uint32();
+  const once = Buffer.from(words.buffer, 0, PATTERN_BYTES);
+  return Buffer.concat([once, once]);
+}
 
 /** Who owned a file, from one open to the next owner's. */
 export interface Owner {
@@ -56,16 +65,8 @@ export class FileModel {
 
 export class Model {
   readonly files = new Map<number, FileModel>();
-  private readonly pattern: Buffer;
   private owners = 0;
-  counts = { bytesRead: 0, reads: 0, takeovers: 0, flushes: 0 };
-
-  constructor(seed: number) {
-    const random = new SimRandom(`pattern ${seed}`), words = new Uint32Array(Math.ceil(PATTERN_BYTES / 4));
-    for (let i = 0; i < words.length; i++) words[i] = random.uint32();
-    const once = Buffer.from(words.buffer, 0, PATTERN_BYTES);
-    this.pattern = Buffer.concat([once, once]);
-  }
+  counts = { bytesRead: 0, stripesRead: 0, takeovers: 0, flushes: 0 };
 
   file(record: FileRecord): FileModel {
     let file = this.files.get(record.id);
@@ -114,7 +115,6 @@ export class Model {
     const at = firstDifference(expected, bytes);
     if (at >= 0) throw new Violation('wrong bytes read', `${name}: byte ${offset + at} is ${bytes[at]}, written was ${expected[at]}`);
     file.seen = Math.max(file.seen, end);
-    this.counts.reads++;
     this.counts.bytesRead += bytes.length;
   }
 
@@ -142,7 +142,7 @@ export class Model {
 
   private ownBytes(owner: Owner, offset: number, length: number): Buffer {
     const at = (offset + owner.number * 7919) % PATTERN_BYTES;
-    return this.pattern.subarray(at, at + length);
+    return pattern.subarray(at, at + length);
   }
 }
 

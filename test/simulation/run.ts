@@ -68,13 +68,13 @@ class Run {
 
   constructor(private readonly plan: Plan) {
     this.site = new Site(plan);
-    this.model = new Model(plan.seed);
+    this.model = new Model();
     this.load = new Load(this.site, this.model, (error) => { this.failed(error); });
     this.faults = new Faults(this.site, this.load, plan);
   }
 
   get operations(): number {
-    let sum = this.model.counts.reads;
+    let sum = this.model.counts.stripesRead;
     for (const file of this.model.files.values()) for (const { writer } of file.owners) sum += writer.progress.stripes;
     return sum;
   }
@@ -168,6 +168,7 @@ class Run {
       const reader = await this.timely(`opening '${record.name}'`, client.open(record.name));
       if (reader.length !== file.written) throw new Violation('acknowledged bytes lost', `'${record.name}' has ${reader.length} bytes, ${file.written} were acknowledged`);
       this.model.read(file, 0, await this.timely(`reading '${record.name}'`, reader.read(0, reader.length)), 'final');
+      this.model.counts.stripesRead += reader.progress.stripes;
       await reader.close();
     } catch (error) {
       if (excusable && codeOf(error) === 'ERR_TOO_MANY_LOST') return;
