@@ -28,6 +28,8 @@ export interface NewFile extends Timestamped {
   readonly unitBytes: number;
   /** Node ids in placement order. */
   readonly nodes: readonly string[];
+  /** The map's epoch when the nodes were chosen. */
+  readonly mapEpoch?: number;
 }
 
 export interface Commit extends Timestamped {
@@ -56,7 +58,7 @@ export async function createFile(store: ClusterStore, file: NewFile): Promise<Fi
     const id = Number(lastId.value) + 1;
     const record: FileRecord = {
       id, name, code, unitBytes, nodes: [...file.nodes], writerEpoch: 1, length: 0, commitEpoch: 0, commitCounter: 0,
-      decidedEpoch: 0, decidedStripes: 0, state: 'open', modified: stamp(file),
+      decidedEpoch: 0, decidedStripes: 0, ...(file.mapEpoch !== undefined && { decidedMapEpoch: file.mapEpoch }), state: 'open', modified: stamp(file),
     };
     const { succeeded } = await store.transact(
       [{ key: FILE_ID_KEY, modRevision: lastId.modRevision }, { key: nameKey, modRevision: 0 }],
@@ -132,9 +134,10 @@ export function publishCommit(store: ClusterStore, id: number, commit: Commit & 
  * again is harmless.
  *
  * @param decision.decidedStripes  versions of epochs below the owner's exist only in stripes below this
+ * @param decision.mapEpoch  the owner has written nothing under an older map
  * @throws {TartanError} ERR_FENCED · ERR_NOT_FOUND · ERR_ARGUMENT · ERR_EXISTS: this epoch decided otherwise before
  */
-export function decide(store: ClusterStore, id: number, decision: Commit & { readonly decidedStripes: number }): Promise<FileRecord> {
+export function decide(store: ClusterStore, id: number, decision: Commit & { readonly decidedStripes: number; readonly mapEpoch?: number }): Promise<FileRecord> {
   return editFile(store, 'decide', id, (record) => {
     checkOwner(record, decision, 'decide');
     checkCount('decide', id, 'decidedStripes', decision.decidedStripes);
@@ -143,7 +146,8 @@ export function decide(store: ClusterStore, id: number, decision: Commit & { rea
       if (record.decidedStripes === decidedStripes) return record;
       throw new TartanError('ERR_EXISTS', `Cannot decide file ${id}: epoch ${writerEpoch} decided for ${record.decidedStripes} stripes, not for ${decidedStripes}`);
     }
-    return { ...record, decidedEpoch: writerEpoch, decidedStripes, length, commitEpoch, commitCounter, modified: stamp(decision) };
+    const { decidedMapEpoch: _, ...rest } = record;
+    return { ...rest, decidedEpoch: writerEpoch, decidedStripes, ...(decision.mapEpoch !== undefined && { decidedMapEpoch: decision.mapEpoch }), length, commitEpoch, commitCounter, modified: stamp(decision) };
   });
 }
 

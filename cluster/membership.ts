@@ -93,7 +93,7 @@ export async function registerNode(store: ClusterStore, entry: Registration<Node
   checkEntry('node', entry);
   return editMap(store, `register node ${entry.id}`, (map) => {
     const nodes = upsert<NodeEntry>(map.nodes, entry, 'down');
-    return nodes === map.nodes ? map : { ...map, epoch: map.epoch + 1, changes: map.changes + 1, nodes };
+    return nodes === map.nodes ? map : withNodes(map, nodes);
   });
 }
 
@@ -117,7 +117,7 @@ export function setNodeState(store: ClusterStore, id: string, state: NodeEntry['
   const attempt = `mark node ${id} ${state}`;
   return editMap(store, attempt, (map) => {
     const nodes = withState<NodeEntry>(map, map.nodes, id, state, attempt, options);
-    return nodes === map.nodes ? map : { ...map, epoch: map.epoch + 1, changes: map.changes + 1, nodes };
+    return nodes === map.nodes ? map : withNodes(map, nodes);
   });
 }
 
@@ -151,6 +151,16 @@ async function readPresent(store: ClusterStore): Promise<{ revision: number; val
     if (codeOf(error) !== 'ERR_MAP_UNAVAILABLE') throw error;
     return { revision: 0, value: undefined };
   }
+}
+
+/** The next epoch, which entries whose state it changes remember. */
+function withNodes(map: ClusterMap, nodes: readonly NodeEntry[]): ClusterMap {
+  const epoch = map.epoch + 1;
+  const stamped = nodes.map((node) => {
+    const old = map.nodes.find(({ id }) => id === node.id);
+    return old?.state === node.state ? { ...node, ...(old.since !== undefined && { since: old.since }) } : { ...node, since: epoch };
+  });
+  return { ...map, epoch, changes: map.changes + 1, nodes: stamped };
 }
 
 /** The list with the entry added or updated; the very same list when that changes nothing. */

@@ -10,7 +10,11 @@
  */
 export interface ClusterIdentity { readonly uuid: string; /** low 32 bits of the uuid; carried in headers */ readonly clusterId: number; readonly formatVersion: number }
 
-export interface NodeEntry { readonly id: string; readonly host: string; readonly port: number; readonly state: 'up' | 'down'; /** control (gRPC) and metrics port, 0: none */ readonly controlPort: number }
+export interface NodeEntry {
+  readonly id: string; readonly host: string; readonly port: number; readonly state: 'up' | 'down'; /** control (gRPC) and metrics port, 0: none */ readonly controlPort: number;
+  /** Map epoch with which its present state began: from then on an 'up' node was recorded missing by nobody. */
+  readonly since?: number;
+}
 export interface SwitchEntry { readonly id: string; readonly host: string; readonly port: number; readonly state: 'programmable' | 'forwarding' | 'down'; readonly controlPort: number }
 
 export interface ClusterMap {
@@ -40,6 +44,8 @@ export interface FileRecord {
   /** The last takeover's decision: versions of epochs below `decidedEpoch` exist only in stripes below `decidedStripes`. */
   readonly decidedEpoch: number;
   readonly decidedStripes: number;
+  /** Everything written since that decision, or since the file was made, was written under this map epoch or a later one. */
+  readonly decidedMapEpoch?: number;
   readonly state: 'open' | 'closed' | 'deleted';
   /** ISO time of the last publication. */
   readonly modified: string;

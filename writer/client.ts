@@ -92,7 +92,7 @@ export class Client {
     const map = await readMap(this.context.store);
     const nodes = map.nodes.map((node) => node.id);
     makeLayout({ nodes: nodes.length, k: code.k, m: code.m, unitBytes });
-    const file = await createFile(this.context.store, { name, code: code.name, unitBytes, nodes });
+    const file = await createFile(this.context.store, { name, code: code.name, unitBytes, nodes, mapEpoch: map.epoch });
     try {
       return await this.openWriter(file);
     } catch (error) {

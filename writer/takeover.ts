@@ -6,6 +6,10 @@
  * written again as a version of the new epoch. With fewer it is rolled back, but only if a fenced node of its write set
  * lacks it without the unit being recorded missing; otherwise nobody can know: ERR_UNDECIDED. What lies beyond the first
  * hole is discarded. The decision is in the cluster store before anyone reads it.
+ *
+ * A version that no fenced node shows may exist all the same, when k or more of its units' nodes are not fenced and all
+ * others may have been down when it was written, and so be missing from it. The map says since when a node is up, the
+ * file's record under which map its owner began: only a fenced node that was up all the time proves a hole.
  */
 import { decide } from '../cluster/files.js';
 import type { FileRecord } from '../cluster/records.js';
@@ -35,7 +39,9 @@ export interface VersionEvidence {
 export type Verdict =
   | { readonly kind: 'complete'; readonly version: VersionEvidence }
   | { readonly kind: 'hole' }
-  | { readonly kind: 'lost' | 'undecided'; readonly version: VersionEvidence };
+  | { readonly kind: 'lost' | 'undecided'; readonly version: VersionEvidence }
+  /** A newer version may exist on nodes that are not fenced. */
+  | { readonly kind: 'hidden' };
 
 /**
  * Judges one stripe. Pure.
@@ -43,8 +49,18 @@ export type Verdict =
  * @param versions  evidence of every version seen, any order
  * @param fenced    for each unit of this stripe, whether its node is fenced
  * @param committed whether a version is known committed (it must not be rolled back)
+ * @param witness   for each unit, whether its node is fenced and was up all the time since the file's last decision
+ * @param fullBytes data bytes of a full stripe: a newer version of one has the same bytes
  */
-export function judgeStripe(k: number, versions: readonly VersionEvidence[], fenced: readonly boolean[], committed: (version: VersionEvidence) => boolean): Verdict {
+export function judgeStripe(k: number, versions: readonly VersionEvidence[], fenced: readonly boolean[], committed: (version: VersionEvidence) => boolean,
+  witness: readonly boolean[] = fenced, fullBytes = Infinity): Verdict {
+  const verdict = judgeSeen(k, versions, fenced, committed);
+  const isFinal = verdict.kind === 'lost' || verdict.kind === 'undecided' || (verdict.kind === 'complete' && verdict.version.dataLength >= fullBytes);
+  const canHide = !isFinal && fenced.filter((isFenced) => !isFenced).length >= k && !witness.includes(true);
+  return canHide ? { kind: 'hidden' } : verdict;
+}
+
+function judgeSeen(k: number, versions: readonly VersionEvidence[], fenced: readonly boolean[], committed: (version: VersionEvidence) => boolean): Verdict {
   const newestFirst = [...versions].sort((a, b) => compareVersions(b.epoch, b.counter, a.epoch, a.counter));
   for (const version of newestFirst) {
     if (version.units.size >= k) return { kind: 'complete', version };
@@ -60,8 +76,10 @@ export async function recoverTail(context: ClientContext, session: FileSession, 
   const code = parseCode(file.code);
   const layout = makeLayout({ nodes: file.nodes.length, k: code.k, m: code.m, unitBytes: file.unitBytes });
   const { nodes, window } = session;
+  const { epoch: mapEpoch } = nodes.map;
   const fencedNodes = await fence(session, file, Math.max(code.k, code.m + 1));
   const full = stripeBytes(layout);
+  const witnesses = fencedNodes.filter((index) => (nodes.entry(index)?.since ?? Infinity) <= (file.decidedMapEpoch ?? -1));
   const firstOpen = Math.floor(file.length / full);
   const evidence = await gatherEvidence(session, file, firstOpen, fencedNodes);
   const reader = new StripeReader(context, file, code, layout, nodes.map);
@@ -71,8 +89,10 @@ export async function recoverTail(context: ClientContext, session: FileSession, 
     window.undecided = true;
     let stripe = firstOpen;
     for (; ; stripe++) {
-      const verdict = judgeStripe(code.k, evidence.get(stripe) ?? [], fencedUnits(layout, code.k + code.m, stripe, fencedNodes),
-        (version) => compareVersions(version.epoch, version.counter, file.commitEpoch, file.commitCounter) <= 0);
+      const verdict = judgeStripe(code.k, evidence.get(stripe) ?? [], unitsOn(layout, code.k + code.m, stripe, fencedNodes),
+        (version) => compareVersions(version.epoch, version.counter, file.commitEpoch, file.commitCounter) <= 0,
+        unitsOn(layout, code.k + code.m, stripe, witnesses), full);
+      if (verdict.kind === 'hidden') throw new TartanError('ERR_UNDECIDED', `Cannot decide stripe ${stripe} of '${file.name}': a version of it may be on nodes that are down, and of those that are up none was up all the time`);
       if (verdict.kind === 'hole') break;
       const { version } = verdict;
       const name = `stripe ${stripe} of '${file.name}', version ${version.epoch}.${version.counter}`;
@@ -92,7 +112,7 @@ export async function recoverTail(context: ClientContext, session: FileSession, 
       throw new TartanError('ERR_TOO_MANY_LOST', `Cannot take over '${file.name}': ${length} bytes can be recovered, ${file.length} were acknowledged`);
     }
     await decide(context.store, file.id, {
-      writerEpoch: file.writerEpoch, decidedStripes: stripe, length, commitEpoch: file.writerEpoch, commitCounter: window.acknowledgedCounter,
+      writerEpoch: file.writerEpoch, decidedStripes: stripe, mapEpoch, length, commitEpoch: file.writerEpoch, commitCounter: window.acknowledgedCounter,
     });
     window.undecided = false;
     await Promise.all(fencedNodes.map(async (index) => {
@@ -164,8 +184,9 @@ async function fence(session: FileSession, file: FileRecord, least: number): Pro
   }
 }
 
-function fencedUnits(layout: Layout, units: number, stripe: number, fenced: readonly number[]): boolean[] {
-  return Array.from({ length: units }, (_, unit) => fenced.includes(nodeOfUnit(layout, stripe, unit)));
+/** For each unit of a stripe, whether its node is among these. */
+function unitsOn(layout: Layout, units: number, stripe: number, indexes: readonly number[]): boolean[] {
+  return Array.from({ length: units }, (_, unit) => indexes.includes(nodeOfUnit(layout, stripe, unit)));
 }
 
 async function gatherEvidence(session: FileSession, file: FileRecord, fromStripe: number, fenced: readonly number[]): Promise<Map<number, VersionEvidence[]>> {

@@ -42,7 +42,7 @@ export interface Owner {
   readonly base: number;
   /** End of what it was given to write. */
   written: number;
-  /** Acknowledged bytes when the next owner had the file; from then on they must not grow. */
+  /** What the next owner kept. Acknowledgements that were on their way may still come, but never for more than that. */
   frozenAt: number | undefined;
 }
 
@@ -91,7 +91,7 @@ export class Model {
     if (kept < file.acknowledged) throw new Violation('acknowledged bytes lost', `${name}: ${kept} bytes kept, ${file.acknowledged} were acknowledged`);
     if (kept < file.seen) throw new Violation('read bytes taken back', `${name}: ${kept} bytes kept, readers had seen ${file.seen}`);
     if (kept > (previous?.written ?? 0)) throw new Violation('bytes from nowhere', `${name}: ${kept} bytes kept, ${previous?.written ?? 0} were ever written`);
-    for (const owner of file.owners) owner.frozenAt ??= owner.writer.progress.acknowledgedBytes;
+    for (const owner of file.owners) owner.frozenAt ??= kept;
     const owner: Owner = { number: ++this.owners, host, writer, base: kept, written: kept, frozenAt: undefined };
     file.owners.push(owner);
     file.segments.push({ start: kept, owner });
@@ -134,7 +134,7 @@ export class Model {
     for (const file of this.files.values()) for (const owner of file.owners) {
       const { acknowledgedBytes } = owner.writer.progress;
       if (owner.frozenAt !== undefined && acknowledgedBytes > owner.frozenAt) {
-        throw new Violation('fenced writer acknowledged', `file ${file.id} '${file.name}': ${owner.host} had ${owner.frozenAt} bytes acknowledged when it lost the file, and has ${acknowledgedBytes} now`);
+        throw new Violation('fenced writer acknowledged', `file ${file.id} '${file.name}': ${owner.host} has ${acknowledgedBytes} bytes acknowledged, the next owner kept ${owner.frozenAt}`);
       }
       if (acknowledgedBytes > owner.written) throw new Violation('bytes from nowhere', `file ${file.id}: ${acknowledgedBytes} bytes acknowledged, ${owner.written} written`);
     }

@@ -114,7 +114,7 @@ class Run {
     load.stopping = true;
     faults.heal();
     await this.within('what was outstanding', () => load.waiting.length === 0, () => load.waiting.join('; '));
-    await this.within('all nodes are up', () => [...site.nodes.values()].every(({ isUp, node }) => isUp && node?.state === 'up'),
+    await this.within('all nodes are up', () => [...site.nodes.values()].every(({ id, isUp, node }) => this.mayBeLost(id) || (isUp && node?.state === 'up')),
       () => [...site.nodes.values()].map(({ id, isUp, node }) => `${id} ${isUp ? node?.state ?? 'gone' : 'not started'}`).join(', '));
     this.model.check();
     this.phase = 'settling the files';
@@ -126,12 +126,12 @@ class Run {
     await this.inspect(settled);
     this.phase = 'reading everything';
     for (const { record, file } of settled) await this.readWhole(client, record, file, 0);
-    if (plan.seed % 3 === 0) await this.readDegraded(settled);
+    if (plan.seed % 3 === 0 && !faults.destroyed) await this.readDegraded(settled);
     await client.close();
     this.phase = 'looking for leaks';
-    await this.within('sessions end', () => [...site.nodes.values()].every(({ node }) => node!.connectionCount === 0)
+    await this.within('sessions end', () => [...site.nodes.values()].every(({ node }) => node === undefined || node.connectionCount === 0)
       && [...site.switches.values()].every(({ core }) => core === undefined || (core.counters().sessions === 0 && core.counters().ringMemoryUsed === 0)),
-    () => [...site.nodes.values()].map(({ id, node }) => `${id} has ${node!.connectionCount} connections`).join(', '));
+    () => [...site.nodes.values()].map(({ id, node }) => `${id} has ${node?.connectionCount ?? 0} connections`).join(', '));
     this.model.check();
   }
 
@@ -154,7 +154,14 @@ class Run {
   private async inspect(settled: readonly { record: FileRecord; file: FileModel }[]): Promise<void> {
     const { uuid, clusterId } = await readIdentity(this.site.memory.client());
     const evidence = new Evidence();
-    for (const machine of this.site.nodes.values()) await evidence.add(machine.id, machine.disk, uuid, clusterId);
+    for (const machine of this.site.nodes.values()) {
+      try {
+        await evidence.add(machine.id, machine.disk, uuid, clusterId);
+      } catch (error) {
+        // A store that knows that it was damaged refuses to open: the node is lost as a whole.
+        if (codeOf(error) !== 'ERR_CHECKSUM' || !this.mayBeLost(machine.id)) throw error;
+      }
+    }
     for (const { record, file } of settled) {
       const excused = this.faults.destroyed ? record.nodes.indexOf(this.plan.victim) : -1;
       this.lost.set(record.id, checkFile(record, evidence, this.model.content(file, 0, file.written), excused, this.checked));
@@ -184,12 +191,14 @@ class Run {
     const hosts = [...this.site.nodes.keys()];
     for (let i = 0; i < bearable; i++) this.site.nodes.get(hosts.splice(random.int(hosts.length), 1)[0]!)!.kill();
     const client = await this.site.connect('final degraded');
-    const wholeBefore = this.checked.degraded === 0 && !this.faults.destroyed;
+    const wholeBefore = this.checked.degraded === 0;
     for (const { record, file } of settled) await this.readWhole(client, record, file, wholeBefore ? 0 : bearable);
     await client.close();
     for (const machine of this.site.nodes.values()) machine.start();
     await this.within('all nodes are up', () => [...this.site.nodes.values()].every(({ isUp }) => isUp), () => 'after the final losses');
   }
+
+  private mayBeLost(id: string): boolean { return this.faults.destroyed && id === this.plan.victim; }
 
   private async within(what: string, holds: () => boolean, observed: () => string): Promise<void> {
     const end = this.site.world.now() + PEACE_MS;

@@ -3,6 +3,23 @@ import type { SimDevice } from './device.js';
 
 const MAX_BYTES = 2 ** 31;
 
+/** Memory of regions that are gone, by size: making large ArrayBuffers anew costs more than the rest of a simulation. */
+const pool = new Map<number, ArrayBuffer[]>();
+const MAX_POOLED = 64;
+
+function zeroedMemory(byteLength: number): ArrayBuffer {
+  const buffer = pool.get(byteLength)?.pop();
+  if (buffer === undefined) return new ArrayBuffer(byteLength);
+  new Uint8Array(buffer).fill(0);
+  return buffer;
+}
+
+function recycle(buffer: ArrayBuffer): void {
+  let list = pool.get(buffer.byteLength);
+  if (list === undefined) pool.set(buffer.byteLength, (list = []));
+  if (list.length < MAX_POOLED) list.push(buffer);
+}
+
 /**
  * An ordinary ArrayBuffer that counts the requests outstanding on it.
  *
@@ -25,7 +42,7 @@ export class SimRegion implements MemoryRegion {
       throw new RdmaError('ERR_REGISTRATION_REFUSED', `Cannot register ${byteLength} bytes: 1 to ${MAX_BYTES} are possible`);
     }
     try {
-      this.buffer = new ArrayBuffer(byteLength);
+      this.buffer = zeroedMemory(byteLength);
     } catch (cause) {
       throw new RdmaError('ERR_REGISTRATION_REFUSED', `Cannot register ${byteLength} bytes: no memory`, { cause });
     }
@@ -69,7 +86,7 @@ export class SimRegion implements MemoryRegion {
       this.#onIdle = () => {
         this.#onIdle = undefined;
         this.#device.later(() => {
-          structuredClone(this.buffer, { transfer: [this.buffer] }); // detaches; ArrayBuffer.transfer() is newer than Node 20
+          recycle(structuredClone(this.buffer, { transfer: [this.buffer] })); // detaches; ArrayBuffer.transfer() is newer than Node 20
           this.#device.forgetRegion(this);
           resolve();
         });
