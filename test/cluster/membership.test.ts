@@ -38,11 +38,11 @@ t.test('a store without a cluster, or with a newer one, is refused', async (t) =
 
 t.test('registering adds, updates the address, and leaves the state alone unless told', async (t) => {
   const store = await cluster();
-  t.same(await registerNode(store, n1), { epoch: 2, changes: 2, nodes: [{ ...n1, state: 'down' }], switches: [] });
+  t.same(await registerNode(store, n1), { epoch: 2, changes: 2, nodes: [{ ...n1, state: 'down', since: 2 }], switches: [] });
   t.equal((await registerNode(store, n1)).epoch, 2, 'saying the same again changes nothing');
-  t.same(await setNodeState(store, 'n1', 'up'), { epoch: 3, changes: 3, nodes: [{ ...n1, state: 'up' }], switches: [] });
+  t.same(await setNodeState(store, 'n1', 'up'), { epoch: 3, changes: 3, nodes: [{ ...n1, state: 'up', since: 3 }], switches: [] });
   const moved = await registerNode(store, { ...n1, port: 7009 });
-  t.match(moved, { epoch: 4, nodes: [{ port: 7009, state: 'up' }] });
+  t.match(moved, { epoch: 4, nodes: [{ port: 7009, state: 'up', since: 3 }] });
   await setNodeState(store, 'n1', 'down');
   t.match(await registerNode(store, n1), { epoch: 6, nodes: [{ port: 7001, state: 'down' }] });
   t.match(await registerNode(store, { ...n1, state: 'up' }), { epoch: 7, nodes: [{ state: 'up' }] });
