@@ -1,8 +1,8 @@
 import { TartanError } from '../wire/errors.js';
 
 /**
- * The budget that all rings of a process share, in bytes. A ring that could do with less gets at most half of what is
- * left, so that those who come later find something too.
+ * The budget that all rings of a process share, in bytes. A ring that could do with less gets at most an eighth of
+ * what is left, so that those who come later find something too.
  */
 export class RingMemory {
   readonly limit: number;
@@ -18,7 +18,7 @@ export class RingMemory {
    */
   take(wanted: number, step: number, least: number, attempt: string): number {
     const left = this.limit - this.used;
-    const bytes = Math.floor(Math.min(wanted, Math.max(least, left / 2)) / step) * step;
+    const bytes = Math.floor(Math.min(wanted, Math.max(least, left / 8)) / step) * step;
     if (bytes < least || bytes > left) {
       throw new TartanError('ERR_RING_MEMORY', `Cannot ${attempt}: ${left} of ${this.limit} bytes of ring memory are left, at least ${least} are required`);
     }

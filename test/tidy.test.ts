@@ -59,6 +59,11 @@ t.test('every TypeScript file is reached from a command, a package\'s entry or a
     if (reached.has(path)) continue;
     reached.add(path);
     for (const { target } of importsOf(path)) if (target !== undefined && typescript.includes(target)) open.push(target);
+    // Programs that a test starts lie beside it and are named by file.
+    if (path.startsWith('test/')) for (const [, name] of read(path).matchAll(/'([a-z0-9-]+)\.[jt]s'/g)) {
+      const beside = join(dirname(path), `${name}.ts`);
+      if (typescript.includes(beside)) open.push(beside);
+    }
     // Workspaces are imported through their built form.
     if (importsOf(path).some(({ specifier }) => specifier === 'tartan-rdma')) open.push('rdma/src/index.ts');
   }
