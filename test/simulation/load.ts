@@ -20,6 +20,8 @@ export class Load {
   stopping = false;
   /** Errors met, by code. */
   readonly errors = new Map<string, number>();
+  /** The first time that a writer accused its switch of breaking the protocol. */
+  misconduct: string | undefined;
   private readonly alive = new Map<string, { what: string }>();
 
   /** @param fail  told of what breaks a promise */
@@ -72,6 +74,7 @@ export class Load {
       code: codes[random.int(codes.length)]!, unitBytes: UNIT_BYTES[random.int(UNIT_BYTES.length)]!,
     }));
     writer?.on('error', () => {});
+    writer?.on('mode', ({ reason }: { reason: string }) => { if (/credit|unexpected|malformed/i.test(reason)) this.misconduct ??= `${host} left its switch: ${reason}`; });
     return writer;
   }
 

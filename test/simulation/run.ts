@@ -89,6 +89,7 @@ class Run {
       while (!isOver && this.failure === undefined) {
         await world.run(() => isOver || this.failure !== undefined, 20);
         this.model.check();
+        this.checkConduct();
         if (world.now() > MAX_RUN_MS) throw new Violation('stuck', `${this.phase} takes more than ${MAX_RUN_MS} virtual ms`);
       }
     } catch (error) {
@@ -196,6 +197,22 @@ class Run {
     await client.close();
     for (const machine of this.site.nodes.values()) machine.start();
     await this.within('all nodes are up', () => [...this.site.nodes.values()].every(({ isUp }) => isUp), () => 'after the final losses');
+  }
+
+  /** Where no fault damages bytes, no checksum fails, and nobody finds that a peer breaks the protocol. */
+  private checkConduct(): void {
+    const { struck } = this.faults;
+    if (struck.has('damaged-packets') || struck.has('disk-corrupt')) return;
+    for (const { id, node } of this.site.nodes.values()) {
+      if (node === undefined) continue;
+      const { protocolErrors, checksumFailures } = node.counters;
+      if (protocolErrors + checksumFailures > 0) throw new Violation('misconduct', `${id} counts ${protocolErrors} protocol errors and ${checksumFailures} checksum failures, though nothing damaged a byte`);
+    }
+    for (const { id, core } of this.site.switches.values()) {
+      const errors = core?.counters().protocolErrors ?? 0;
+      if (errors > 0) throw new Violation('misconduct', `${id} counts ${errors} protocol errors, though nothing damaged a byte`);
+    }
+    if (this.load.misconduct !== undefined) throw new Violation('misconduct', this.load.misconduct);
   }
 
   private mayBeLost(id: string): boolean { return this.faults.destroyed && id === this.plan.victim; }

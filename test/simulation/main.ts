@@ -1,0 +1,98 @@
+/**
+ * `npm run simulate -- [--seed N] [--runs M] [--minutes T] [--jobs J] [--only ID,ID…] [--trace FILE] [--mutant NAME]`
+ *
+ * Runs seeds N, N + 1, … over all cores until M runs or T minutes are over, or one fails. A failing seed is shrunk; its
+ * trace goes to a file, and the command that replays it is printed. Exits with 1 when a seed failed.
+ */
+import { openSync, writeSync } from 'node:fs';
+import { availableParallelism, tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { parseArgs } from 'node:util';
+import { Worker, isMainThread, parentPort, workerData } from 'node:worker_threads';
+import { faultKinds } from './fault-kinds.js';
+import { breakIt } from './mutants.js';
+import { simulate, type RunResult } from './run.js';
+import { shrink } from './shrink.js';
+
+const CRISIS = /fault \d+|everything heals|marked down| is (writing|taking|creating|closing|removing|opening)|could not start|Cannot |kill |partition |pause |resume /;
+
+if (isMainThread) process.exitCode = await main();
+else serve(workerData as { mutant: string | undefined });
+
+async function main(): Promise<number> {
+  const { values } = parseArgs({ options: {
+    seed: { type: 'string', default: '1' }, runs: { type: 'string' }, minutes: { type: 'string' }, jobs: { type: 'string' },
+    only: { type: 'string' }, trace: { type: 'string' }, mutant: { type: 'string' },
+  } });
+  const first = Number(values.seed), only = values.only === undefined ? undefined : new Set(values.only.split(',').filter((id) => id !== '').map(Number));
+  if (values.mutant !== undefined) breakIt(values.mutant);
+  if (only !== undefined || values.trace !== undefined) return replay(first, only, values.trace);
+  const minutes = values.minutes === undefined ? Infinity : Number(values.minutes);
+  const runs = values.runs === undefined ? (minutes === Infinity ? 500 : Infinity) : Number(values.runs);
+  const failed = await runAll(first, runs, minutes * 60_000, values.jobs === undefined ? availableParallelism() : Number(values.jobs), values.mutant);
+  if (failed === undefined) return 0;
+  process.stdout.write(`\nseed ${failed.seed} failed: ${failed.violation!.message}\n\nShrinking ${failed.plan.faults.length} faults …\n`);
+  const { only: kept } = await shrink(failed);
+  const file = join(tmpdir(), `tartan-simulation-${failed.seed}.txt`);
+  process.stdout.write(`${kept.length} faults are enough. To replay it:\n\n    npm run simulate -- --seed ${failed.seed} --only ${kept.join(',') || "''"}${values.mutant === undefined ? '' : ` --mutant ${values.mutant}`} --trace ${file}\n\n`);
+  await replay(failed.seed, new Set(kept), file);
+  return 1;
+}
+
+/** One seed, with its story on the terminal and every line of its trace in a file. */
+async function replay(seed: number, only: ReadonlySet<number> | undefined, traceFile: string | undefined): Promise<number> {
+  const out = traceFile === undefined ? undefined : openSync(traceFile, 'w');
+  const result = await simulate({ seed, ...(only !== undefined && { only }), hash: true, trace: (line) => {
+    if (out !== undefined) writeSync(out, `${line}\n`);
+    if (CRISIS.test(line)) process.stdout.write(`${line}\n`);
+  } });
+  const { plan } = result;
+  process.stdout.write(`seed ${seed}: ${plan.codes.join(' and ')} on ${plan.nodes.length} nodes, ${plan.switches.length} switches, ${plan.writers.length} writers, ${plan.readers.length} readers; `
+    + `${result.operations} stripe operations in ${(result.virtualMs / 1000).toFixed(1)} virtual s; trace ${result.hash.slice(0, 16)}\n${result.violation?.message ?? 'nothing failed'}\n`);
+  return result.violation === undefined ? 0 : 1;
+}
+
+interface Totals { runs: number; virtualMs: number; realMs: number; operations: number; takeovers: number; readonly struck: Map<string, number> }
+
+async function runAll(first: number, runs: number, ms: number, jobs: number, mutant: string | undefined): Promise<RunResult | undefined> {
+  const totals: Totals = { runs: 0, virtualMs: 0, realMs: 0, operations: 0, takeovers: 0, struck: new Map() };
+  const began = performance.now();
+  let next = first, failed: RunResult | undefined;
+  const progress = setInterval(() => { say(totals, began); }, process.stdout.isTTY ? 500 : 10_000);
+  const workers = Array.from({ length: Math.max(1, Math.min(jobs, runs)) }, () => new Worker(new URL(import.meta.url), { workerData: { mutant } }));
+  await Promise.all(workers.map((worker) => new Promise<void>((resolve, reject) => {
+    const give = (): void => {
+      if (failed !== undefined || next >= first + runs || performance.now() - began > ms) { void worker.terminate().then(() => { resolve(); }); return; }
+      worker.postMessage(next++);
+    };
+    worker.on('message', (result: RunResult) => {
+      totals.runs++;
+      totals.virtualMs += result.virtualMs;
+      totals.realMs += result.realMs;
+      totals.operations += result.operations;
+      totals.takeovers += result.takeovers;
+      for (const [kind, count] of result.struck) totals.struck.set(kind, (totals.struck.get(kind) ?? 0) + count);
+      if (result.violation !== undefined) failed ??= result;
+      give();
+    });
+    worker.on('error', reject);
+    give();
+  })));
+  clearInterval(progress);
+  say(totals, began);
+  process.stdout.write('\n');
+  for (const [kind, count] of [...totals.struck].sort(([, a], [, b]) => b - a)) process.stdout.write(`    ${String(count).padStart(8)} × ${kind}\n`);
+  return failed;
+}
+
+function say({ runs, virtualMs, realMs, operations, takeovers, struck }: Totals, began: number): void {
+  const faults = [...struck.values()].reduce((sum, count) => sum + count, 0), kinds = Object.keys(faultKinds).length;
+  const line = `${runs} runs, ${(virtualMs / 3_600_000).toFixed(2)} virtual hours, ${faults} faults of ${struck.size} of ${kinds} kinds, ${takeovers} takeovers, `
+    + `${operations} stripe operations (${Math.round(operations / Math.max(1, realMs) * 1000)} a second and core), ${Math.round((performance.now() - began) / 1000)} s`;
+  process.stdout.write(process.stdout.isTTY ? `\r${line}\u001b[K` : `${line}\n`);
+}
+
+function serve({ mutant }: { mutant: string | undefined }): void {
+  if (mutant !== undefined) breakIt(mutant);
+  parentPort!.on('message', (seed: number) => { void simulate({ seed }).then((result) => { parentPort!.postMessage(result); }); });
+}
