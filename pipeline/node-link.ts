@@ -35,7 +35,8 @@ export interface NodeLinkOwner {
   onLinkDown(link: NodeLink, reason: string): void;
   /** The node has placed what a read asked for. */
   onRead?(link: NodeLink, requestId: number): void;
-  onReadFailed?(link: NodeLink, requestId: number, refusal: number): void;
+  /** @param commitEpoch, commitCounter  the highest commit mark that the node knows of the file */
+  onReadFailed?(link: NodeLink, requestId: number, refusal: number, commitEpoch: number, commitCounter: number): void;
 }
 
 /** A read's wishes, filled in by the caller; see READ_WORDS in wire/ring-messages.ts. */
@@ -192,7 +193,7 @@ export class NodeLink {
   private records(type: number, words: Uint32Array, w: number, count: number, mapEpoch: number): void {
     if (mapEpoch > this.nodeMapEpoch) this.nodeMapEpoch = mapEpoch;
     if (type === MessageType.READ_FAILED) {
-      for (let i = 0; i < count && this.up; i++, w += READ_FAILED_WORDS) this.owner.onReadFailed?.(this, words[w]!, words[w + 1]!);
+      for (let i = 0; i < count && this.up; i++, w += READ_FAILED_WORDS) this.owner.onReadFailed?.(this, words[w]!, words[w + 1]!, words[w + 2]!, words[w + 3]!);
       return;
     }
     if (type !== MessageType.ACK) { this.close(`unexpected message of type ${type}`); return; }

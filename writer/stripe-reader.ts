@@ -21,6 +21,7 @@ import { nodeOfUnit } from '../erasure/layout/index.js';
 import type { NodeLink } from '../pipeline/node-link.js';
 import { NodeSet } from '../pipeline/node-set.js';
 import type { ClusterMap } from '../cluster/records.js';
+import { readFile } from '../cluster/files.js';
 import { readMap } from '../cluster/membership.js';
 import { TartanError, codeOf } from '../wire/errors.js';
 import { Refusal, refusalCode } from '../wire/ring-messages.js';
@@ -63,6 +64,10 @@ interface Job {
   attempts: number;
   /** Lost nodes have been asked once more in this read. */
   revived: boolean;
+  /** The highest commit mark that this read goes by: the wish's, or what a node told. */
+  markEpoch: number; markCounter: number;
+  /** A node told of a higher one. */
+  outdated: boolean;
   resolve: (result: StripeResult) => void;
   reject: (error: Error) => void;
 }
@@ -131,7 +136,7 @@ export class StripeReader {
         onWritten: () => {}, onAnswer: () => {},
         onLinkDown: (link) => { this.linkDown(link); },
         onRead: (_link, id) => { this.arrived(id); },
-        onReadFailed: (_link, id, refusal) => { this.answered(id, refusal); },
+        onReadFailed: (_link, id, refusal, epoch, counter) => { this.failed(id, refusal, epoch, counter); },
       },
     });
   }
@@ -145,7 +150,8 @@ export class StripeReader {
       if (this.closed) { reject(new TartanError('ERR_CLOSED', `Cannot read '${this.file.name}': it is closed`)); return; }
       this.waiting.push({
         wish, slot: -1, lost: new Map(), epoch: wish.epoch, counter: wish.counter, exact: wish.exact, dataLength: wish.dataLength ?? -1,
-        units: [], decode: [], nodes: new Int8Array(0), coder: undefined, attempts: 0, revived: false, resolve, reject,
+        units: [], decode: [], nodes: new Int8Array(0), coder: undefined, attempts: 0, revived: false,
+        markEpoch: wish.epoch, markCounter: wish.counter, outdated: false, resolve, reject,
       });
       this.next();
     });
@@ -299,11 +305,25 @@ export class StripeReader {
     else { job.lost.set(unit, fault); this.executor.fail(slot, node, fault); }
   }
 
+  /** A node lacks the unit: perhaps because a version above the one asked for is committed, and took its place. */
+  private failed(id: number, refusal: number, markEpoch: number, markCounter: number): void {
+    const place = this.requestPlace.get(id);
+    if (place === undefined || place.verifying) return;
+    const job = this.jobs[place.slot]!;
+    if (refusal === Refusal.NO_UNIT && !job.wish.exact && compareVersions(markEpoch, markCounter, job.markEpoch, job.markCounter) > 0) {
+      job.markEpoch = markEpoch;
+      job.markCounter = markCounter;
+      job.outdated = true;
+    }
+    this.answered(id, refusal);
+  }
+
   private linkDown(link: NodeLink): void {
     const ids = [...this.requestPlace].filter(([, place]) => place.node === link.index && !place.verifying).map(([id]) => id);
     if (ids.length === 0) return;
     // The memory may be written until the link is flushed: only then may the slots be used again.
-    void link.destroy('lost').then(() => { for (const id of ids) this.answered(id, Refusal.UNREACHABLE); });
+    // What arrived until then is being verified, and answered by that.
+    void link.destroy('lost').then(() => { for (const id of ids) if (this.requestPlace.get(id)?.verifying === false) this.answered(id, Refusal.UNREACHABLE); });
   }
 
   // --- the graph's ends
@@ -319,7 +339,8 @@ export class StripeReader {
       this.again(job, epoch, counter, dataLength);
       return;
     }
-    if (job.wish.dataLength !== undefined && dataLength !== job.wish.dataLength) {
+    // A newer committed version may be longer: it begins with the same bytes.
+    if (job.wish.dataLength !== undefined && dataLength < job.wish.dataLength) {
       // So few units could be had that all were stale: once more, after a look at who is there.
       if (!job.revived) { this.anew(job); void this.revive(job); return; }
       this.end(job, new TartanError('ERR_TOO_MANY_LOST', `Cannot read stripe ${job.wish.stripe} of '${this.file.name}': the units that can be had are of version ${epoch}.${counter} with ${dataLength} bytes, ${job.wish.dataLength} are committed`));
@@ -344,7 +365,7 @@ export class StripeReader {
 
   /** Forgets what was found: asks again for the newest version there is. */
   private anew(job: Job): void {
-    job.epoch = job.wish.epoch; job.counter = job.wish.counter; job.exact = job.wish.exact; job.dataLength = job.wish.dataLength ?? -1;
+    job.epoch = job.markEpoch; job.counter = job.markCounter; job.exact = job.wish.exact; job.dataLength = job.wish.dataLength ?? -1;
   }
 
   /** The newest version among the `count` units that arrived and were verified; epoch 0: none did. */
@@ -367,16 +388,37 @@ export class StripeReader {
     const job = this.jobs[slot]!;
     if (++job.attempts > 2 * this.units + 4) { this.giveUp(job); return; }
     if ([...job.lost.values()].includes(Refusal.STALE_MAP)) { void this.renewMap(job, Refusal.STALE_MAP); return; }
+    if (job.outdated) {
+      job.outdated = false;
+      for (const [unit, why] of job.lost) if (why === Refusal.NO_UNIT) job.lost.delete(unit);
+      this.anew(job);
+      this.context.clock.setTimer(0, () => { if (this.jobs[slot] === job) this.begin(job); });
+      return;
+    }
     // What did arrive tells the version and the length that a decode needs, if it is enough to show the newest.
     const { epoch, counter, dataLength, count } = this.newest(job);
     if (!job.exact && count > this.code.m) { this.again(job, epoch, counter, dataLength); return; }
     this.context.clock.setTimer(0, () => { if (this.jobs[slot] === job) this.begin(job); });
   }
 
-  /** Before a read fails: nodes may have come back since their links were lost. */
+  /** Before a read fails: nodes may have come back since their links were lost; or there may be no such file any more. */
   private async revive(job: Job): Promise<void> {
     job.revived = true;
+    if (await this.isRemoved()) {
+      this.end(job, new TartanError('ERR_NOT_FOUND', `Cannot read '${this.file.name}': it has been removed`));
+      return;
+    }
     await this.renewMap(job, Refusal.UNREACHABLE);
+  }
+
+  /** @returns false also when the cluster store does not answer */
+  private async isRemoved(): Promise<boolean> {
+    try {
+      return (await readFile(this.context.store, this.file.id)).state === 'deleted';
+    } catch (error) {
+      if (codeOf(error) === undefined) throw error;
+      return codeOf(error) === 'ERR_NOT_FOUND';
+    }
   }
 
   /** Reads the map, connects to what it calls up, and asks again for units that were lost for this reason. */

@@ -12,6 +12,8 @@ const EXPECTED = new Set([
   'ERR_FENCED', 'ERR_MAP_UNAVAILABLE', 'ERR_CONNECT', 'ERR_DEADLINE', 'ERR_TOO_MANY_LOST', 'ERR_UNDECIDED', 'ERR_DISK_FULL',
   'ERR_NOT_FOUND', 'ERR_EXISTS', 'ERR_STALE_MAP',
 ]);
+/** Where nothing fails there are only other owners, and files that come and go. */
+const EXPECTED_IN_PEACE = new Set(['ERR_FENCED', 'ERR_NOT_FOUND', 'ERR_EXISTS']);
 /** A little larger than the units, so that stripes are short. */
 const UNIT_BYTES = [512, 512, 1024, 4096];
 const MOST_BYTES = 200_000;
@@ -167,7 +169,7 @@ export class Load {
       return await run();
     } catch (error) {
       const code = codeOf(error);
-      if (error instanceof Violation || code === undefined || !EXPECTED.has(code)) {
+      if (error instanceof Violation || code === undefined || !(this.site.plan.faults.length === 0 ? EXPECTED_IN_PEACE : EXPECTED).has(code)) {
         throw error instanceof Violation ? error : new Violation('unexpected error', `${host}, ${what}: ${error instanceof Error ? error.stack ?? error.message : String(error)}`, { cause: error });
       }
       this.errors.set(code, (this.errors.get(code) ?? 0) + 1);

@@ -109,9 +109,10 @@ export const mutants: Readonly<Record<string, Mutant>> = {
   } },
   'few-units-believed': { what: 'a reader believes what fewer than m + 1 units say', seed: 0, make: () => {
     for (const method of ['begin', 'rolledBack']) replace(StripeReader, method, (original) => function (...args) {
-      const { code } = this;
-      this.code = { ...code, m: 0 };
-      try { return original.apply(this, args); } finally { this.code = code; }
+      const { code, decoder } = this, careless = { ...code, m: 0 };
+      this.code = careless;
+      this.decoder = (...units: Loose[]) => { this.code = code; try { return decoder.apply(this, units) as unknown; } finally { this.code = careless; } };
+      try { return original.apply(this, args); } finally { this.code = code; delete this.decoder; }
     });
   } },
   'versions-mixed': { what: 'a reader puts units of two versions together', seed: 0, make: () => {

@@ -51,7 +51,7 @@ export function makePlan(seed: number, only?: ReadonlySet<number>): Plan {
   const switches = names('s', pick([0, 1, 1, 1, 2]));
   const writers = names('w', 1 + random.int(3)), readers = names('r', 1 + random.int(2));
   const fileNames = names('file', 1 + random.int(3));
-  const loadMs = pick([150, 400, 400, 1000, 2500]);
+  const loadMs = pick([60, 120, 250, 250, 500, 1000]);
   const victim = random.int(5) === 0 ? pick(nodes) : '';
   const machines = { nodes, switches, writers, readers, victim };
   const count = pick([0, 1, 2, 3, 5, 8, 13]);

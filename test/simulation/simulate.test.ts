@@ -1,0 +1,78 @@
+/** A share of the random runs, and proof that they can fail. The long form is `npm run simulate`. */
+import t from 'tap';
+import { fork } from 'node:child_process';
+import { availableParallelism } from 'node:os';
+import { fileURLToPath } from 'node:url';
+import { faultKinds } from './fault-kinds.js';
+import { mutants } from './mutants.js';
+import { makePlan } from './plan.js';
+import { simulate } from './run.js';
+import { shrink } from './shrink.js';
+import type { Answer, Order } from './runner.js';
+
+const LONG = process.env['TARTAN_LONG'] === '1';
+const FIRST_SEED = 100_000;
+const RUNS = LONG ? 5_000 : 500;
+const JOBS = Math.max(2, availableParallelism());
+
+/** Has other processes run seeds, in any order; a mutant breaks the process, so every process has one at most. */
+function runSeeds(seeds: readonly number[], mutant: string | undefined): Promise<Answer[]> {
+  const answers: Answer[] = [], open = [...seeds];
+  return new Promise((resolve, reject) => {
+    let running = 0;
+    for (let job = 0; job < Math.min(JOBS, seeds.length); job++) {
+      const child = fork(fileURLToPath(new URL('runner.ts', import.meta.url)), { execArgv: ['--import', 'tsx'], env: { ...process.env, NODE_OPTIONS: '' } });
+      running++;
+      const next = (): void => {
+        const seed = open.shift();
+        if (seed === undefined) child.disconnect(); else child.send({ seed, mutant } satisfies Order);
+      };
+      child.on('message', (answer: Answer) => { answers.push(answer); next(); });
+      child.on('error', reject);
+      child.on('exit', (code) => {
+        if (code !== 0) reject(new Error(`a runner of simulations ended with ${code}`));
+        if (--running === 0) resolve(answers);
+      });
+      next();
+    }
+  });
+}
+
+void t.test(`${RUNS} random runs keep every promise`, { timeout: LONG ? 3_600_000 : 900_000 }, async (t) => {
+  const answers = await runSeeds(Array.from({ length: RUNS }, (_, i) => FIRST_SEED + i), undefined);
+  for (const { seed, violation } of answers) {
+    if (violation !== undefined) t.fail(`seed ${seed}: ${violation.message} — npm run simulate -- --seed ${seed} --runs 1`);
+  }
+  t.equal(answers.length, RUNS);
+  const struck = new Set(answers.flatMap(({ kinds }) => kinds));
+  t.same(Object.keys(faultKinds).filter((kind) => !struck.has(kind)), [], 'every kind of fault struck');
+  const operations = answers.reduce((sum, answer) => sum + answer.operations, 0), real = answers.reduce((sum, { realMs }) => sum + realMs, 0);
+  t.comment(`${operations} stripe operations, ${Math.round(operations / real * 1000)} a second and core, ${Math.round(answers.reduce((sum, { virtualMs }) => sum + virtualMs, 0) / 1000)} virtual seconds`);
+});
+
+void t.test('one seed gives one trace, byte for byte', async (t) => {
+  for (const seed of [3, 4, 5]) {
+    const [first, second] = [await simulate({ seed, hash: true }), await simulate({ seed, hash: true })];
+    t.equal(first.hash, second.hash, `seed ${seed}`);
+    t.ok(first.operations > 0);
+  }
+});
+
+void t.test('each deliberately broken variant is found by its seed', { timeout: 600_000 }, async (t) => {
+  t.ok(Object.keys(mutants).length >= 10);
+  for (const [name, { what, seed }] of Object.entries(mutants)) {
+    const [answer] = await runSeeds([seed], name);
+    t.ok(answer?.violation !== undefined, `${name} (${what}): seed ${seed} finds ${answer?.violation?.message.split('\n')[0]?.slice(0, 200) ?? 'nothing'}`);
+    t.ok(seed >= 1 && seed <= 1000);
+  }
+});
+
+void t.test('a schedule shrinks to the faults that matter, and to nothing when none does', async (t) => {
+  const seed = Array.from({ length: 100 }, (_, i) => i + 1).find((candidate) => makePlan(candidate).faults.length >= 5)!;
+  const honest = await simulate({ seed });
+  t.equal(honest.violation, undefined);
+  // As if it had failed: no schedule fails the same way, so all faults are kept.
+  const pretended = { ...honest, violation: { kind: 'pretended', message: '' } };
+  t.same((await shrink(pretended)).only, honest.plan.faults.map(({ id }) => id));
+  t.same(makePlan(seed, new Set([honest.plan.faults[1]!.id])).faults, [honest.plan.faults[1]], 'a fault stays what it is without the others');
+});
