@@ -31,6 +31,8 @@ export class FileWriter extends Writable {
   private readonly onClose: (writer: FileWriter) => void;
   private pending: { chunk: Uint8Array; at: number; callback: (error?: Error | null) => void } | undefined;
   private reserved = false;
+  /** A reservation found the ring full: 'drain' tells when there is room. */
+  private wantsRoom = false;
 
   private constructor(session: FileSession, name: string, onClose: (writer: FileWriter) => void) {
     super({ highWaterMark: 1 << 20, decodeStrings: true });
@@ -80,13 +82,14 @@ export class FileWriter extends Writable {
   /**
    * Hands out ring memory to be filled in place, which avoids the copy.
    *
-   * @param bytes wanted; the view may be shorter (the stripe ends), and is empty when the ring is full: then await 'drain' or flush()
+   * @param bytes wanted; the view may be shorter (the stripe ends), and is empty when the ring is full: then await 'drain'
    * @returns the view, and commit(count) which appends its first `count` bytes; nothing else may be written in between
    */
   reserve(bytes: number): { readonly view: Uint8Array; commit(count: number): void } {
     if (this.reserved || this.writableLength > 0 || this.writableEnded) throw new RangeError('reserve(): the last reservation or write is not finished, or the file is ended');
     const view = this.session.window.reserve(bytes);
     this.reserved = view.length > 0;
+    this.wantsRoom = !this.reserved;
     return {
       view,
       commit: (count) => {
@@ -120,6 +123,10 @@ export class FileWriter extends Writable {
   }
 
   private feed(): void {
+    if (this.wantsRoom && this.session.window.room > 0) {
+      this.wantsRoom = false;
+      this.emit('drain');
+    }
     const pending = this.pending;
     if (pending === undefined) return;
     const { window } = this.session;

@@ -1,4 +1,5 @@
 /** One transfer in a process of its own: `transfer.js put|get CLUSTER NAME BYTES TRANSPORT PARITY`; prints a line of JSON. */
+import { once } from 'node:events';
 import { connect } from '../../writer/index.js';
 
 const [verb, cluster, name, bytesText, transport, parity] = process.argv.slice(2) as [string, string, string, string, 'tcp' | 'shm', 'auto' | 'host'];
@@ -12,7 +13,7 @@ if (verb === 'put') {
   for (let left = bytes; left > 0;) {
     // Filled in place by whoever has the data: here it is whatever the ring holds, as in the yardstick.
     const { view, commit } = writer.reserve(left);
-    if (view.length === 0) { await new Promise((resolve) => { setImmediate(resolve); }); continue; }
+    if (view.length === 0) { await once(writer, 'drain'); continue; }
     commit(view.length);
     left -= view.length;
   }
