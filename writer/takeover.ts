@@ -195,7 +195,11 @@ async function gatherEvidence(session: FileSession, file: FileRecord, fromStripe
     let from = fromStripe;
     for (;;) {
       const reply = await ask(session, file, index, { $case: 'inventory', value: { fileId: file.id, fromStripe: from, limit: INVENTORY_LIMIT } });
-      for (const entry of reply.units) note(evidence, entry);
+      for (const entry of reply.units) {
+        // Rolled back by an earlier owner, on a node that was down then and did not hear of it: it is decided, and no evidence.
+        if (entry.writerEpoch < file.decidedEpoch && entry.stripe >= file.decidedStripes) continue;
+        note(evidence, entry);
+      }
       if (!reply.more || reply.units.length === 0) break;
       // A stripe's versions may be cut by the limit: ask for its stripe again, notes are idempotent.
       const last = reply.units[reply.units.length - 1]!.stripe;
