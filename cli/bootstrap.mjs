@@ -4,7 +4,7 @@
  *
  *   prepare    Debian packages → node_modules → native addon → wire messages → TypeScript; each step only when it is
  *              stale, one line when it did something, its full output when it fails
- *   then       start: the demo · test [--long] [tap arguments]: lint and tap, a plain total last · bench: measurements
+ *   then       start: the demo · test [--long] [tap arguments]: lint and tap, a plain total last · bench: measurements · simulate: the cluster in virtual time
  *
  * Two at once are safe: preparation and tests each hold a kernel file lock (flock, from util-linux), which vanishes with
  * its holder. A step that is interrupted is seen as stale the next time. Only Node's own modules are imported here.
@@ -31,7 +31,7 @@ await main(process.argv[2], process.argv.slice(3));
 async function main(task, args) {
   if (Number(process.versions.node.split('.')[0]) < 20) return fail(`this is Node ${process.versions.node}, Node 20 or newer is needed`);
   if (task === 'prepare') return prepare(args[0]);
-  if (!['start', 'build', 'test', 'bench'].includes(task)) return fail('usage: node cli/bootstrap.mjs start|build|test|bench [arguments]');
+  if (!['start', 'build', 'test', 'bench', 'simulate'].includes(task)) return fail('usage: node cli/bootstrap.mjs start|build|test|bench|simulate [arguments]');
 
   const prepared = await locked('build.lock', [here, 'prepare', task]);
   if (prepared !== 0) {
@@ -39,9 +39,9 @@ async function main(task, args) {
     process.exit(prepared);
   }
   if (task === 'start') process.exit(await run(process.execPath, [at('dist/cli/main.js'), 'demo', ...args], process.env.INIT_CWD));  // npm changes to the root: paths mean the caller's folder
-  if (task === 'bench') {
-    if (!existsSync(at('dist/test/bench/main.js'))) return fail('there is no test/bench/main.ts to run');
-    process.exit(await run(process.execPath, [at('dist/test/bench/main.js'), ...args]));
+  const program = { bench: 'dist/test/bench/main.js', simulate: 'dist/test/simulation/main.js' }[task];
+  if (program !== undefined) {
+    process.exit(await run(process.execPath, [at(program), ...args]));
   }
   if (task === 'test') process.exit(await test(args));
 }
