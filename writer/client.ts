@@ -2,7 +2,7 @@
 import type { Device } from 'tartan-rdma';
 import { openSoftDevice } from 'tartan-rdma';
 import type { ClusterStore } from '../cluster/cluster-store.js';
-import { createFile, deleteFile, listFiles, lookupFile, takeOver } from '../cluster/files.js';
+import { createFile, deleteFile, listFiles, lookupFile, readFile, takeOver } from '../cluster/files.js';
 import { openLmdbStore } from '../cluster/lmdb-store.js';
 import { readIdentity, readMap } from '../cluster/membership.js';
 import type { ClusterMap, FileRecord } from '../cluster/records.js';
@@ -13,7 +13,7 @@ import { NodeSet } from '../pipeline/node-set.js';
 import { RingMemory } from '../pipeline/ring-memory.js';
 import type { Clock } from '../wire/clock.js';
 import { realClock } from '../wire/clock.js';
-import { codeOf } from '../wire/errors.js';
+import { TartanError, codeOf } from '../wire/errors.js';
 import type { ClientContext } from './context.js';
 import { FileReader } from './file-reader.js';
 import { FileWriter } from './file-writer.js';
@@ -119,7 +119,7 @@ export class Client {
       return writer;
     } catch (error) {
       writer.destroy();
-      throw error;
+      throw await this.overtaken(file, error) ?? error;
     }
   }
 
@@ -164,6 +164,14 @@ export class Client {
     }
     await Promise.all([...this.readers].map((reader) => reader.close()));
     for (const close of this.owned) await close();
+  }
+
+  /** A newer owner frees and discards what an older one still counts: then it is not lost, but the file is another's. */
+  private async overtaken(file: FileRecord, cause: unknown): Promise<TartanError | undefined> {
+    if (!['ERR_TOO_MANY_LOST', 'ERR_UNDECIDED', 'ERR_NO_UNIT'].includes(codeOf(cause) ?? '')) return undefined;
+    const now = await readFile(this.context.store, file.id).catch(() => undefined);
+    if (now === undefined || now.writerEpoch <= file.writerEpoch) return undefined;
+    return new TartanError('ERR_FENCED', `Cannot take over '${file.name}': writer epoch ${now.writerEpoch} has been given out since ${file.writerEpoch}`, { cause });
   }
 
   private async openWriter(file: FileRecord): Promise<FileWriter> {
