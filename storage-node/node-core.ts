@@ -67,8 +67,8 @@ export interface NodeCounters {
 export const NODE_PROGRAM = { name: 'node', version: '1' } as const;
 const RING_MEMORY_BYTES = 256 << 20;
 const READ_MEMORY_BYTES = 32 << 20;
-const MAX_SLOTS = 64;
-const RING_BYTES = 8 << 20;
+const MAX_SLOTS = 256;
+const RING_BYTES = 16 << 20;
 const SILENT_MS = 60_000;
 const MAX_REQUESTS = 64;
 /** VERIFY work request ids: ring id << 16 | slot, or this bit and a read slot. */

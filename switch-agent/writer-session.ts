@@ -25,8 +25,8 @@ import { DATA_HEADER_BYTES, W, checkHeader, headerFileId, headerK, headerM, head
 
 /** Bytes of ring granted to a writer when the budget allows. */
 const RING_BYTES = 16 << 20;
-const NODE_SLOTS = 64;
-const NODE_RING_BYTES = 8 << 20;
+const NODE_SLOTS = 256;
+const NODE_RING_BYTES = 16 << 20;
 
 export interface WriterSessionOptions {
   readonly context: SessionContext;

@@ -23,8 +23,8 @@ import { WriteWindow } from './write-window.js';
 export type ParityMode = 'switch' | 'host';
 
 /** Unit slots asked of a node: at most this many, at most so many bytes, at least two. */
-const NODE_SLOTS = 64;
-const NODE_RING_BYTES = 8 << 20;
+const NODE_SLOTS = 256;
+const NODE_RING_BYTES = 16 << 20;
 const PUBLISH_MS = 500;
 /** How long a write waits for nodes to come back when more are down than the code can bear. */
 const PATIENCE_MS = 30_000;

@@ -35,7 +35,7 @@ const State = { FREE: 0, FILLING: 1, LIMBO: 2, SEALING: 3, SWITCH: 4, HOST: 5, D
 /** Not a view of the ring: that may be gone. */
 const NO_ROOM = new Uint8Array(0);
 /** Staging memory wanted for one file, when the budget allows: enough stripes to cover a group commit. */
-const STAGING_BYTES = 24 << 20;
+const STAGING_BYTES = 32 << 20;
 const MAX_STAGING_SLOTS = 512;
 /** Refusals of one stripe in a row, without a change of map or path, before the writer gives up. */
 const MAX_ATTEMPTS = 8;
