@@ -118,9 +118,11 @@ class Run {
     await this.within('all nodes are up', () => [...site.nodes.values()].every(({ id, isUp, node }) => this.mayBeLost(id) || (isUp && node?.state === 'up')),
       () => [...site.nodes.values()].map(({ id, isUp, node }) => `${id} ${isUp ? node?.state ?? 'gone' : 'not started'}`).join(', '));
     this.model.check();
-    this.phase = 'settling the files';
     const client = await site.connect('final');
     const records = await listFiles(site.memory.client());
+    this.phase = 'reading what is published';
+    for (const record of records) await this.readPublished(client, record);
+    this.phase = 'settling the files';
     const settled: { record: FileRecord; file: FileModel }[] = [];
     for (const record of records) if (await this.settle(client, record)) settled.push({ record, file: this.model.file(record) });
     this.phase = 'checking the disks';
@@ -166,6 +168,21 @@ class Run {
     for (const { record, file } of settled) {
       const excused = this.faults.destroyed ? record.nodes.indexOf(this.plan.victim) : -1;
       this.lost.set(record.id, checkFile(record, evidence, this.model.content(file, 0, file.written), excused, this.checked));
+    }
+  }
+
+  /** Whatever became of their writers: what was flushed is there for readers, before anybody takes a file over. */
+  private async readPublished(client: Client, record: FileRecord): Promise<void> {
+    const file = this.model.file(record);
+    try {
+      const reader = await this.timely(`opening '${record.name}'`, client.open(record.name));
+      if (reader.length < file.published) throw new Violation('published bytes not seen', `'${record.name}' has ${reader.length} bytes, ${file.published} were flushed`);
+      this.model.read(file, 0, await this.timely(`reading '${record.name}'`, reader.read(0, reader.length)), 'final');
+      await reader.close();
+    } catch (error) {
+      if (this.faults.destroyed && codeOf(error) === 'ERR_TOO_MANY_LOST') return;
+      if (error instanceof Violation) throw error;
+      throw new Violation('file lost', `reading what is published of '${record.name}' when everything works: ${error instanceof Error ? error.stack ?? error.message : String(error)}`);
     }
   }
 
