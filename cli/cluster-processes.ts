@@ -96,7 +96,8 @@ async function start(state: StateDirectory, options: ClusterOptions, role: 'swit
  * @returns what became of each
  */
 export async function stopCluster(state: StateDirectory, graceMs = STOP_MS): Promise<{ id: string; how: 'ended' | 'killed' | 'gone' }[]> {
-  const processes = state.processes();
+  // By name, not by who was ready first: what `down` prints is the same every time.
+  const processes = state.processes().sort((a, b) => a.id.localeCompare(b.id, 'en', { numeric: true }));
   const stop = (role: 'switch' | 'node') => Promise.all(processes.filter((each) => each.role === role)
     .map(async (each) => ({ id: each.id, how: await stopProcess(each.identity, graceMs) })));
   const stopped = [...await stop('switch'), ...await stop('node')];
