@@ -397,7 +397,8 @@ export class StripeReader {
     }
     // What did arrive tells the version and the length that a decode needs, if it is enough to show the newest.
     const { epoch, counter, dataLength, count } = this.newest(job);
-    if (!job.exact && count > this.code.m) { this.again(job, epoch, counter, dataLength); return; }
+    const isAllThereIs = count === job.units.length; // only the decoding failed: for another length, perhaps
+    if (!job.exact && count > 0 && (count > this.code.m || isAllThereIs)) { this.again(job, epoch, counter, dataLength); return; }
     this.context.clock.setTimer(0, () => { if (this.jobs[slot] === job) this.begin(job); });
   }
 
