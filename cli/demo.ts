@@ -41,7 +41,11 @@ export async function demo(path = process.execPath): Promise<number> {
   const interrupt = (signal: NodeJS.Signals): void => {
     if (interrupted) return;
     interrupted = true;
-    void cleanUp().finally(() => { process.exit(signal === 'SIGINT' ? 130 : 143); });
+    // Ends by the signal itself: exit() would wait for the store's threads, and those may wait for this one.
+    void cleanUp().finally(() => {
+      process.removeAllListeners(signal);
+      process.kill(process.pid, signal);
+    });
   };
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, interrupt);
   const story = new Story(state, source);
