@@ -1,136 +1,154 @@
 /**
- * The whole path, writer → switch → 3 nodes, 2+1, 64 KiB units, beside a plain C relay that moves, checks and XORs the same
- * bytes with the same processes; side by side, one after the other, in one run. Gain over host mode is not claimed here:
- * it exists where the writer's link is the limit.
+ * The whole path, writer → switch → 3 nodes, 2+1, 64 KiB units, in real processes on one machine, beside plain C programs
+ * (relay.c) that move and check the same bytes: ours, theirs, ours, theirs …, in one run.
+ *
+ * No goal is set on switch parity against host parity: the gain exists where the writer's link is the limit, and on
+ * loopback the switch only adds work.
  */
-import { execFile, spawn } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { promisify } from 'node:util';
+import type { Sample } from './processes.js';
+import { BenchCluster, STRIPE_BYTES, freePorts, makeFolder, run, yardstick } from './processes.js';
 import type { Figure } from './report.js';
 import { spread } from './report.js';
 
-const exec = promisify(execFile);
-const HERE = fileURLToPath(new URL('.', import.meta.url));
-const SOURCE = join(HERE, '../../../test/bench/relay.c');
-const MAIN = join(HERE, '../../cli/main.js');
-const TRANSFER = join(HERE, 'transfer.js');
-const CLOCK_TICKS = 100;
+/** From dist/test/bench. */
+const RELAY_SOURCE = fileURLToPath(new URL('../../../test/bench/relay.c', import.meta.url));
+const UNIT_BYTES = 65536;
+const HASHED_BYTES = 512 * STRIPE_BYTES;
 
-interface Sample { mbPerS: number; cpuPerGb: number }
-
-/** Seconds of CPU a process has used; undefined: it is gone. */
-function cpuOf(pid: number): number | undefined {
-  let text: string;
-  try { text = readFileSync(`/proc/${pid}/stat`, 'utf8'); } catch { return undefined; }
-  const fields = text.split(') ')[1]!.split(' ');
-  return (Number(fields[11]) + Number(fields[12])) / CLOCK_TICKS;
+export interface PathOptions {
+  /** Interleaved pairs; one more goes before them and is not counted. */
+  readonly repetitions: number;
+  /** Of one transfer. Rounded down to whole stripes. */
+  readonly bytes: number;
+  readonly note: (line: string) => void;
+  /** Sections wanted: 'write', 'read', 'sync'. */
+  readonly wanted: (section: string) => boolean;
 }
 
-/** Runs processes of which the last prints the rate; waits for all. CPU is summed over all of them. */
-async function yardstick(bytes: number, commands: readonly (readonly string[])[]): Promise<Sample> {
-  const started = commands.map((command) => spawn(command[0]!, command.slice(1), { stdio: ['ignore', 'pipe', 'pipe'] }));
-  const ended = await Promise.all(started.map((child) => new Promise<{ out: string; err: string }>((resolve, reject) => {
-    let out = '', err = '';
-    child.stdout.on('data', (chunk: Buffer) => { out += chunk.toString(); });
-    child.stderr.on('data', (chunk: Buffer) => { err += chunk.toString(); });
-    child.on('error', reject);
-    child.on('close', () => { resolve({ out, err }); });
-  })));
-  const rate = Number(ended.map(({ out }) => out.trim()).find((out) => out !== ''));
-  if (!(rate > 0)) throw new Error(`the yardstick failed: ${ended.map(({ err }) => err).join(' ')}`);
-  const cpu = ended.reduce((sum, { err }) => sum + Number(err.trim().split('\n').at(-1)), 0);
-  return { mbPerS: rate, cpuPerGb: cpu / (bytes / 1e9) };
-}
-
-class BenchCluster {
-  readonly dir: string;
-  constructor(root: string, readonly transport: 'tcp' | 'shm', readonly durability: string) { this.dir = join(root, `${transport}-${durability}`); }
-  private tartan(...args: string[]): Promise<unknown> { return exec(process.execPath, [MAIN, ...args, '--dir', this.dir]); }
-  async up(): Promise<void> { await this.tartan('up', '--durability', this.durability, '--size', '12GiB', '--transport', this.transport); }
-  async down(): Promise<void> { await this.tartan('down', '--wipe'); }
-  private processes(): { id: string; identity: { pid: number } }[] { return (JSON.parse(readFileSync(join(this.dir, 'processes.json'), 'utf8')) as { processes: { id: string; identity: { pid: number } }[] }).processes; }
-  kill(id: string): void { process.kill(this.processes().find((each) => each.id === id)!.identity.pid, 'SIGKILL'); }
-
-  async transfer(verb: 'put' | 'get', name: string, bytes: number, parity: 'auto' | 'host' = 'auto'): Promise<Sample & Record<string, number | string>> {
-    const before = new Map(this.processes().map(({ identity }) => [identity.pid, cpuOf(identity.pid)]));
-    const { stdout } = await exec(process.execPath, [TRANSFER, verb, join(this.dir, 'cluster'), name, String(bytes), this.transport, parity]);
-    const result = JSON.parse(stdout) as { mbPerS: number; cpuSeconds: number } & Record<string, number | string>;
-    const cpu = result.cpuSeconds + [...before].reduce((sum, [pid, then]) => sum + (then === undefined ? 0 : (cpuOf(pid) ?? then) - then), 0);
-    return { ...result, cpuPerGb: cpu / (bytes / 1e9) };
-  }
-}
-
-function ratios(section: string, name: string, ours: readonly Sample[], theirs: readonly Sample[], goal?: number): Figure[] {
-  return [
-    { section, name: `${name}, ratio of rates`, unit: '×', ...spread(ours.map((sample, i) => sample.mbPerS / theirs[i]!.mbPerS)), ...(goal === undefined ? {} : { goal, better: 'higher' as const }) },
-    { section, name: `${name}, ours`, unit: 'MB/s', ...spread(ours.map((sample) => sample.mbPerS)) },
-    { section, name: `${name}, yardstick`, unit: 'MB/s', ...spread(theirs.map((sample) => sample.mbPerS)) },
-    { section, name: `${name}, CPU per GB, ours ÷ yardstick`, unit: '×', ...spread(ours.map((sample, i) => sample.cpuPerGb / theirs[i]!.cpuPerGb)) },
-  ];
-}
-
-/** @param repetitions interleaved pairs  @param bytes of each transfer  @param note progress */
-export async function pathFigures(repetitions: number, bytes: number, note: (line: string) => void): Promise<Figure[]> {
-  const root = mkdtempSync(join(tmpdir(), 'tartan-bench-'));
-  const clusters: BenchCluster[] = [];
+/** @throws when bytes read back differ, or a transfer did not go the way that it is to measure */
+export async function pathFigures(options: PathOptions): Promise<Figure[]> {
+  const { repetitions, note, wanted } = options;
+  const bytes = Math.floor(options.bytes / STRIPE_BYTES) * STRIPE_BYTES;
+  if (!['write', 'read', 'sync'].some(wanted)) return [];
+  const folder = makeFolder();
+  const relay = join(folder, 'relay');
+  await run(['gcc', '-O3', '-march=native', '-o', relay, RELAY_SOURCE]);
   const figures: Figure[] = [];
-  try {
-    const relay = join(root, 'relay');
-    await exec('gcc', ['-O3', '-march=native', '-o', relay, SOURCE]);
-    const stripeBytes = Math.floor(bytes / 131072) * 131072, units = bytes / 65536 / 2;
-    const relayed = () => yardstick(stripeBytes, [[relay, 'sink', '47501'], [relay, 'sink', '47502'], [relay, 'sink', '47503'], [relay, 'relay', '47500', '47501', '47502', '47503'], [relay, 'source', '47500', String(stripeBytes)]]);
-    const gathered = () => yardstick(stripeBytes, [[relay, 'feed', '47510', String(units)], [relay, 'feed', '47510', String(units)], [relay, 'gather', '47510', '2', String(units)]]);
-    const start = async (transport: 'tcp' | 'shm', durability: string): Promise<BenchCluster> => {
-      const cluster = new BenchCluster(root, transport, durability);
-      clusters.push(cluster);
-      await cluster.up();
-      return cluster;
-    };
-    const end = async (cluster: BenchCluster): Promise<void> => { clusters.splice(clusters.indexOf(cluster), 1); await cluster.down(); };
-
-    const sample = async (times: number, ours: (i: number) => Promise<Sample>, theirs: () => Promise<Sample>): Promise<[Sample[], Sample[]]> => {
-      const a: Sample[] = [], b: Sample[] = [];
-      for (let i = 0; i < times; i++) { a.push(await ours(i)); b.push(await theirs()); }
-      return [a, b];
-    };
-
-    for (const transport of ['tcp', 'shm'] as const) {
-      note(`writes over ${transport}, storage that discards`);
-      const cluster = await start(transport, 'discard');
-      const [ours, theirs] = await sample(repetitions, (i) => cluster.transfer('put', `w${i}`, stripeBytes), transport === 'tcp' ? relayed : () => memcpy(relay, root, stripeBytes));
-      figures.push(...ratios('path', transport === 'tcp' ? 'write over TCP ÷ C relay' : 'write over shared memory ÷ memcpy of the same bytes', ours, theirs, transport === 'tcp' ? 0.8 : undefined));
-      if (transport === 'tcp') {
-        const host = [];
-        for (let i = 0; i < repetitions; i++) host.push(await cluster.transfer('put', `h${i}`, stripeBytes, 'host'));
-        figures.push({ section: 'path', name: 'write in host mode over TCP (no gain is claimed on loopback)', unit: 'MB/s', ...spread(host.map((each) => each.mbPerS)) });
-      }
-      await end(cluster);
-    }
-
-    note('reads over tcp');
-    const stored = await start('tcp', 'volatile');
-    await stored.transfer('put', 'r', stripeBytes);
-    let [ours, theirs] = await sample(repetitions, () => stored.transfer('get', 'r', stripeBytes), gathered);
-    figures.push(...ratios('reads', 'healthy ÷ C fan-in', ours, theirs));
-    stored.kill('n2');
-    [ours, theirs] = await sample(repetitions, () => stored.transfer('get', 'r', stripeBytes), gathered);
-    figures.push(...ratios('reads', 'degraded ÷ C fan-in', ours, theirs));
-    await end(stored);
-
-    note('writes over tcp, synced');
-    const synced = await start('tcp', 'sync');
-    [ours, theirs] = await sample(repetitions, (i) => synced.transfer('put', `s${i}`, stripeBytes), () => yardstick(stripeBytes, [[relay, 'odirect', root, String(stripeBytes)]]));
-    figures.push(...ratios('sync', 'synced write ÷ plain O_DIRECT writes of the same bytes', ours, theirs));
-    await end(synced);
-  } finally {
-    for (const cluster of clusters) await cluster.down().catch(() => {});
-    rmSync(root, { recursive: true, force: true });
+  if (wanted('write')) {
+    note('writes over TCP, storage that discards');
+    figures.push(...await writesOverTcp(relay, repetitions, bytes));
+    note('writes over shared memory, storage that discards');
+    figures.push(...await writesOverShm(relay, repetitions, bytes));
+  }
+  if (wanted('read')) {
+    note('reads over TCP, healthy and degraded');
+    figures.push(...await reads(relay, repetitions, bytes));
+  }
+  if (wanted('sync')) {
+    note('writes over TCP to syncing storage');
+    figures.push(...await syncedWrites(relay, folder, repetitions, bytes));
   }
   return figures;
 }
 
-/** One thread copying what the path moves: each byte to the switch, 3/2 of it to the nodes. */
-function memcpy(relay: string, _root: string, bytes: number): Promise<Sample> { return yardstick(bytes, [[relay, 'memcpy', String(bytes)]]); }
+async function writesOverTcp(relay: string, repetitions: number, bytes: number): Promise<Figure[]> {
+  const cluster = await BenchCluster.start('tcp', 'discard');
+  const theirs = async (): Promise<Sample> => {
+    const [port, ...sinks] = await freePorts(4);
+    return yardstick(bytes, [...sinks.map((sink) => [relay, 'sink', sink]), [relay, 'relay', port!, ...sinks], [relay, 'source', port!, String(bytes)]]);
+  };
+  const [ours, host, relayed] = await interleaved(repetitions, [
+    (i) => cluster.transfer('put', `s${i}`, bytes, 'switch', 'any'), (i) => cluster.transfer('put', `h${i}`, bytes, 'host', 'any'), theirs,
+  ]);
+  await cluster.end();
+  return [
+    ...beside('write', 'over TCP', 'C relay', ours!, relayed!, 0.8),
+    { section: 'write', name: 'over TCP, switch ÷ host parity (information: no gain is claimed on loopback)', unit: '×', ...spread(ours!.map((each, i) => each.mbPerS / host![i]!.mbPerS)) },
+    { section: 'write', name: 'over TCP, host parity', unit: 'MB/s', ...spread(host!.map((each) => each.mbPerS)) },
+  ];
+}
+
+async function writesOverShm(relay: string, repetitions: number, bytes: number): Promise<Figure[]> {
+  const cluster = await BenchCluster.start('shm', 'discard');
+  const [ours, copies] = await interleaved(repetitions, [
+    (i) => cluster.transfer('put', `s${i}`, bytes, 'switch', 'any'), () => yardstick(bytes, [[relay, 'memcpy', String(bytes)]]),
+  ]);
+  await cluster.end();
+  return beside('write', 'over shared memory', 'memcpy of the same bytes', ours!, copies!);
+}
+
+async function reads(relay: string, repetitions: number, bytes: number): Promise<Figure[]> {
+  const cluster = await BenchCluster.start('tcp', 'volatile');
+  const hash = await putHashed(cluster);
+  await cluster.transfer('put', 'timed', bytes, 'switch', 'any');
+  // Ours reads its disks; the feeds send from memory: the yardstick is what the network and the checks alone would allow.
+  const units = bytes / UNIT_BYTES;
+  const theirs = async (): Promise<Sample> => {
+    const [port] = await freePorts(1);
+    const each = String(Math.floor(units / 3));
+    return yardstick(Math.floor(units / 3) * 3 * UNIT_BYTES, [[relay, 'gather', port!, '3', each], ...Array.from({ length: 3 }, () => [relay, 'feed', port!, each])]);
+  };
+  const get = async (isDegraded: boolean): Promise<Sample> => {
+    const read = await cluster.transfer('get', 'timed', bytes, 'switch', 'any');
+    if ((read.degraded > 0) !== isDegraded) throw new Error(`${read.degraded} stripes were decoded, ${isDegraded ? 'some' : 'none'} were expected to be`);
+    return read;
+  };
+  await requireHash(cluster, hash);
+  const [healthy, gathered] = await interleaved(repetitions, [() => get(false), theirs]);
+  await cluster.kill('n2');
+  await requireHash(cluster, hash);
+  const [degraded, gatheredAgain] = await interleaved(repetitions, [() => get(true), theirs]);
+  await cluster.end();
+  return [...beside('read', 'healthy, over TCP', 'C fan-in from memory', healthy!, gathered!), ...beside('read', 'degraded, over TCP', 'C fan-in from memory', degraded!, gatheredAgain!)];
+}
+
+async function syncedWrites(relay: string, folder: string, repetitions: number, bytes: number): Promise<Figure[]> {
+  const cluster = await BenchCluster.start('tcp', 'sync');
+  await requireHash(cluster, await putHashed(cluster));
+  // The yardstick syncs as often as the nodes did in the transfer that warms them up.
+  await cluster.transfer('put', 'first', bytes, 'switch', 'any');
+  const batch = await cluster.bytesPerBatch(UNIT_BYTES);
+  if (!(batch > 0)) throw new Error('the nodes do not count their batches');
+  const [ours, plain] = await interleaved(repetitions, [
+    (i) => cluster.transfer('put', `s${i}`, bytes, 'switch', 'any'), () => yardstick(bytes, [[relay, 'odirect', folder, String(bytes), String(Math.round(batch))]]),
+  ]);
+  await cluster.end();
+  return [
+    ...beside('sync', 'over TCP', 'plain O_DIRECT writes', ours!, plain!),
+    { section: 'sync', name: 'bytes a node writes between two syncs, its yardstick too', unit: 'KiB', ...spread([batch / 1024]) },
+  ];
+}
+
+async function putHashed(cluster: BenchCluster): Promise<string> {
+  return (await cluster.transfer('put', 'hashed', HASHED_BYTES, 'switch', 'hashed')).sha256;
+}
+
+async function requireHash(cluster: BenchCluster, expected: string): Promise<void> {
+  const { sha256 } = await cluster.transfer('get', 'hashed', HASHED_BYTES, 'switch', 'hashed');
+  if (sha256 !== expected) throw new Error(`other bytes came back than were written: SHA-256 ${sha256}, expected ${expected}`);
+}
+
+/** Takes turns, so that what disturbs the machine disturbs all alike; the first round warms up and does not count. */
+async function interleaved(repetitions: number, subjects: readonly ((round: number) => Promise<Sample>)[]): Promise<Sample[][]> {
+  const samples: Sample[][] = subjects.map(() => []);
+  for (let round = 0; round <= repetitions; round++) {
+    for (const [i, subject] of subjects.entries()) {
+      const sample = await subject(round);
+      if (round > 0) samples[i]!.push(sample);
+    }
+  }
+  return samples;
+}
+
+function beside(section: string, name: string, yard: string, ours: readonly Sample[], theirs: readonly Sample[], goal?: number): Figure[] {
+  return [
+    { section, name: `${name}, ours ÷ ${yard}`, unit: '×', ...spread(ours.map((each, i) => each.mbPerS / theirs[i]!.mbPerS)), ...(goal === undefined ? {} : { goal, better: 'higher' as const }) },
+    { section, name: `${name}, ours`, unit: 'MB/s', ...spread(ours.map((each) => each.mbPerS)) },
+    { section, name: `${name}, ${yard}`, unit: 'MB/s', ...spread(theirs.map((each) => each.mbPerS)) },
+    { section, name: `${name}, CPU per byte, ours ÷ ${yard}`, unit: '×', ...spread(ours.map((each, i) => each.cpuPerGb / theirs[i]!.cpuPerGb)) },
+    { section, name: `${name}, CPU of ours`, unit: 's/GB', ...spread(ours.map((each) => each.cpuPerGb)) },
+    { section, name: `${name}, CPU of ${yard}`, unit: 's/GB', ...spread(theirs.map((each) => each.cpuPerGb)) },
+  ];
+}

@@ -4,7 +4,7 @@
 //   relay sink PORT                checks the CRC of every unit, acknowledges it
 //   relay feed PORT UNITS          a reader's source: units with their CRC     relay gather PORT FEEDS UNITS   checks them
 //   relay memcpy BYTES            one thread: each byte once (to a switch), then 3/2 of it (to the nodes)
-//   relay odirect DIR BYTES        the same bytes (3/2 of BYTES) to three files: O_DIRECT, fdatasync every 16 MiB
+//   relay odirect DIR BYTES SYNC   the same bytes (3/2 of BYTES) to three files: O_DIRECT, fdatasync every SYNC bytes of each
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -66,7 +66,7 @@ static int source(int port, uint64_t bytes) {
       uint8_t *at = ring + (sent % WINDOW) * stripe; uint32_t head[HEADER / 4] = {0}; head[0] = crc(at, UNIT); head[1] = crc(at + UNIT, UNIT);
       struct iovec v[2] = {{head, sizeof head}, {at, stripe}}; put(fd, v, 2); sent++;
     }
-    if (sent == total || sent - acked == WINDOW) { uint32_t n; get(fd, &n, 4); acked += n; }
+    if (sent == total || sent - acked == WINDOW) { uint32_t n; if (!get(fd, &n, 4)) { fprintf(stderr, "source: the relay has gone\n"); return 1; } acked += n; }
   }
   printf("%f\n", total * stripe / (now() - t) / 1e6);
   return 0;
@@ -112,12 +112,20 @@ static int gather(int port, int feeds, uint64_t units) {
   for (uint64_t n = 0; n < units * feeds; n++) { uint32_t head[HEADER / 4]; get(fd[n % feeds], head, sizeof head); uint8_t *at = p + (n % WINDOW) * (size_t)UNIT; get(fd[n % feeds], at, UNIT); if (crc(at, UNIT) != head[0]) return 1; }
   printf("%f\n", (double)units * feeds * UNIT / (now() - t) / 1e6); return 0;
 }
-static int odirect(const char *dir, uint64_t bytes) {
-  int fd[3]; size_t piece = 1 << 20; uint8_t *p = memory(piece);
-  for (int i = 0; i < 3; i++) { char name[512]; snprintf(name, sizeof name, "%s/direct%d", dir, i); fd[i] = open(name, O_CREAT | O_WRONLY | O_DIRECT | O_TRUNC, 0600); if (fd[i] < 0) die(name); }
-  uint64_t each = bytes / 2 / piece; double t = now();
-  for (uint64_t n = 0; n < each; n++) for (int i = 0; i < 3; i++) { if (write(fd[i], p, piece) != (ssize_t)piece) die("write"); if (n % 16 == 15 && fdatasync(fd[i])) die("fdatasync"); }
-  for (int i = 0; i < 3; i++) fdatasync(fd[i]);
+static int odirect(const char *dir, uint64_t bytes, uint64_t sync) {
+  uint64_t each = bytes / 2, unsynced = 0; size_t piece = 1 << 20; if (sync < piece) piece = (sync + 4095) & ~(size_t)4095;
+  int fd[3]; uint8_t *p = memory(piece);
+  for (int i = 0; i < 3; i++) {
+    char name[512]; snprintf(name, sizeof name, "%s/direct%d", dir, i); unlink(name);
+    fd[i] = open(name, O_CREAT | O_WRONLY | O_DIRECT, 0600); if (fd[i] < 0) die(name);
+    if (ftruncate(fd[i], each + piece)) die("ftruncate");  // sparse, as a node's store is
+  }
+  double t = now();
+  for (uint64_t at = 0; at < each; at += piece) {
+    for (int i = 0; i < 3; i++) if (pwrite(fd[i], p, piece, at) != (ssize_t)piece) die("pwrite");
+    unsynced += piece;
+    if (unsynced >= sync || at + piece >= each) { for (int i = 0; i < 3; i++) if (fdatasync(fd[i])) die("fdatasync"); unsynced = 0; }
+  }
   printf("%f\n", bytes / (now() - t) / 1e6); return 0;
 }
 static int copies(uint64_t bytes) {
@@ -138,6 +146,6 @@ int main(int c, char **v) {
   if (c >= 3 && !strcmp(v[1], "sink")) return sink(atoi(v[2]));
   if (c >= 4 && !strcmp(v[1], "feed")) return feed(atoi(v[2]), strtoull(v[3], 0, 10));
   if (c >= 5 && !strcmp(v[1], "gather")) return gather(atoi(v[2]), atoi(v[3]), strtoull(v[4], 0, 10));
-  if (c >= 4 && !strcmp(v[1], "odirect")) return odirect(v[2], strtoull(v[3], 0, 10));
+  if (c >= 5 && !strcmp(v[1], "odirect")) return odirect(v[2], strtoull(v[3], 0, 10), strtoull(v[4], 0, 10));
   fprintf(stderr, "usage: relay source|relay|sink|feed|gather|odirect …\n"); return 2;
 }
