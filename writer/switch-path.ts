@@ -154,10 +154,15 @@ export class SwitchPath {
   /** The switch relays; whether it speaks of this very version, and of every unit, is checked here. */
   private acknowledge(words: Uint32Array, w: number): void {
     const tag = words[w]! & 0xffff, refusal = (words[w]! >>> 16) & 0xff, unit = words[w]! >>> 24;
-    if (tag >= this.tagState.length || (this.tagState[tag]! & AWAITING_ACK) === 0 || words[w + 4] !== this.counter[tag]) { this.counters.strayAcks++; return; }
+    if (tag >= this.tagState.length || (this.tagState[tag]! & AWAITING_ACK) === 0) { this.counters.strayAcks++; return; }
     const { layout } = this.options;
     const head = (tag * layout.slotBytes + layout.dataHeadersOffset) >> 2;
-    if (words[w + 3] !== this.words[head + W.WRITER_EPOCH]) { this.counters.strayAcks++; return; }
+    if (words[w + 4] !== this.counter[tag] || words[w + 3] !== this.words[head + W.WRITER_EPOCH]) {
+      // One answer comes for each stripe sent: this one speaks of a header that was damaged on its way to the switch.
+      this.counters.strayAcks++;
+      this.settle(tag, Refusal.CHECKSUM, 0, words[w + 5]!);
+      return;
+    }
     const dataMask = layout.k === 32 ? 0xffff_ffff : (1 << layout.k) - 1;
     const missingLo = this.words[head + W.MISSING_LO]!, missingHi = this.words[head + W.MISSING_HI]!;
     const missingParity = layout.k === 32 ? missingHi : ((missingLo >>> layout.k) | (missingHi << (32 - layout.k)));

@@ -111,6 +111,8 @@ export class Site {
 abstract class Machine {
   readonly id: string;
   isUp = false;
+  /** Was asked to leave, and has not yet. */
+  isLeaving = false;
   protected readonly site: Site;
   /** Counts lives; what belongs to an older one is ignored. */
   protected life = 0;
@@ -153,6 +155,7 @@ abstract class Machine {
   protected end(): void {
     this.life++;
     this.isUp = false;
+    this.isLeaving = false;
     this.site.world.killHost(this.id);
     this.ended();
   }
@@ -160,6 +163,17 @@ abstract class Machine {
   /** Begins a life; resolves when it serves. */
   protected abstract run(): Promise<void>;
   protected abstract ended(): void;
+  /** Ends as asked to. */
+  protected abstract leave(): Promise<void> | undefined;
+
+  /** Leaves as asked, and is started again some time after. */
+  async stop(forMs: number): Promise<void> {
+    const { life } = this;
+    if (!this.isUp || this.isLeaving) return;
+    this.isLeaving = true;
+    await this.leave();
+    if (life === this.life) this.restart(forMs);
+  }
 }
 
 export class NodeMachine extends Machine {
@@ -174,13 +188,7 @@ export class NodeMachine extends Machine {
     this.disk = after;
   }
 
-  /** Leaves as asked; the machine is started again by start(). */
-  async stop(): Promise<void> {
-    const node = this.node, life = this.life;
-    if (!this.isUp || node === undefined) return;
-    await node.stop();
-    if (life === this.life) this.kill();
-  }
+  protected leave(): Promise<void> | undefined { return this.node?.stop(); }
 
   protected async run(): Promise<void> {
     const { site, id, disk } = this;
@@ -204,12 +212,7 @@ export class NodeMachine extends Machine {
 export class SwitchMachine extends Machine {
   core: SwitchCore | undefined;
 
-  async stop(): Promise<void> {
-    const { core, life } = this;
-    if (!this.isUp || core === undefined) return;
-    await core.stop();
-    if (life === this.life) this.kill();
-  }
+  protected leave(): Promise<void> | undefined { return this.core?.stop(); }
 
   protected async run(): Promise<void> {
     const { site, id } = this;

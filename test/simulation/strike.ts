@@ -42,10 +42,11 @@ export class Faults {
     for (const machine of nodes.values()) {
       Object.assign(machine.trouble, { failsReads: false, failsWrites: false, failsSyncs: false, full: false, slowMs: 0 });
       // A store whose sync failed writes nothing any more until it is opened again: somebody replaces the cable, and starts the node.
-      if (machine.isUp && machine.node?.storeStats().failed === true) machine.restart(1);
+      if (machine.isLeaving || (machine.isUp && machine.node?.storeStats().failed === true)) machine.restart(1);
       machine.start();
     }
     for (const machine of switches.values()) {
+      if (machine.isLeaving) machine.restart(1);
       machine.start();
       if (machine.isUp) void machine.core?.load();
     }
@@ -62,14 +63,14 @@ export class Faults {
     switch (kind) {
       case 'switch-unload': void aSwitch!.core?.unload(); return () => { if (aSwitch!.isUp) void aSwitch!.core?.load(); };
       case 'switch-kill': aSwitch!.kill(); return () => { aSwitch!.start(); };
-      case 'switch-stop': void aSwitch!.stop(); return () => { aSwitch!.kill(); aSwitch!.start(); };
+      case 'switch-stop': void aSwitch!.stop(forMs); return nothing;
       case 'switch-pause': case 'node-pause': case 'writer-pause':
         if (world.findHost(a) === undefined) return nothing;
         world.pauseHost(a);
         return () => { if (world.findHost(a) !== undefined) world.resumeHost(a); };
       case 'node-kill': node!.kill(); return () => { node!.start(); };
       case 'node-power-loss': node!.powerLoss(); return () => { node!.start(); };
-      case 'node-stop': void node!.stop(); return () => { node!.kill(); node!.start(); };
+      case 'node-stop': void node!.stop(forMs); return nothing;
       case 'power-loss-everywhere':
         for (const machine of nodes.values()) machine.powerLoss();
         for (const machine of switches.values()) machine.kill();
