@@ -150,6 +150,32 @@ void t.test('sixteen writers get rings, or are refused with a code', { timeout: 
   for (const { identity } of cluster.processes()) t.ok(residentOf(identity.pid).all < (300 + 64) << 20);
 });
 
+if (LONG) {
+  void t.test('1 GiB of every code, the switch killed in the middle, reads back equal', { timeout: 1_800_000 }, async (t) => {
+    const cluster = new RunningCluster(['--nodes', '11', '--size', '4GiB']);
+    await cluster.up();
+    t.teardown(() => cluster.end());
+    const piece = fresh(16 << 20), pieces = 64;
+    for (const code of ['xor(2+1)', 'rs(4,2)', 'rs(8,3)', 'copies(1,2)']) {
+      const client = await cluster.client();
+      const writer = await client.create(code, { code });
+      for (let i = 0; i < pieces; i++) {
+        await pour(writer, piece);
+        if (i === pieces / 2) cluster.signal('s1', 'SIGKILL');
+      }
+      await finish(writer);
+      t.ok(writer.progress.modeChanges >= 2, `${code}: the parity moved`);
+      t.equal(writer.progress.acknowledgedBytes, 1 << 30);
+      const reader = await client.open(code);
+      let equal = 0;
+      for (let i = 0; i < pieces; i++) if ((await reader.read(i * piece.length, piece.length)).equals(piece)) equal++;
+      t.equal(equal, pieces, `${code}: pieces of 16 MiB that are equal`);
+      await client.close();
+      await cluster.newSwitch();
+    }
+  });
+}
+
 void t.test('one byte in rs(8,3) with 1 MiB units costs bytes, not megabytes', { timeout: 300_000 }, async (t) => {
   const cluster = new RunningCluster(['--nodes', '11', '--size', '256MiB']);
   await cluster.up();
