@@ -116,7 +116,7 @@ async function syncedWrites(relay: string, folder: string, repetitions: number, 
   ]);
   await cluster.end();
   return [
-    ...beside('sync', 'over TCP', 'plain O_DIRECT writes', ours!, plain!),
+    ...beside('sync', 'over TCP', 'three plain O_DIRECT writers', ours!, plain!),
     { section: 'sync', name: 'bytes a node writes between two syncs, its yardstick too', unit: 'KiB', ...spread([batch / 1024]) },
   ];
 }
