@@ -24,7 +24,7 @@ if (verb === 'put') {
     commit(view.length);
     left -= view.length;
   }
-  await new Promise<void>((resolve, reject) => { writer.once('error', reject); writer.end(resolve); });
+  await new Promise<void>((resolve, reject) => { writer.once('error', reject); writer.once('finish', resolve); writer.end(); });
   seconds = (performance.now() - begin) / 1000;
   redriven = writer.progress.stripesRedriven;
 } else {

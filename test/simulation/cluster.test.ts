@@ -17,7 +17,7 @@ void t.test('a file written through the switch reads back equal', async (t) => {
     const data = randomBytes(cluster.world, 'data', 100_000);
     const writer = await client.create('a', { unitBytes: 4096 });
     t.equal(writer.parityMode, 'switch');
-    await new Promise<void>((resolve, reject) => { writer.once('error', reject); writer.end(data, resolve); });
+    await new Promise<void>((resolve, reject) => { writer.once('error', reject); writer.once('finish', resolve); writer.end(data); });
     t.equal(writer.progress.acknowledgedBytes, data.length);
     t.equal(writer.progress.stripesRedriven, 0);
     t.equal(cluster.switchCore!.counters().unitsCopied, 0);
@@ -38,7 +38,7 @@ async function writeAround(cluster: SimCluster, writer: FileWriter, data: Buffer
     at = writer.progress.acknowledgedBytes / data.length;
     await inject();
   })();
-  await new Promise<void>((resolve, reject) => { writer.once('error', reject); writer.end(data, resolve); });
+  await new Promise<void>((resolve, reject) => { writer.once('error', reject); writer.once('finish', resolve); writer.end(data); });
   await watch;
   if (at > 0.8) throw new Error(`the fault came late, when ${Math.round(at * 100)} % was acknowledged`);
 }

@@ -20,7 +20,7 @@ function story(name: string, options: Omit<ConstructorParameters<typeof SimClust
   });
 }
 
-const end = (writer: FileWriter): Promise<void> => new Promise((resolve, reject) => { writer.once('error', reject); writer.end(resolve); });
+const end = (writer: FileWriter): Promise<void> => new Promise((resolve, reject) => { writer.once('error', reject); writer.once('finish', resolve); writer.end(); });
 
 async function readAll(client: Client, name: string): Promise<Buffer> {
   const reader = await client.open(name);
@@ -98,7 +98,7 @@ story('a switch that was stopped wakes up: its late copies change nothing', {}, 
   const client = await cluster.client('w1', { ringMemoryBytes: 256 << 10 });
   const data = randomBytes(cluster.world, 'data', 200_000);
   const writer = await client.create('a', { unitBytes: 1024 });
-  const done = new Promise<void>((resolve, reject) => { writer.once('error', reject); writer.end(data, resolve); });
+  const done = new Promise<void>((resolve, reject) => { writer.once('error', reject); writer.once('finish', resolve); writer.end(data); });
   while (writer.progress.acknowledgedBytes < 30_000) await sleep(cluster.clock('test'), 0.02);
   cluster.world.pauseHost('s1');
   await sleep(cluster.clock('test'), 150);
@@ -138,7 +138,7 @@ story('a node lost during a write: the missing units are recorded, and still kno
   const client = await cluster.client('w1', { ringMemoryBytes: 256 << 10 });
   const data = randomBytes(cluster.world, 'data', 400_000);
   const writer = await client.create('a', { unitBytes: 1024 });
-  const done = new Promise<void>((resolve, reject) => { writer.once('error', reject); writer.end(data, resolve); });
+  const done = new Promise<void>((resolve, reject) => { writer.once('error', reject); writer.once('finish', resolve); writer.end(data); });
   while (writer.progress.acknowledgedBytes < 20_000) await sleep(cluster.clock('test'), 0.02);
   cluster.world.killHost('n2');
   await done;
@@ -230,7 +230,7 @@ story('a write waits for nodes when too many are down, and goes on when they are
   const writer = await client.create('a', { unitBytes: 1024 });
   let waited = 0;
   writer.on('waiting', () => waited++);
-  const done = new Promise<void>((resolve, reject) => { writer.once('error', reject); writer.end(data, resolve); });
+  const done = new Promise<void>((resolve, reject) => { writer.once('error', reject); writer.once('finish', resolve); writer.end(data); });
   while (writer.progress.acknowledgedBytes < 10_000) await sleep(cluster.clock('test'), 0.02);
   for (const host of ['n1', 'n2']) cluster.world.killHost(host);
   await sleep(cluster.clock('test'), 3000);
@@ -255,7 +255,7 @@ story('many writers write many files at once', { nodes: 5 }, async (t, cluster) 
     const client = await cluster.client(`w${i}`, { ringMemoryBytes: 1 << 20 });
     const data = randomBytes(cluster.world, `data ${i}`, 10_000 * i);
     const writer = await client.create(`dir/file ${i}`, { code: i % 2 === 0 ? 'rs(3,2)' : 'xor(2+1)', unitBytes: 512 << (i % 3) });
-    await new Promise<void>((resolve, reject) => { writer.once('error', reject); writer.end(data, resolve); });
+    await new Promise<void>((resolve, reject) => { writer.once('error', reject); writer.once('finish', resolve); writer.end(data); });
     return { client, data, name: `dir/file ${i}` };
   }));
   for (const { client, data, name } of files) t.ok((await readAll(client, name)).equals(data), name);

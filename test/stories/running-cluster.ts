@@ -93,7 +93,7 @@ export function fresh(length: number): Buffer { return randomFillSync(Buffer.all
 
 /** Ends a writer; resolves when everything is acknowledged and published. */
 export function finish(writer: FileWriter): Promise<void> {
-  return new Promise((resolve, reject) => { writer.once('error', reject); writer.end(resolve); });
+  return new Promise((resolve, reject) => { writer.once('error', reject); writer.once('finish', resolve); writer.end(); });
 }
 
 /** Writes with backpressure, in pieces. */

@@ -14,7 +14,7 @@ async function withCluster(options: Options, body: (cluster: SimCluster) => Prom
   await cluster.world.complete((async () => { await cluster.start(); await body(cluster); })(), 3_600_000);
 }
 
-const end = (writer: FileWriter): Promise<void> => new Promise((resolve, reject) => { writer.once('error', reject); writer.end(resolve); });
+const end = (writer: FileWriter): Promise<void> => new Promise((resolve, reject) => { writer.once('error', reject); writer.once('finish', resolve); writer.end(); });
 
 void t.test('reserve() hands out ring memory; what is committed is appended without a copy by the caller', async (t) => {
   await withCluster({}, async (cluster) => {
