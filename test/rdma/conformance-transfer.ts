@@ -171,6 +171,8 @@ export const transferCases: readonly Case[] = [
       qb.postRecv(8, undefined, 0, 0);
       w.b.ring();
       await entriesArrive(w, la, 3, 'a');
+      // The two sides' completions are not ordered with each other.
+      await entriesArrive(w, lb, 2, 'b');
       assert.deepEqual(la.statuses, [[1, Status.SUCCESS], [2, Status.SUCCESS], [3, Status.SUCCESS]]);
       assert.deepEqual(lb.statuses, [[7, Status.SUCCESS], [8, Status.SUCCESS]]);
       assertSame(bytesOf(inbox, 50, 100), bytesOf(source, 0, 100), 'the message');
