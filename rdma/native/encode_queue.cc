@@ -114,14 +114,16 @@ EncodeQueue::Outcome EncodeQueue::encode(const Request& request, uint64_t& bytes
   Digest in_digest[Coder::MAX_UNITS];
   Digest out_digest[Coder::MAX_UNITS];
   const uint32_t out_length = stripe.parity_length();
+  uint64_t input_bytes = 0;
 
   for (uint32_t i = 0; i < coder.inputs; i++) {
     in_length[i] = stripe.length(coder.input_units[i]);
     in[i] = stripe.unit(coder.input_units[i], static_cast<uint32_t>(in_length[i]));
     in_header[i] = (flags & INPUT_FLAGS) ? stripe.header(coder.input_units[i]) : nullptr;
     if ((in_length[i] > 0 && !in[i]) || ((flags & INPUT_FLAGS) && !in_header[i])) return {LOCAL_PROTECTION_ERROR};
-    bytes += in_length[i];
+    input_bytes += in_length[i];
   }
+  bytes += input_bytes;
   for (uint32_t i = 0; i < coder.outputs; i++) {
     out[i] = stripe.unit(coder.output_units[i], out_length);
     out_header[i] = (flags & OUTPUT_FLAGS) ? stripe.header(coder.output_units[i]) : nullptr;
@@ -135,7 +137,7 @@ EncodeQueue::Outcome EncodeQueue::encode(const Request& request, uint64_t& bytes
   }
 
   coding_encode(coder.plan, in, in_length, out, out_length, (flags & INPUT_FLAGS) ? in_digest : nullptr, (flags & OUTPUT_FLAGS) ? out_digest : nullptr);
-  services_.counters.bytes_encoded.add(bytes);
+  services_.counters.bytes_encoded.add(input_bytes);
 
   for (uint32_t i = 0; (flags & INPUT_FLAGS) && i < coder.inputs; i++) {
     const uint32_t header_bytes = coder.header_bytes(coder.input_units[i]);

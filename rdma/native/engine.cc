@@ -6,7 +6,10 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <time.h>
 #include <unistd.h>
+
+#include <algorithm>
 
 #include "handshake.h"
 #include "queue_pair.h"
@@ -14,8 +17,19 @@
 namespace tartan {
 
 namespace {
+constexpr int READY_EVENTS = 64;
 // Coding work between two turns of the network: about 50 µs, so that neither starves the other.
 constexpr uint64_t ENCODE_BUDGET_BYTES = 1 << 20;
+// Waking JavaScript costs both threads microseconds. While there is other work to do it sleeps on: until the oldest of its
+// completions has waited about as long as two units take, or many wait.
+constexpr int64_t WAKE_DELAY_NS = 100'000;
+constexpr uint32_t WAKE_COMPLETIONS = 32;
+
+int64_t monotonic_ns() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return static_cast<int64_t>(now.tv_sec) * 1'000'000'000 + now.tv_nsec;
+}
 }  // namespace
 
 std::unique_ptr<Engine> Engine::open(const WorkRequest* requests, uint32_t request_capacity, Completion* completions, uint32_t completion_capacity,
@@ -97,14 +111,14 @@ void Engine::Doorbell::on_ready(uint32_t) {
 // ---- engine thread ----
 
 void Engine::run() {
-  epoll_event ready[64];
+  epoll_event ready[READY_EVENTS];
   while (!stopping_.load(std::memory_order_acquire)) {
     // Asleep is announced before looking once more at everything that rings the doorbell only for a sleeper.
     sleeping_.store(true, std::memory_order_seq_cst);
     const bool busy = submissions_.tail() != submissions_.head() || commands_submitted_.load(std::memory_order_seq_cst) != commands_taken_ ||
                       !services_.dirty.empty() || !encodes_.empty() || completions_.can_move() || stopping_.load(std::memory_order_seq_cst);
     if (busy) sleeping_.store(false, std::memory_order_relaxed);
-    const int count = epoll_wait(epoll_fd_, ready, 64, busy ? 0 : sleep_ms());
+    const int count = wait(ready, busy);
     sleeping_.store(false, std::memory_order_relaxed);
 
     // Commands first: a peer may already use what JavaScript has just registered.
@@ -126,8 +140,33 @@ void Engine::run() {
   tear_down();
 }
 
+// Waits for the network and the doorbell. JavaScript is woken when there is nothing else to do.
+int Engine::wait(epoll_event* ready, bool busy) {
+  publish();
+  if (busy) return epoll_wait(epoll_fd_, ready, READY_EVENTS, 0);
+  if (wake_due_ns_ != 0) {
+    const int count = epoll_wait(epoll_fd_, ready, READY_EVENTS, 0);
+    if (count != 0) return count;
+    wake();
+  }
+  return epoll_wait(epoll_fd_, ready, READY_EVENTS, sleep_ms());
+}
+
+// Shows JavaScript what has completed, and wakes it when it is time.
 void Engine::publish() {
-  if (!completions_.publish()) return;
+  const uint32_t unseen = completions_.publish();
+  if (unseen == 0) {
+    wake_due_ns_ = 0;
+    return;
+  }
+  const int64_t now = monotonic_ns();
+  if (wake_due_ns_ == 0) wake_due_ns_ = now + WAKE_DELAY_NS;
+  if (now >= wake_due_ns_ || unseen >= WAKE_COMPLETIONS) wake();
+}
+
+void Engine::wake() {
+  wake_due_ns_ = 0;
+  if (!completions_.disarm()) return;
   counters.wakeups.add(1);
   wake_();
 }

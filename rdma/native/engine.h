@@ -5,6 +5,8 @@
 // Lifetime: the rings' memory and `wake` must outlive close(), which joins the thread. Regions and coders handed over in
 // commands are the engine's; regions come back by region_gone events or, after close(), are what JavaScript still lists.
 #pragma once
+#include <sys/epoll.h>
+
 #include <atomic>
 #include <functional>
 #include <memory>
@@ -60,6 +62,8 @@ class Engine {
   void run_timers();
   int sleep_ms();
   void publish();
+  void wake();
+  int wait(epoll_event* ready, bool busy);
   void empty_graveyard();
   void tear_down();
 
@@ -76,6 +80,7 @@ class Engine {
   std::unordered_map<uint32_t, Listener*> listeners_;
   std::atomic<uint32_t> commands_submitted_{0};
   uint32_t commands_taken_ = 0;
+  int64_t wake_due_ns_ = 0;  // when JavaScript is to be woken; 0: it need not be
   std::atomic<bool> sleeping_{false};
   std::atomic<bool> stopping_{false};
   std::thread thread_;

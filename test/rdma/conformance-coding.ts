@@ -319,12 +319,20 @@ export const codingCases: readonly Case[] = [
     run: async (w) => {
       const stripe = new Stripe(w.a, 4, 2, 4096, 4 * 4096);
       const before = w.a.counters();
-      await encode(w, stripe, stripe.encodeSpec(), ENCODE_FLAGS);
+      // In one batch: each request counts its own bytes.
+      const log = new Log();
+      const coder = w.a.createCoder(stripe.encodeSpec());
+      const queue = w.a.createCodingQueue(log.handler);
+      for (let i = 0; i < 3; i++) queue.postEncode(i, coder, stripe.place, ENCODE_FLAGS);
+      w.a.ring();
+      await entriesArrive(w, log, 3, 'the coding queue');
       await verify(w, stripe, 1);
       const after = w.a.counters();
-      assert.ok(after.bytesEncoded - before.bytesEncoded >= 4 * 4096);
+      assert.equal(after.bytesEncoded - before.bytesEncoded, 3 * 4 * 4096);
       assert.equal(after.bytesVerified - before.bytesVerified, 4096);
-      assert.equal(after.requests - before.requests, 2);
+      assert.equal(after.requests - before.requests, 4);
+      await w.drive(queue.destroy());
+      coder.destroy();
     },
   },
 ];

@@ -1,8 +1,9 @@
 /**
  * The software device: TypeScript keeps the objects and dispatches completions, a native thread moves and codes bytes.
  *
- * Waking up costs microseconds, so the engine wakes this thread only after `arm()`; otherwise completions are polled in
- * batches until there are none: poll, dispatch, `onBatchEnd`, ring. After some batches the event loop gets its turn.
+ * Waking up costs microseconds: the engine wakes this thread only after `arm()`, and under load a little later, so that
+ * batches grow. Otherwise completions are polled until there are none: poll, dispatch, `onBatchEnd`, ring. After some
+ * batches the event loop gets its turn.
  */
 import { lookup } from 'node:dns/promises';
 import { isIP } from 'node:net';
@@ -214,6 +215,7 @@ export class SoftDevice implements Device {
         continue;
       }
       try {
+        armed = false;
         this.#dispatch();
         this.onBatchEnd?.();
       } catch (error) {
