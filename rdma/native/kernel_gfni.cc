@@ -11,6 +11,9 @@ namespace {
 
 constexpr int kUnroll = 4;
 constexpr size_t kStep = kUnroll * 64;
+// Without products memory alone is the limit: the lines to be written are asked for so many bytes ahead, too. XOR of two
+// units in cache gains 10 %; with products it costs more than it gains.
+constexpr size_t kOutAhead = 1024;
 
 inline __m512i load(const uint8_t* at) { return _mm512_loadu_si512(at); }
 
@@ -34,7 +37,10 @@ inline __attribute__((always_inline)) void step(const Column* columns, int count
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; r++) {
 #pragma GCC unroll 4
-    for (int u = 0; u < Unroll; u++) sum[r][u] = _mm512_setzero_si512();
+    for (int u = 0; u < Unroll; u++) {
+      if (General == 0) __builtin_prefetch(out[r] + at + 64 * u + kOutAhead, 1);
+      sum[r][u] = _mm512_setzero_si512();
+    }
   }
   int c = 0;
   // Columns in pairs: one instruction adds both products.
