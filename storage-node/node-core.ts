@@ -57,6 +57,8 @@ export interface StorageNodeOptions {
   readonly rejoinMs?: number;
   /** A peer not heard of for so long is dropped. Default 60,000. */
   readonly silentMs?: number;
+  /** Most unit slots granted to one writer; every session takes 4 KiB for each. Default 256. */
+  readonly maxSlots?: number;
 }
 
 export interface NodeCounters {
@@ -87,6 +89,7 @@ export class StorageNode {
   /** The port listened on, once started. */
   port = 0;
   private readonly hub: Hub;
+  private readonly maxSlots: number;
   private readonly log: (message: string) => void;
   private readonly maps: MapKeeper;
   private readonly connections = new Set<Connection>();
@@ -108,6 +111,7 @@ export class StorageNode {
   constructor(private readonly options: StorageNodeOptions) {
     this.id = options.id;
     this.hub = options.hub ?? new Hub(options.device);
+    this.maxSlots = options.maxSlots ?? MAX_SLOTS;
     this.log = options.log ?? (() => undefined);
     this.memory = new RingMemory(options.ringMemoryBytes ?? RING_MEMORY_BYTES);
     this.maps = new MapKeeper(options.clusterStore, (map) => { this.adopted(map); });
@@ -173,7 +177,7 @@ export class StorageNode {
       violation: (channel, reason) => { this.violation(channel, reason); },
     };
     const context = { device, hub: this.hub, clock, secret: this.options.secret, clusterId: identity.clusterId };
-    this.listener = await listen(device, host, this.options.port ?? 0, (qp) => { acceptSession(context, qp, MAX_SLOTS, (hello, channel) => this.decide(hello, channel)); });
+    this.listener = await listen(device, host, this.options.port ?? 0, (qp) => { acceptSession(context, qp, this.maxSlots, (hello, channel) => this.decide(hello, channel)); });
     this.port = this.listener.port;
     await this.joining.join(this.store, host, this.port, this.options.controlPort ?? 0);
     this.maps.watch();
@@ -227,7 +231,7 @@ export class StorageNode {
       throw new TartanError('ERR_UNIT_BYTES', `Cannot ${attempt}: units of ${unitBytes} bytes, expected a power of two from ${MIN_UNIT_BYTES} to ${MAX_UNIT_BYTES}`);
     }
     const slotBytes = unitSlotBytes(unitBytes);
-    const most = Math.max(2, Math.min(wanted === 0 ? MAX_SLOTS : wanted, MAX_SLOTS, Math.floor(RING_BYTES / slotBytes)));
+    const most = Math.max(2, Math.min(wanted === 0 ? this.maxSlots : wanted, this.maxSlots, Math.floor(RING_BYTES / slotBytes)));
     const bytes = this.memory.take(most * slotBytes, slotBytes, 2 * slotBytes, attempt);
     let region: MemoryRegion;
     try {
