@@ -32,6 +32,8 @@ export class MemoryDisk implements Disk {
   private readonly synced = new Map<number, Uint8Array>();
   /** Unsynced blocks in the order of writing; the newest counts. */
   private pending: PendingBlock[] = [];
+  /** The newest of each pending block; made by the first read after `pending` changed. */
+  private readonly latest = new Map<number, Uint8Array>();
   /** Writes under way: a crash may find any part of them on the disk. */
   private readonly underWay = new Set<{ readonly views: readonly Uint8Array[]; readonly position: number }>();
   private closed = false;
@@ -41,7 +43,8 @@ export class MemoryDisk implements Disk {
   async read(into: Uint8Array, position: number): Promise<void> {
     this.check('read', into.length, position);
     await this.faults.beforeRead?.(position, into.length);
-    const latest = new Map(this.pending.map(({ block, bytes }) => [block, bytes]));
+    const latest = this.latest;
+    if (latest.size === 0) for (const { block, bytes } of this.pending) latest.set(block, bytes);
     for (let at = 0; at < into.length; at += BLOCK_BYTES) {
       const block = (position + at) / BLOCK_BYTES;
       const bytes = latest.get(block) ?? this.synced.get(block);
@@ -56,7 +59,8 @@ export class MemoryDisk implements Disk {
     this.underWay.add(write);
     try { await this.faults.beforeWrite?.(position, length); } finally { this.underWay.delete(write); }
     // Memory is read here, after the delay: a caller that reuses it too early writes the wrong bytes, as on a real disk.
-    this.pending.push(...blocksOf(write));
+    for (const each of blocksOf(write)) this.pending.push(each);
+    this.latest.clear();
     this.writes++;
     this.bytesWritten += length;
   }
@@ -68,6 +72,7 @@ export class MemoryDisk implements Disk {
     this.settle(covered, () => true);
     const done = new Set(covered);
     this.pending = this.pending.filter((block) => !done.has(block));
+    this.latest.clear();
   }
 
   async close(): Promise<void> { this.closed = true; }
@@ -135,7 +140,9 @@ function blocksOf({ views, position }: { readonly views: readonly Uint8Array[]; 
   const blocks: PendingBlock[] = [];
   let block = position / BLOCK_BYTES;
   for (const view of views) {
-    for (let at = 0; at < view.length; at += BLOCK_BYTES) blocks.push({ block: block++, bytes: view.slice(at, at + BLOCK_BYTES) });
+    // One copy of the whole, of which the blocks are views: memory of its own for each costs more than the bytes.
+    const copy = view.slice();
+    for (let at = 0; at < copy.length; at += BLOCK_BYTES) blocks.push({ block: block++, bytes: copy.subarray(at, at + BLOCK_BYTES) });
   }
   return blocks;
 }

@@ -1,6 +1,7 @@
 /**
  * ENCODE and VERIFY in virtual time. Requests of one queue run one after the other; each walks its units in 1 to 4
- * pieces at random moments (reading inputs, writing outputs), and handles headers with the last.
+ * pieces at random moments (reading inputs, writing outputs), and handles headers with the last. Its first piece comes
+ * when all of its bytes would have been coded: the queue is busy for as long, and one event the less is needed.
  */
 import type { Coder, CodingQueue, CompletionHandler, DigestLayout, MemoryRegion, StripePlace } from '../device.js';
 import { Flag, Opcode, Status, statusName } from '../records.js';
@@ -8,6 +9,7 @@ import { headerBytes, SimCoder, unitBytes } from './coder.js';
 import { Digest, multiplyAdd, readUint32, sealOf, writeUint32 } from './coding.js';
 import type { SimDevice } from './device.js';
 import type { SimRegion } from './memory-region.js';
+import { QUIET } from './event-queue.js';
 import { cutPieces } from './pieces.js';
 
 /** 5 GB/s of input. */
@@ -20,12 +22,13 @@ interface Outcome { readonly status: number; readonly detail: number }
 const SUCCESS: Outcome = { status: Status.SUCCESS, detail: 0 };
 
 /** A coding request under way: its bytes from … to, then its end. */
-interface Work { readonly length: number; readonly inputBytes: number; advance(from: number, to: number): void; finish(): Outcome }
+interface Work { readonly length: number; advance(from: number, to: number): void; finish(): Outcome }
 
 interface CodingRequest {
   readonly opcode: number;
   readonly wrId: number;
   readonly region: SimRegion | undefined;
+  readonly inputBytes: number;
   begin(): Work | Outcome;
 }
 
@@ -49,7 +52,7 @@ export class SimCodingQueue implements CodingQueue {
   postEncode(wrId: number, coder: Coder, place: StripePlace, flags: number): void {
     const region = this.#device.ownRegion(place.region);
     const copy = { ...place }; // the caller may fill the same object for its next request
-    this.#post({ opcode: Opcode.ENCODE, wrId, region, begin: () => this.#beginEncode(coder, region, copy, flags) });
+    this.#post({ opcode: Opcode.ENCODE, wrId, region, inputBytes: place.dataLength, begin: () => this.#beginEncode(coder, region, copy, flags) });
   }
 
   postVerify(
@@ -57,7 +60,7 @@ export class SimCodingQueue implements CodingQueue {
   ): void {
     const own = this.#device.ownRegion(region);
     this.#post({
-      opcode: Opcode.VERIFY, wrId, region: own,
+      opcode: Opcode.VERIFY, wrId, region: own, inputBytes: payloadBytes,
       begin: () => this.#beginVerify(coder, own, headerOffset, bytes, payloadOffset, payloadBytes),
     });
   }
@@ -84,22 +87,28 @@ export class SimCodingQueue implements CodingQueue {
       return;
     }
     this.#isBusy = true;
-    this.#device.later(() => {
+    const { world, random, host } = this.#device;
+    const codingMs = request.inputBytes > 0 ? request.inputBytes / CODING_BYTES_PER_MS : 0; // nonsense is refused when it begins
+    world.schedule(codingMs + random.random() * PAUSE_MS, host, () => {
       const work = request.begin();
       if ('status' in work) this.#end(request, work);
-      else this.#step(request, work, cutPieces(this.#device.random, work.length), 0);
+      else this.#step(request, work, cutPieces(random, work.length), 0);
+      return QUIET;
     });
   }
 
   #step(request: CodingRequest, work: Work, bounds: readonly number[], index: number): void {
     const { world, random, host, name } = this.#device;
-    const [from, to] = [bounds[index]!, bounds[index + 1]!];
-    const share = work.length === 0 ? 0 : (to - from) / work.length;
-    world.schedule((share * work.inputBytes) / CODING_BYTES_PER_MS + random.random() * PAUSE_MS, host, () => {
-      work.advance(from, to);
-      if (world.trace) world.note(`${name} cq${this.qpn} ${request.opcode === Opcode.ENCODE ? 'ENCODE' : 'VERIFY'} ${request.wrId} ${from}..${to}`);
-      if (index + 2 < bounds.length) this.#step(request, work, bounds, index + 1);
-      else this.#end(request, work.finish());
+    const from = bounds[index]!, to = bounds[index + 1]!;
+    work.advance(from, to);
+    if (world.trace) world.note(`${name} cq${this.qpn} ${request.opcode === Opcode.ENCODE ? 'ENCODE' : 'VERIFY'} ${request.wrId} ${from}..${to}`);
+    if (index + 2 === bounds.length) {
+      this.#end(request, work.finish());
+      return;
+    }
+    world.schedule(random.random() * PAUSE_MS, host, () => {
+      this.#step(request, work, bounds, index + 1);
+      return QUIET;
     });
   }
 
@@ -112,11 +121,7 @@ export class SimCodingQueue implements CodingQueue {
   #complete(request: CodingRequest, { status, detail }: Outcome): void {
     const { world, name } = this.#device;
     if (world.trace) world.note(`${name} cq${this.qpn} ${request.wrId} completes: ${statusName(status)} ${detail}`);
-    this.#device.deliver(() => {
-      this.#device.counts.completions++;
-      this.handler(request.opcode, status, request.wrId >>> 0, 0, 0, detail);
-      request.region?.release();
-    });
+    this.#device.complete(this, request.opcode, status, request.wrId >>> 0, 0, 0, detail, request.region === undefined ? [] : [request.region]);
   }
 
   #beginEncode(coder: Coder, region: SimRegion | undefined, place: StripePlace, flags: number): Work | Outcome {
@@ -138,15 +143,16 @@ export class SimCodingQueue implements CodingQueue {
 
     const advance = (from: number, to: number): void => {
       const pieces = inputs.map(({ payload }) => payload.subarray(from, to));
-      outputs.forEach((output, row) => {
-        const out = output.payload.subarray(from, to);
+      for (let row = 0; row < outputs.length; row++) {
+        const out = outputs[row]!.payload.subarray(from, to);
         out.fill(0);
-        pieces.forEach((piece, column) => {
-          multiplyAdd(matrix[row * inputs.length + column]!, piece.subarray(0, out.length), out);
-        });
-        output.digest.add(out);
-      });
-      inputs.forEach((input, column) => input.digest.add(pieces[column]!));
+        for (let column = 0; column < pieces.length; column++) {
+          const piece = pieces[column]!;
+          multiplyAdd(matrix[row * inputs.length + column]!, piece.length > out.length ? piece.subarray(0, out.length) : piece, out);
+        }
+        outputs[row]!.digest.add(out);
+      }
+      for (let column = 0; column < pieces.length; column++) inputs[column]!.digest.add(pieces[column]!);
     };
 
     const finish = (): Outcome => {
@@ -177,7 +183,7 @@ export class SimCodingQueue implements CodingQueue {
       return SUCCESS;
     };
     const length = [...inputs, ...outputs].reduce((most, { payload }) => Math.max(most, payload.length), 0);
-    return { length, inputBytes, advance, finish };
+    return { length, advance, finish };
   }
 
   #beginVerify(
@@ -191,7 +197,6 @@ export class SimCodingQueue implements CodingQueue {
     const digest = new Digest();
     return {
       length: payloadBytes,
-      inputBytes: payloadBytes,
       advance: (from, to) => digest.add(payload.subarray(from, to)),
       finish: () => {
         this.#device.counts.bytesVerified += payloadBytes;

@@ -23,26 +23,48 @@ function buildProducts(): Uint8Array {
 /** output[i] ^= coefficient · input[i] for i < input.length (at most output.length). */
 export function multiplyAdd(coefficient: number, input: Uint8Array, output: Uint8Array): void {
   if (coefficient === 0) return;
-  const row = PRODUCT.subarray(coefficient * 256, coefficient * 256 + 256);
-  for (let i = 0; i < input.length; i++) output[i]! ^= row[input[i]!]!;
+  if (coefficient === 1) {
+    let at = 0;
+    if (((input.byteOffset | output.byteOffset) & 3) === 0) {
+      const count = input.length >> 2;
+      const from = new Int32Array(input.buffer, input.byteOffset, count), to = new Int32Array(output.buffer, output.byteOffset, count);
+      for (let i = 0; i < count; i++) to[i]! ^= from[i]!;
+      at = count * 4;
+    }
+    for (; at < input.length; at++) output[at]! ^= input[at]!;
+    return;
+  }
+  const row = coefficient * 256;
+  for (let i = 0; i < input.length; i++) output[i]! ^= PRODUCT[row + input[i]!]!;
 }
 
+/**
+ * Eight tables of 256 signed words, for eight bytes at a time (Kounavis and Berry's slicing): entry t·256 + b is the CRC
+ * of byte b followed by t zero bytes. Signed, because a word above 2^31 would be kept as a float.
+ */
 const CRC_TABLE = buildCrcTable();
 
-function buildCrcTable(): Uint32Array {
-  const table = new Uint32Array(256);
+function buildCrcTable(): Int32Array {
+  const table = new Int32Array(8 * 256);
   for (let byte = 0; byte < 256; byte++) {
     let crc = byte;
     for (let bit = 0; bit < 8; bit++) crc = crc & 1 ? (crc >>> 1) ^ 0x82f63b78 : crc >>> 1;
     table[byte] = crc;
   }
+  for (let at = 256; at < table.length; at++) table[at] = (table[at - 256]! >>> 8) ^ table[table[at - 256]! & 0xff]!;
   return table;
 }
 
 /** CRC32C (Castagnoli). @param crc 0 to begin, or the result so far @returns uint32 */
 export function crc32c(crc: number, bytes: Uint8Array): number {
-  let state = ~crc;
-  for (let i = 0; i < bytes.length; i++) state = (state >>> 8) ^ CRC_TABLE[(state ^ bytes[i]!) & 0xff]!;
+  const t = CRC_TABLE, whole = bytes.length & ~7;
+  let state = ~crc, i = 0;
+  for (; i < whole; i += 8) {
+    const word = state ^ (bytes[i]! | (bytes[i + 1]! << 8) | (bytes[i + 2]! << 16) | (bytes[i + 3]! << 24));
+    state = t[1792 + (word & 0xff)]! ^ t[1536 + ((word >>> 8) & 0xff)]! ^ t[1280 + ((word >>> 16) & 0xff)]! ^ t[1024 + (word >>> 24)]!
+      ^ t[768 + bytes[i + 4]!]! ^ t[512 + bytes[i + 5]!]! ^ t[256 + bytes[i + 6]!]! ^ t[bytes[i + 7]!]!;
+  }
+  for (; i < bytes.length; i++) state = (state >>> 8) ^ t[(state ^ bytes[i]!) & 0xff]!;
   return ~state >>> 0;
 }
 
@@ -51,11 +73,22 @@ export class Digest {
   crc = 0;
   /** 16 bytes: byte i is the XOR of payload bytes i, i + 16, i + 32, … */
   readonly summary = new Uint8Array(16);
+  readonly #words = new Int32Array(this.summary.buffer);
   #length = 0;
 
   add(bytes: Uint8Array): void {
     this.crc = crc32c(this.crc, bytes);
-    for (let i = 0; i < bytes.length; i++) this.summary[(this.#length + i) & 15]! ^= bytes[i]!;
+    let at = 0;
+    if (((this.#length | bytes.byteOffset) & 15) === 0) {
+      const count = (bytes.length >> 4) * 4;
+      const words = new Int32Array(bytes.buffer, bytes.byteOffset, count);
+      let a = 0, b = 0, c = 0, d = 0;
+      for (let i = 0; i < count; i += 4) { a ^= words[i]!; b ^= words[i + 1]!; c ^= words[i + 2]!; d ^= words[i + 3]!; }
+      const sum = this.#words;
+      sum[0]! ^= a; sum[1]! ^= b; sum[2]! ^= c; sum[3]! ^= d;
+      at = count * 4;
+    }
+    for (; at < bytes.length; at++) this.summary[(this.#length + at) & 15]! ^= bytes[at]!;
     this.#length += bytes.length;
   }
 }

@@ -11,6 +11,7 @@ import {
 import { Connection } from './connection.js';
 import { SimCoder } from './coder.js';
 import { SimCodingQueue } from './coding-queue.js';
+import type { Fire } from './event-queue.js';
 import type { SimHost } from './host.js';
 import { SimRegion } from './memory-region.js';
 import type { SimQueuePair } from './queue-pair.js';
@@ -24,6 +25,16 @@ const LOOPBACK = new Set(['localhost', '127.0.0.1', '0.0.0.0', '::1', '::']);
 /** A posted request, waiting for ring(). */
 export interface Startable { start(): void }
 
+/** Whom completions are for; asked for its handler when they are delivered. */
+interface Completer { readonly handler: CompletionHandler }
+
+interface Completion {
+  readonly to: Completer; readonly opcode: number; readonly status: number; readonly wrId: number;
+  readonly byteLength: number; readonly imm: number; readonly detail: number;
+  /** Memory that the request held. */
+  readonly regions: readonly SimRegion[];
+}
+
 export class SimDevice implements Device {
   readonly kind = 'sim';
   readonly name: string;
@@ -36,7 +47,7 @@ export class SimDevice implements Device {
     bytesCopied: 0, allocations: 0, errors: 0, regions: 0, queuePairs: 0,
   };
   #staged: Startable[] = [];
-  #deliveries: (() => void)[] = [];
+  #deliveries: ((() => void) | Completion)[] = [];
   readonly #regions = new Set<SimRegion>();
   readonly #regionsByKey = new Map<number, SimRegion>();
   readonly #usedKeys = new Set<number>();
@@ -172,24 +183,35 @@ export class SimDevice implements Device {
   }
 
   /** Does something in an event of this device soon, never now. */
-  later(fire: () => void): void {
+  later(fire: Fire): void {
     this.world.schedule(this.random.random() * STEP_MS, this.host, fire);
   }
 
   /** Calls a handler with the next batch. */
   deliver(call: () => void): void {
     this.#deliveries.push(call);
-    if (this.#deliveries.length === 1) this.later(() => this.#deliverBatch());
+    if (this.#deliveries.length === 1) this.later(this.#deliverBatch);
   }
 
-  #deliverBatch(): void {
+  /** Delivers a completion with the next batch; the request's memory is held until its handler has run. */
+  complete(to: Completer, opcode: number, status: number, wrId: number, byteLength: number, imm: number, detail: number, regions: readonly SimRegion[]): void {
+    this.#deliveries.push({ to, opcode, status, wrId, byteLength, imm, detail, regions });
+    if (this.#deliveries.length === 1) this.later(this.#deliverBatch);
+  }
+
+  readonly #deliverBatch = (): void => {
     const batch = this.#deliveries;
     this.#deliveries = [];
     this.counts.wakeups++;
-    for (const call of batch) call();
+    for (const each of batch) {
+      if (typeof each === 'function') { each(); continue; }
+      this.counts.completions++;
+      each.to.handler(each.opcode, each.status, each.wrId, each.byteLength, each.imm, each.detail);
+      for (const region of each.regions) region.release();
+    }
     this.onBatchEnd?.();
     this.ring();
-  }
+  };
 
   /** @returns the region when it is this device's own and still registered */
   ownRegion(region: MemoryRegion): SimRegion | undefined {

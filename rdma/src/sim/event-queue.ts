@@ -1,14 +1,15 @@
 /** What will happen at a moment of virtual time. */
 export interface SimEvent {
-  /** Virtual milliseconds. */
-  readonly time: number;
-  /** Breaks ties: events of one moment happen in the order in which they were scheduled. */
-  readonly sequence: number;
   /** Set to undefined to cancel. */
-  fire: (() => void) | undefined;
+  fire: Fire | undefined;
   /** Whose event it is: a paused process does nothing, a dead one never will. Undefined: the world's own. */
   readonly owner: EventOwner | undefined;
 }
+
+/** What an event returns that touched nothing but the device's inside: no promise can have settled, no handler has run. */
+export const QUIET = Symbol('quiet');
+
+export type Fire = () => unknown;
 
 export interface EventOwner {
   readonly isAlive: boolean;
@@ -17,53 +18,77 @@ export interface EventOwner {
   defer(event: SimEvent): void;
 }
 
-/** A binary heap of events by (time, sequence). The order is total, so popping is deterministic. */
+/**
+ * A binary heap of events by (time, sequence). The order is total, so popping is deterministic: events of one moment
+ * happen in the order in which they were scheduled.
+ *
+ * The keys lie in typed arrays beside the events: a run of the simulation is millions of them, and comparing numbers
+ * behind objects was the larger part of it.
+ */
 export class EventQueue {
-  readonly #heap: SimEvent[] = [];
+  #times = new Float64Array(1024);
+  #sequences = new Float64Array(1024);
+  readonly #events: SimEvent[] = [];
+  #size = 0;
   #sequence = 0;
 
   get size(): number {
-    return this.#heap.length;
+    return this.#size;
   }
 
-  push(time: number, fire: () => void, owner: EventOwner | undefined): SimEvent {
-    const event: SimEvent = { time, sequence: this.#sequence++, fire, owner };
-    const heap = this.#heap;
-    let at = heap.length;
-    heap.push(event);
+  /** When the next event is due; Infinity: there is none. */
+  get nextTime(): number {
+    return this.#size === 0 ? Infinity : this.#times[0]!;
+  }
+
+  push(time: number, fire: Fire, owner: EventOwner | undefined): SimEvent {
+    if (this.#size === this.#times.length) this.#grow();
+    const event: SimEvent = { fire, owner };
+    const times = this.#times, sequences = this.#sequences, events = this.#events;
+    let at = this.#size++;
     while (at > 0) {
       const parent = (at - 1) >> 1;
-      if (!isBefore(event, heap[parent]!)) break;
-      heap[at] = heap[parent]!;
+      // The newest sequence is the largest: at the same time the parent stays above.
+      if (times[parent]! <= time) break;
+      times[at] = times[parent]!;
+      sequences[at] = sequences[parent]!;
+      events[at] = events[parent]!;
       at = parent;
     }
-    heap[at] = event;
+    times[at] = time;
+    sequences[at] = this.#sequence++;
+    events[at] = event;
     return event;
   }
 
-  peek(): SimEvent | undefined {
-    return this.#heap[0];
-  }
-
   pop(): SimEvent | undefined {
-    const heap = this.#heap;
-    const top = heap[0];
-    const last = heap.pop();
-    if (top === undefined || last === undefined || top === last) return top;
+    if (this.#size === 0) return undefined;
+    const times = this.#times, sequences = this.#sequences, events = this.#events;
+    const top = events[0]!, size = --this.#size, last = events.pop()!;
+    if (size === 0) return top;
+    const time = times[size]!, sequence = sequences[size]!;
     let at = 0;
     for (;;) {
       let child = 2 * at + 1;
-      if (child >= heap.length) break;
-      if (child + 1 < heap.length && isBefore(heap[child + 1]!, heap[child]!)) child++;
-      if (!isBefore(heap[child]!, last)) break;
-      heap[at] = heap[child]!;
+      if (child >= size) break;
+      if (child + 1 < size && (times[child + 1]! < times[child]! || (times[child + 1]! === times[child]! && sequences[child + 1]! < sequences[child]!))) child++;
+      if (times[child]! > time || (times[child]! === time && sequences[child]! > sequence)) break;
+      times[at] = times[child]!;
+      sequences[at] = sequences[child]!;
+      events[at] = events[child]!;
       at = child;
     }
-    heap[at] = last;
+    times[at] = time;
+    sequences[at] = sequence;
+    events[at] = last;
     return top;
   }
-}
 
-function isBefore(a: SimEvent, b: SimEvent): boolean {
-  return a.time < b.time || (a.time === b.time && a.sequence < b.sequence);
+  #grow(): void {
+    const times = new Float64Array(this.#size * 2), sequences = new Float64Array(this.#size * 2);
+    times.set(this.#times);
+    sequences.set(this.#sequences);
+    this.#times = times;
+    this.#sequences = sequences;
+  }
 }

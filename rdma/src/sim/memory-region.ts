@@ -29,6 +29,8 @@ export class SimRegion implements MemoryRegion {
   readonly lkey: number;
   readonly rkey: number;
   readonly buffer: ArrayBuffer;
+  /** All of it. */
+  readonly all: Uint8Array;
   readonly byteLength: number;
   readonly access: number;
   isRevoked = false;
@@ -46,6 +48,7 @@ export class SimRegion implements MemoryRegion {
     } catch (cause) {
       throw new RdmaError('ERR_REGISTRATION_REFUSED', `Cannot register ${byteLength} bytes: no memory`, { cause });
     }
+    this.all = new Uint8Array(this.buffer);
     this.#device = device;
     this.lkey = lkey;
     this.rkey = rkey;
@@ -97,4 +100,3 @@ export class SimRegion implements MemoryRegion {
     return this.#deregistered;
   }
 }
-

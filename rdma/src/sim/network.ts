@@ -1,3 +1,4 @@
+import { QUIET, type Fire } from './event-queue.js';
 import type { SimHost } from './host.js';
 import type { SimWorld } from './world.js';
 
@@ -65,7 +66,7 @@ export class Channel {
   readonly link: Link;
   readonly #world: SimWorld;
   readonly #to: SimHost;
-  #messages: { time: number; arrive: () => void }[] = [];
+  #messages: { time: number; arrive: Fire }[] = [];
   #lastArrival = 0;
   #isClosed = false;
 
@@ -75,7 +76,8 @@ export class Channel {
     this.link = world.network.link(from.name, to.name);
   }
 
-  send(arrive: () => void): void {
+  /** @param arrive  returns QUIET when only a device's inside was touched */
+  send(arrive: Fire): void {
     if (this.#isClosed) return;
     const { latencyMs, jitterMs, lossRate } = this.link.options;
     let delay = latencyMs + jitterMs * this.#world.networkRandom.random();
@@ -83,14 +85,14 @@ export class Channel {
     const time = Math.max(this.#lastArrival, this.#world.now() + delay);
     this.#lastArrival = time;
     this.#messages.push({ time, arrive });
-    this.#world.schedule(time - this.#world.now(), this.#to, () => this.#pump());
+    this.#world.schedule(time - this.#world.now(), this.#to, this.#pump);
   }
 
   /** After a partition: what waited arrives after one more retransmission. */
   resume(): void {
     if (this.#messages.length === 0) return;
     const delay = this.link.options.latencyMs + this.#world.networkRandom.random();
-    this.#world.schedule(delay, this.#to, () => this.#pump());
+    this.#world.schedule(delay, this.#to, this.#pump);
   }
 
   close(): void {
@@ -98,9 +100,11 @@ export class Channel {
     this.#messages = [];
   }
 
-  #pump(): void {
+  readonly #pump = (): unknown => {
+    let quiet: unknown = QUIET;
     while (!this.link.isBlocked && this.#messages.length > 0 && this.#messages[0]!.time <= this.#world.now() + 1e-9) {
-      this.#messages.shift()!.arrive();
+      if (this.#messages.shift()!.arrive() !== QUIET) quiet = undefined;
     }
-  }
+    return quiet;
+  };
 }

@@ -1,13 +1,23 @@
 import type { SimRandom } from './random.js';
 
+/** A device moves memory in cache lines: within one nothing is ever half done. */
+const LINE_BYTES = 64;
+
 /**
- * Cuts a length into 1 to 4 pieces at random places.
+ * Cuts a length into 1 to 4 pieces at random places, whole lines each but for the last.
  *
  * @returns the bounds, ascending: 0, …, length. A length of 0 is one empty piece.
  */
 export function cutPieces(random: SimRandom, length: number): number[] {
-  const count = Math.min(1 + random.int(4), Math.max(1, length));
-  const bounds = new Set<number>();
-  while (bounds.size < count - 1) bounds.add(1 + random.int(length - 1));
-  return [0, ...[...bounds].sort((a, b) => a - b), length];
+  const lines = Math.ceil(length / LINE_BYTES);
+  if (lines <= 1) return [0, length];
+  const count = Math.min(1 + random.int(4), lines);
+  const bounds = [0, length];
+  while (bounds.length <= count) {
+    const bound = LINE_BYTES * (1 + random.int(lines - 1));
+    let at = 1;
+    while (bounds[at]! < bound) at++;
+    if (bounds[at] !== bound) bounds.splice(at, 0, bound);
+  }
+  return bounds;
 }

@@ -12,7 +12,9 @@
  */
 import { Access, type CompletionHandler, type MemoryRegion, type QueuePair } from '../device.js';
 import { Flag, Opcode, Status, statusName } from '../records.js';
+import { copyOf } from './arena.js';
 import type { SimDevice, Startable } from './device.js';
+import { QUIET } from './event-queue.js';
 import type { SimRegion } from './memory-region.js';
 import type { Channel } from './network.js';
 import { cutPieces } from './pieces.js';
@@ -22,10 +24,14 @@ const FLUSH_MS = 0.1;
 /** Every so many pieces (on average) leaves late, by up to this many virtual ms. */
 const LATE_ONE_IN = 4;
 const LATE_MS = 0.05;
+/** How long the device takes to begin: uniform, 0 … this, virtual ms. */
+const BEGIN_MS = 0.01;
+const NO_REGIONS: readonly SimRegion[] = [];
 
 interface Gather { readonly region: SimRegion; readonly offset: number; readonly length: number }
 
-interface SendRequest {
+interface SendRequest extends Startable {
+  readonly qp: SimQueuePair;
   readonly opcode: number;
   readonly flags: number;
   readonly wrId: number;
@@ -39,10 +45,14 @@ interface SendRequest {
   isDone: boolean;
 }
 
-interface RecvRequest { readonly wrId: number; readonly gather: Gather | undefined; readonly length: number; readonly isValid: boolean }
+interface RecvRequest extends Startable { readonly qp: SimQueuePair; readonly wrId: number; readonly gather: Gather | undefined; readonly length: number; readonly isValid: boolean }
 
 /** What arrives: a piece of a WRITE or SEND, or the whole of a READ request. */
 interface Message { readonly request: SendRequest; readonly at: number; readonly bytes: Uint8Array | undefined; isPlaced: boolean }
+
+// One function for all requests, for a simulation posts millions.
+function startSend(this: SendRequest): void { this.qp.startSend(this); }
+function startRecv(this: RecvRequest): void { this.qp.startRecv(this); }
 
 export class SimQueuePair implements QueuePair {
   readonly device: SimDevice;
@@ -88,8 +98,8 @@ export class SimQueuePair implements QueuePair {
     const gather = region === undefined ? undefined : this.#gather(region, offset, length);
     const isValid = region === undefined || gather !== undefined;
     gather?.region.hold();
-    const recv: RecvRequest = { wrId: wrId >>> 0, gather, length: region === undefined ? 0 : length, isValid };
-    this.device.stage({ start: () => this.#startRecv(recv) });
+    const recv: RecvRequest = { wrId: wrId >>> 0, gather, length: region === undefined ? 0 : length, isValid, qp: this, start: startRecv };
+    this.device.stage(recv);
   }
 
   postSend(wrId: number, region: MemoryRegion, offset: number, length: number, flags = 0): void {
@@ -131,9 +141,9 @@ export class SimQueuePair implements QueuePair {
     const status = gather.length === entries.length ? Status.SUCCESS : Status.LOCAL_PROTECTION_ERROR;
     for (const entry of gather) entry.region.hold();
     const request: SendRequest = {
-      opcode, flags, wrId: wrId >>> 0, imm: imm >>> 0, rkey: rkey >>> 0, remoteOffset, gather, length, status, isDone: false,
+      opcode, flags, wrId: wrId >>> 0, imm: imm >>> 0, rkey: rkey >>> 0, remoteOffset, gather, length, status, isDone: false, qp: this, start: startSend,
     };
-    this.device.stage({ start: () => this.#startSend(request) } satisfies Startable);
+    this.device.stage(request);
   }
 
   #gather(region: MemoryRegion, offset: number, length: number): Gather | undefined {
@@ -141,7 +151,8 @@ export class SimQueuePair implements QueuePair {
     return own?.contains(offset, length) === true ? { region: own, offset, length } : undefined;
   }
 
-  #startRecv(recv: RecvRequest): void {
+  /** For the device. */
+  startRecv(recv: RecvRequest): void {
     if (this.#isAtRest) {
       this.#completeRecv(recv, Opcode.RECV, Status.FLUSHED, 0, 0);
     } else if (!recv.isValid && this.#state === 'connected') {
@@ -153,7 +164,8 @@ export class SimQueuePair implements QueuePair {
     }
   }
 
-  #startSend(request: SendRequest): void {
+  /** For the device. */
+  startSend(request: SendRequest): void {
     if (this.#isAtRest) {
       this.#completeSend(request, Status.FLUSHED);
       return;
@@ -165,48 +177,56 @@ export class SimQueuePair implements QueuePair {
   // The requester's side: transmission.
 
   #kick(): void {
-    if (this.#isTransmitting || this.#next >= this.#sends.length) return;
-    this.#isTransmitting = true;
-    this.device.later(() => this.#transmit());
-  }
-
-  #transmit(): void {
     const request = this.#sends[this.#next];
-    if (this.#isAtRest || this.#state !== 'connected' || request === undefined) {
-      this.#isTransmitting = false;
-    } else if (request.status !== Status.SUCCESS) {
-      this.#isTransmitting = false;
-      // Earlier requests complete first: acknowledged() kicks again when this one is the head.
-      if (this.#next === 0) this.fail(request.status, request, 'a request named memory outside its region');
-    } else if (request.opcode === Opcode.READ) {
-      this.#note(request, 'asks');
-      this.#leave({ request, at: 0, bytes: undefined, isPlaced: false });
-      this.#next++;
-      this.#transmit();
+    if (this.#isTransmitting || request === undefined) return;
+    this.#isTransmitting = true;
+    if (request.status === Status.SUCCESS && request.opcode !== Opcode.READ && this.#state === 'connected') {
+      this.#transmitPiece(request, cutPieces(this.device.random, request.length), 0, this.device.random.random() * BEGIN_MS);
     } else {
-      this.#transmitPiece(request, cutPieces(this.device.random, request.length), 0);
+      this.device.later(this.#transmit);
     }
   }
 
-  #transmitPiece(request: SendRequest, bounds: readonly number[], index: number): void {
-    const [from, to] = [bounds[index]!, bounds[index + 1]!];
-    this.#atDeparture(to - from, () => {
+  readonly #transmit = (): unknown => {
+    for (;;) {
+      const request = this.#sends[this.#next];
+      if (this.#isAtRest || this.#state !== 'connected' || request === undefined) {
+        this.#isTransmitting = false;
+      } else if (request.status !== Status.SUCCESS) {
+        this.#isTransmitting = false;
+        // Earlier requests complete first: acknowledged() kicks again when this one is the head.
+        if (this.#next === 0) this.fail(request.status, request, 'a request named memory outside its region');
+      } else if (request.opcode === Opcode.READ) {
+        this.#note(request, 'asks');
+        this.#leave({ request, at: 0, bytes: undefined, isPlaced: false });
+        this.#next++;
+        continue;
+      } else {
+        this.#transmitPiece(request, cutPieces(this.device.random, request.length), 0, 0);
+      }
+      return QUIET;
+    }
+  };
+
+  #transmitPiece(request: SendRequest, bounds: readonly number[], index: number, delayMs: number): void {
+    const from = bounds[index]!, to = bounds[index + 1]!;
+    this.#atDeparture(to - from, delayMs, () => {
       if (this.#isAtRest) {
         this.#isTransmitting = false;
-        return;
+        return QUIET;
       }
       const bytes = readGather(request.gather, from, to);
       if (request.opcode === Opcode.WRITE_WITH_IMM) this.#damage(bytes);
       this.device.counts.bytesSent += bytes.length;
       this.device.counts.bytesCopied += bytes.length;
-      this.#note(request, `reads ${from}..${to}`);
+      if (this.device.world.trace) this.#note(request, `reads ${from}..${to}`);
       this.#leave({ request, at: from, bytes, isPlaced: false });
       if (index + 2 < bounds.length) {
-        this.#transmitPiece(request, bounds, index + 1);
-      } else {
-        this.#next++;
-        this.#transmit();
+        this.#transmitPiece(request, bounds, index + 1, 0);
+        return QUIET;
       }
+      this.#next++;
+      return this.#transmit();
     });
   }
 
@@ -217,15 +237,18 @@ export class SimQueuePair implements QueuePair {
     bytes[this.device.world.networkRandom.int(bytes.length)]! ^= 1 << this.device.world.networkRandom.int(8);
   }
 
-  #atDeparture(bytes: number, depart: () => void): void {
+  #atDeparture(bytes: number, delayMs: number, depart: () => unknown): void {
     const { world, random, host } = this.device;
-    const left = this.#out.link.occupy(world.now(), bytes) - world.now();
+    const left = this.#out.link.occupy(world.now() + delayMs, bytes) - world.now();
     const late = random.int(LATE_ONE_IN) === 0 ? random.random() * LATE_MS : 0;
     world.schedule(left + late, host, depart);
   }
 
   #leave(message: Message): void {
-    this.#out.send(() => this.peer.#arrived(message));
+    this.#out.send(() => {
+      this.peer.#arrived(message);
+      return QUIET;
+    });
   }
 
   #acknowledged(request: SendRequest): void {
@@ -242,7 +265,7 @@ export class SimQueuePair implements QueuePair {
     if (this.#isAtRest) return;
     placeGather(request.gather, at, bytes);
     this.device.counts.bytesReceived += bytes.length;
-    this.#note(request, `placed ${at}..${at + bytes.length}`);
+    if (this.device.world.trace) this.#note(request, `placed ${at}..${at + bytes.length}`);
     if (isLast) this.#acknowledged(request);
   }
 
@@ -279,7 +302,7 @@ export class SimQueuePair implements QueuePair {
         this.#refuse(request, Status.REMOTE_ACCESS_ERROR);
         return true;
       }
-      this.#place(request, region.bytes(request.remoteOffset + at, bytes.length), bytes, at);
+      this.#place(request, region, request.remoteOffset + at, bytes, at);
       message.isPlaced = true;
     }
     if (isLast && request.opcode === Opcode.WRITE_WITH_IMM) {
@@ -302,7 +325,7 @@ export class SimQueuePair implements QueuePair {
       this.#refuse(request, Status.REMOTE_INVALID_REQUEST);
       return true;
     }
-    if (recv.gather !== undefined) this.#place(request, recv.gather.region.bytes(recv.gather.offset + at, bytes.length), bytes, at);
+    if (recv.gather !== undefined) this.#place(request, recv.gather.region, recv.gather.offset + at, bytes, at);
     if (at + bytes.length === request.length) {
       this.#recvs.shift();
       this.#completeRecv(recv, Opcode.RECV, Status.SUCCESS, request.length, 0);
@@ -311,30 +334,34 @@ export class SimQueuePair implements QueuePair {
     return true;
   }
 
-  #place(request: SendRequest, target: Uint8Array, bytes: Uint8Array, at: number): void {
-    target.set(bytes);
+  #place(request: SendRequest, region: SimRegion, offset: number, bytes: Uint8Array, at: number): void {
+    region.all.set(bytes, offset);
     this.device.counts.bytesReceived += bytes.length;
-    this.#note(request, `places ${at}..${at + bytes.length}`);
+    if (this.device.world.trace) this.#note(request, `places ${at}..${at + bytes.length}`);
   }
 
   #answerRead(request: SendRequest): boolean {
     const bounds = cutPieces(this.device.random, request.length);
     const answer = (index: number): void => {
       const [from, to] = [bounds[index]!, bounds[index + 1]!];
-      this.#atDeparture(to - from, () => {
-        if (this.#state !== 'connected') return;
+      this.#atDeparture(to - from, 0, () => {
+        if (this.#state !== 'connected') return QUIET;
         const now = this.device.regionByKey(request.rkey);
         if (now?.allows(Access.REMOTE_READ, request.remoteOffset, request.length) !== true) {
           this.#refuse(request, Status.REMOTE_ACCESS_ERROR);
-          return;
+          return QUIET;
         }
-        const bytes = now.bytes(request.remoteOffset + from, to - from).slice();
+        const bytes = copyOf(now.all, request.remoteOffset + from, request.remoteOffset + to);
         this.device.counts.bytesSent += bytes.length;
         this.device.counts.bytesCopied += bytes.length;
-        this.#note(request, `answers ${from}..${to}`);
+        if (this.device.world.trace) this.#note(request, `answers ${from}..${to}`);
         const isLast = index + 2 === bounds.length;
-        this.#out.send(() => this.peer.#readArrived(request, from, bytes, isLast));
+        this.#out.send(() => {
+          this.peer.#readArrived(request, from, bytes, isLast);
+          return QUIET;
+        });
         if (!isLast) answer(index + 1);
+        return QUIET;
       });
     };
     const region = this.device.regionByKey(request.rkey);
@@ -344,7 +371,10 @@ export class SimQueuePair implements QueuePair {
   }
 
   #acknowledge(request: SendRequest): void {
-    this.#out.send(() => this.peer.#acknowledged(request));
+    this.#out.send(() => {
+      this.peer.#acknowledged(request);
+      return QUIET;
+    });
   }
 
   /** Tells the peer which of its requests failed, and ends. */
@@ -409,23 +439,19 @@ export class SimQueuePair implements QueuePair {
   }
 
   #completeSend(request: SendRequest, status: number): void {
-    const finish = (): void => { for (const entry of request.gather) entry.region.release(); };
-    if (status === Status.SUCCESS && (request.flags & Flag.SIGNALED) === 0) finish();
-    else this.#complete(request.opcode, status, request.wrId, 0, 0, finish);
+    const regions = request.gather.map(({ region }) => region);
+    if (status === Status.SUCCESS && (request.flags & Flag.SIGNALED) === 0) for (const region of regions) region.release();
+    else this.#complete(request.opcode, status, request.wrId, 0, 0, regions);
   }
 
   #completeRecv(recv: RecvRequest, opcode: number, status: number, byteLength: number, imm: number): void {
-    this.#complete(opcode, status, recv.wrId, byteLength, imm, () => recv.gather?.region.release());
+    this.#complete(opcode, status, recv.wrId, byteLength, imm, recv.gather === undefined ? NO_REGIONS : [recv.gather.region]);
   }
 
-  #complete(opcode: number, status: number, wrId: number, byteLength: number, imm: number, finish: () => void): void {
+  #complete(opcode: number, status: number, wrId: number, byteLength: number, imm: number, regions: readonly SimRegion[]): void {
     const { world, name } = this.device;
     if (world.trace) world.note(`${name} qp${this.qpn} ${opcodeName(opcode)} ${wrId} completes: ${statusName(status)}`);
-    this.device.deliver(() => {
-      this.device.counts.completions++;
-      this.handler(opcode, status, wrId, byteLength, imm, 0);
-      finish();
-    });
+    this.device.complete(this, opcode, status, wrId, byteLength, imm, 0, regions);
   }
 
   #note(request: SendRequest, what: string): void {
@@ -442,6 +468,8 @@ function opcodeName(opcode: number): string {
 
 /** @returns a copy of bytes from … to of the gathered source */
 function readGather(gather: readonly Gather[], from: number, to: number): Uint8Array {
+  const [first] = gather;
+  if (first !== undefined && to <= first.length) return copyOf(first.region.all, first.offset + from, first.offset + to);
   const out = new Uint8Array(to - from);
   forEachPart(gather, from, to, (part, at) => out.set(part, at));
   return out;

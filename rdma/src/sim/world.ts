@@ -5,15 +5,16 @@
  * after the other; between two events it lets the promises that the event settled run to their end. So the real
  * components, with their promises and awaits, run unchanged, instantly and in the same order every time.
  *
- * How promises are drained: after each event `run()` awaits a promise that `process.nextTick` resolves. Node starts a
- * tick only when the microtask queue is empty, however long the chains of awaits in it; hence nothing that a promise
- * can start by itself is left when the next event fires. What waits for the real world (a file, a socket, setTimeout,
+ * How promises are drained: after each event `run()` goes on in a tick of its own (`process.nextTick`). Node starts a
+ * tick that a microtask asked for only when the microtask queue is empty, however long the chains of awaits in it (a tick
+ * asked for by a tick it starts at once); hence nothing that a promise can start by itself is left when the next event fires. After an event that touched the device's inside alone (QUIET)
+ * there is nothing to drain. What waits for the real world (a file, a socket, setTimeout,
  * setImmediate) never happens while `run()` runs: simulated components take those from outside, as simulated ones.
  *
  * Hosts are names. Everything random comes from forks of the seed. `trace` gets a line for each thing of note: the
  * same seed and the same program give the same lines, byte for byte.
  */
-import { EventQueue, type SimEvent } from './event-queue.js';
+import { EventQueue, QUIET, type Fire, type SimEvent } from './event-queue.js';
 import { SimHost } from './host.js';
 import { Network, type LinkOptions } from './network.js';
 import { SimRandom } from './random.js';
@@ -27,6 +28,8 @@ export interface SimWorldOptions extends Partial<LinkOptions> {
   /** How soon peers notice a killed host, virtual ms. Default 5. */
   readonly detectMs?: number;
 }
+
+const RESOLVED = Promise.resolve();
 
 export interface SimTimer { readonly event: SimEvent }
 
@@ -86,8 +89,8 @@ export class SimWorld {
   }
 
   /** For the simulation's own parts: `fire` happens `ms` from now, if `owner` then lives. */
-  schedule(ms: number, owner: SimHost | undefined, fire: () => void): SimEvent {
-    return this.#events.push(this.#now + Math.max(0, ms), fire, owner);
+  schedule(ms: number, owner: SimHost | undefined, fire: Fire): SimEvent {
+    return this.#events.push(ms > 0 ? this.#now + ms : this.#now, fire, owner);
   }
 
   note(line: string): void {
@@ -100,25 +103,38 @@ export class SimWorld {
    * @returns whether `until()` holds; without it, true
    * @throws what an event or a handler threw
    */
-  async run(until?: () => boolean, maxVirtualMs = 60_000): Promise<boolean> {
-    if (this.#isRunning) throw new Error('SimWorld.run() is running already: one loop drives the world');
+  run(until?: () => boolean, maxVirtualMs = 60_000): Promise<boolean> {
+    if (this.#isRunning) return Promise.reject(new Error('SimWorld.run() is running already: one loop drives the world'));
     this.#isRunning = true;
     const end = this.#now + maxVirtualMs;
-    try {
-      for (;;) {
-        await promisesDrained();
-        if (until?.()) return true;
-        const next = this.#events.peek();
-        if (next === undefined || next.time > end) {
-          if (next !== undefined) this.#now = end;
-          return until === undefined;
+    return new Promise((resolve, reject) => {
+      const tick = (): void => {
+        try {
+          const isOver = this.#burst(until, end);
+          if (isOver === undefined) { void RESOLVED.then(askForTick); return; }
+          this.#isRunning = false;
+          resolve(isOver);
+        } catch (error) {
+          this.#isRunning = false;
+          reject(error as Error);
         }
-        this.#events.pop();
-        this.#now = Math.max(this.#now, next.time);
-        this.#fire(next);
+      };
+      const askForTick = (): void => { process.nextTick(tick); };
+      void RESOLVED.then(askForTick);
+    });
+  }
+
+  /** Events, up to the first after which promises must be drained. @returns what run() returns, undefined: go on */
+  #burst(until: (() => boolean) | undefined, end: number): boolean | undefined {
+    for (;;) {
+      if (until?.() === true) return true;
+      const time = this.#events.nextTime;
+      if (time > end) {
+        if (time !== Infinity) this.#now = end;
+        return until === undefined;
       }
-    } finally {
-      this.#isRunning = false;
+      if (time > this.#now) this.#now = time;
+      if (!this.#fire(this.#events.pop()!)) return undefined;
     }
   }
 
@@ -136,16 +152,19 @@ export class SimWorld {
     throw new Error(`Cannot complete a promise at ${this.#now} ms (seed ${this.seed}): ${left}, and it has not settled`);
   }
 
-  #fire(event: SimEvent): void {
+  /** @returns whether it was quiet */
+  #fire(event: SimEvent): boolean {
     const { owner, fire } = event;
-    if (fire === undefined) return;
-    if (owner !== undefined && !owner.isAlive) return;
-    if (owner !== undefined && owner.isPaused) {
-      owner.defer(event);
-      return;
+    if (fire === undefined) return true;
+    if (owner !== undefined) {
+      if (!owner.isAlive) return true;
+      if (owner.isPaused) {
+        owner.defer(event);
+        return true;
+      }
     }
     event.fire = undefined;
-    fire();
+    return fire() === QUIET;
   }
 
   /** A device for a process on `host`. Several may share a host: they then live, pause and die together. */
@@ -231,8 +250,4 @@ export class SimWorld {
   get detectMs(): number {
     return this.#detectMs;
   }
-}
-
-function promisesDrained(): Promise<void> {
-  return new Promise((resolve) => { process.nextTick(resolve); });
 }
