@@ -16,7 +16,7 @@ const EXPECTED = new Set([
 const EXPECTED_IN_PEACE = new Set(['ERR_FENCED', 'ERR_NOT_FOUND', 'ERR_EXISTS']);
 /** A little larger than the units, so that stripes are short. */
 const UNIT_BYTES = [512, 512, 1024, 4096];
-const MOST_BYTES = 200_000;
+const MOST_BYTES = 400_000;
 
 export class Load {
   stopping = false;
@@ -82,20 +82,21 @@ export class Load {
 
   private async append(owner: Owner, state: { what: string }, random: SimRandom, clock: Clock): Promise<void> {
     const { writer } = owner;
-    const rounds = 1 + random.int(random.int(2) === 0 ? 6 : 60);
+    // Half of the owners are short, for takeovers; the others stay, so that stripes follow each other closely.
+    const rounds = 1 + random.int(random.int(2) === 0 ? 6 : 240);
     for (let round = 0; round < rounds && !this.stopping && owner.written < MOST_BYTES; round++) {
       const style = random.int(5);
       const length = style === 0 ? 1 + random.int(100) : 1 + random.int(style < 3 ? 20_000 : 4000);
       const doing = state.what;
       await written(writer, this.model.next(owner, length));
-      if (random.int(3) === 0) {
+      if (random.int(4) === 0) {
         state.what = `${doing}: flush`;
         await writer.flush();
         this.published(owner);
         this.model.counts.flushes++;
         state.what = doing;
       }
-      if (random.int(8) === 0) await sleep(clock, random.random() * 20);
+      if (random.int(24) === 0) await sleep(clock, random.random() * 20);
     }
   }
 
@@ -139,11 +140,11 @@ export class Load {
     if (reader.length < (floors.get(record.id) ?? 0)) {
       throw new Violation('published bytes not seen', `file ${file.id} '${file.name}': ${host} sees ${reader.length} bytes, ${floors.get(record.id)} had been flushed before it opened the file`);
     }
-    for (let round = 1 + random.int(12); round > 0 && !this.stopping; round--) {
+    for (let round = 1 + random.int(random.int(2) === 0 ? 6 : 40); round > 0 && !this.stopping; round--) {
       const from = random.int(3) === 0 ? 0 : random.int(reader.length + 1), length = random.int(3) === 0 ? reader.length : random.int(10_000);
       this.model.read(file, from, await reader.read(from, length), host);
       if (random.int(3) === 0) {
-        await sleep(clock, random.random() * 20);
+        if (random.int(3) === 0) await sleep(clock, random.random() * 20);
         const before = reader.length;
         if (await reader.refresh() < before) throw new Violation('file became shorter', `file ${file.id}: ${before} bytes were committed, then ${reader.length}`);
       }

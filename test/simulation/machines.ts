@@ -23,6 +23,9 @@ import type { Plan } from './plan.js';
 export const DEADLINE_MS = 150;
 const DISK_BYTES = 256 << 20;
 const RING_MEMORY_BYTES = 8 << 20;
+const READ_MEMORY_BYTES = 5 << 20;
+/** Rings as small as they may be found anywhere: writers wait for credits often. */
+const MAX_SLOTS = 32;
 const CLIENT_RING_BYTES = 1 << 20;
 const RESTART_MS = 60;
 const UUID = '00000000-0000-4000-8000-0000cafef00d';
@@ -196,7 +199,7 @@ export class NodeMachine extends Machine {
     const life = this.life;
     this.node = new StorageNode({
       id, device: site.world.openDevice(id), clock: site.clock(id), clusterStore: site.storeOf(id), disk, host: id, port: 7000,
-      ringMemoryBytes: RING_MEMORY_BYTES, readMemoryBytes: 5 << 20, leaseMs: 500, rejoinMs: 100, silentMs: 2000,
+      ringMemoryBytes: RING_MEMORY_BYTES, readMemoryBytes: READ_MEMORY_BYTES, maxSlots: MAX_SLOTS, leaseMs: 500, rejoinMs: 100, silentMs: 2000,
       log: (message) => { site.world.note(`${id}: ${message}`); },
       onDisplaced: () => { if (life === this.life) this.restart(RESTART_MS); },
     });
