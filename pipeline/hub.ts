@@ -2,7 +2,7 @@
  * Gathers what one batch of completions produced, so that a device is rung and messages are sent once a batch.
  *
  * Whoever has something to flush calls `touch(this)`; the hub calls its `flush()` once, at the end of the device's
- * batch or, outside one (timers, disk completions), in a microtask; then rings.
+ * batch or, outside one (timers, disk completions), soon; then rings.
  */
 import type { Device } from 'tartan-rdma';
 
@@ -13,14 +13,20 @@ export class Hub {
   private list: Flushable[] = [];
   private spare: Flushable[] = [];
   private scheduled = false;
+  private readonly defer: (run: () => void) => void;
   private readonly run = (): void => {
     this.scheduled = false;
     if (this.list.length > 0) this.flush();
     this.device.ring();
   };
 
-  constructor(device: Device) {
+  /**
+   * @param defer  calls a function soon, after what runs now. Where disk completions come many at a time, each in a callback of
+   *   its own, `setImmediate` gathers them; microtasks come between them
+   */
+  constructor(device: Device, defer: (run: () => void) => void = queueMicrotask) {
     this.device = device;
+    this.defer = defer;
     device.onBatchEnd = () => { this.flush(); };
   }
 
@@ -31,7 +37,9 @@ export class Hub {
 
   /** Rings soon, though nothing is to be flushed: something was posted. */
   wake(): void {
-    if (!this.scheduled) { this.scheduled = true; queueMicrotask(this.run); }
+    if (this.scheduled || this.device.isDispatching === true) return;
+    this.scheduled = true;
+    this.defer(this.run);
   }
 
   /** Flushes until nothing is touched any more; does not ring. */

@@ -3,6 +3,7 @@ import { statSync } from 'node:fs';
 import { join } from 'node:path';
 import { openSoftDevice } from 'tartan-rdma';
 import { openLmdbStore } from '../cluster/lmdb-store.js';
+import { Hub } from '../pipeline/hub.js';
 import { realClock } from '../wire/clock.js';
 import { serveControl } from '../wire/control.js';
 import { TartanError } from '../wire/errors.js';
@@ -69,7 +70,7 @@ export async function runStorageNode(settings: StorageNodeSettings): Promise<Run
     } } }).catch(async (error: unknown) => { await disk.close(); throw error; });
     opened.push(() => control.close());
     const starting = new StorageNode({
-      id, device, clock: realClock, clusterStore, disk, host, port: settings.port, controlPort: control.port, secret, durability: settings.durability,
+      id, device, hub: new Hub(device, setImmediate), clock: realClock, clusterStore, disk, host, port: settings.port, controlPort: control.port, secret, durability: settings.durability,
       ringMemoryBytes: settings.ringMemoryBytes, log, nowMs: Date.now(),
       onDisplaced: () => { void closeAll().then(() => { settings.onDisplaced?.(); }); },
     });

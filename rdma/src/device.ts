@@ -176,6 +176,8 @@ export interface Device {
   ring(): void;
   /** Runs at the end of every batch of completions, before the device's own `ring()`. */
   onBatchEnd: (() => void) | undefined;
+  /** True while the handlers of a batch run: `onBatchEnd` and a ring are sure to follow. Absent where that is not known. */
+  readonly isDispatching?: boolean;
   counters(): DeviceCounters;
   /** Destroys what is left (queue pairs, listeners, regions), stops the thread. Idempotent. */
   close(): Promise<void>;

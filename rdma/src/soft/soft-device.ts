@@ -48,6 +48,7 @@ export class SoftDevice implements Device {
   readonly name: string;
   readonly sendQueue: SendQueue;
   onBatchEnd: (() => void) | undefined;
+  isDispatching = false;
 
   readonly #native: NativeDevice;
   readonly #kernel: string;
@@ -216,12 +217,14 @@ export class SoftDevice implements Device {
       }
       try {
         armed = false;
+        this.isDispatching = true;
         this.#dispatch();
         this.onBatchEnd?.();
       } catch (error) {
         setImmediate(() => this.#drain());  // a handler's bug surfaces, the other completions still come
         throw error;
       } finally {
+        this.isDispatching = false;
         if (!this.#isClosed) this.ring();
       }
     }
