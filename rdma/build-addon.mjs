@@ -2,7 +2,8 @@
  * Builds the native addon with g++ alone: no node-gyp, no download. `node rdma/build-addon.mjs` is the command.
  *
  * Every native/*.cc becomes an object in build/obj (in parallel, skipped while newer than its source, every header and
- * this script) and the objects become build/tartan_rdma.node. Kernel files carry their own instruction sets, chosen at
+ * this script) and the objects become build/tartan_rdma.node. native/verbs/*.cc become build/tartan_rdma_verbs.node, where
+ * rdma-core's headers are; elsewhere a stub that says what is missing. Kernel files carry their own instruction sets, chosen at
  * run time; everything else must run on any x86-64 (or other) CPU that Node runs on:
  *
  *   *_gfni.cc   GFNI, AVX-512 and carry-less multiplication        x86-64 only
@@ -10,7 +11,7 @@
  *   the rest    the compiler's baseline
  */
 import { spawn, spawnSync } from 'node:child_process';
-import { existsSync, mkdirSync, readdirSync, renameSync, statSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync, readdirSync, renameSync, statSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { availableParallelism } from 'node:os';
 import { dirname, join } from 'node:path';
@@ -25,7 +26,6 @@ const COMPILE_FLAGS = ['-std=c++20', '-O3', '-g', '-fPIC', '-fvisibility=hidden'
 const root = dirname(fileURLToPath(import.meta.url));
 const nativeDirectory = join(root, 'native');
 const objectDirectory = join(root, 'build', 'obj');
-const output = join(root, 'build', 'tartan_rdma.node');
 const compiler = process.env.CXX || 'g++';
 
 function fail(line) {
@@ -59,38 +59,59 @@ function run(args) {
   });
 }
 
+/** @returns what pkg-config says is needed to compile against rdma-core, or undefined where its headers are missing */
+function rdmaCoreFlags() {
+  const found = spawnSync('pkg-config', ['--cflags', 'libibverbs', 'librdmacm'], { encoding: 'utf8' });
+  if (found.status === 0) return found.stdout.split(/\s+/).filter(Boolean);
+  // Debian's headers lie where the compiler looks anyhow, also on machines without pkg-config.
+  return ['infiniband/verbs.h', 'rdma/rdma_cma.h'].every((header) => existsSync(join('/usr/include', header))) ? [] : undefined;
+}
+
+const named = (directory, ending) => readdirSync(join(nativeDirectory, directory)).filter((file) => file.endsWith(ending)).map((file) => join(directory, file));
+
+/** Compiles sources (relative to native/) and links them, each only when stale. */
+async function build(name, sources, include, shared, extraFlags = []) {
+  const output = join(root, 'build', `${name}.node`);
+  const objectOf = (file) => join(objectDirectory, name, file.replaceAll('/', '-').replace(/\.cc$/, '.o'));
+  mkdirSync(join(objectDirectory, name), { recursive: true });
+  const objects = sources.map(objectOf);
+  const stale = sources.filter((file, i) => modified(objects[i]) < Math.max(shared, modified(join(nativeDirectory, file))));
+  const queue = [...stale];
+  let failed;
+  await Promise.all(Array.from({ length: Math.min(availableParallelism(), queue.length) }, async () => {
+    for (let file = queue.shift(); file !== undefined && failed === undefined; file = queue.shift()) {
+      const partial = `${objectOf(file)}.${process.pid}.tmp`;  // two builds at once, or an interrupted one, never leave half an object
+      if (await run([...COMPILE_FLAGS, ...flagsFor(file), ...extraFlags, '-isystem', include, '-c', join(nativeDirectory, file), '-o', partial]) === 0) renameSync(partial, objectOf(file));
+      else failed = file;
+    }
+  }));
+  if (failed !== undefined) fail(`cannot compile native/${failed} (see the compiler's lines above)`);
+
+  // Linked anew also when a source came or went: the list of those linked last lies beside the objects.
+  const listed = join(objectDirectory, name, 'sources');
+  const isComplete = existsSync(listed) && readFileSync(listed, 'utf8') === sources.join('\n');
+  if (stale.length > 0 || !isComplete || modified(output) < Math.max(...objects.map(modified))) {
+    const partial = `${output}.${process.pid}.tmp`;
+    if (await run(['-shared', '-pthread', '-static-libstdc++', '-static-libgcc', ...objects, '-ldl', '-o', partial]) !== 0) fail('cannot link the addon (see the lines above)');
+    renameSync(partial, output);
+    writeFileSync(listed, sources.join('\n'));
+    process.stdout.write(`rdma/build-addon: compiled ${stale.length} of ${sources.length} files → build/${name}.node\n`);
+  }
+}
+
 async function main() {
   if (process.platform !== 'linux') fail(`the addon needs Linux (memfd, epoll), this is ${process.platform}`);
   if (spawnSync(compiler, ['--version'], { stdio: 'ignore' }).status !== 0) {
     fail(`cannot run the C++ compiler '${compiler}': run \`apt-get install g++\``);
   }
   const include = headersDirectory();
-  mkdirSync(objectDirectory, { recursive: true });
-  const files = readdirSync(nativeDirectory);
-  const sources = files.filter((file) => file.endsWith('.cc') && flagsFor(file) !== undefined);
-  const shared = Math.max(modified(fileURLToPath(import.meta.url)), ...files.filter((file) => file.endsWith('.h')).map((file) => modified(join(nativeDirectory, file))));
+  const shared = Math.max(modified(fileURLToPath(import.meta.url)), ...[...named('', '.h'), ...named('verbs', '.h')].map((file) => modified(join(nativeDirectory, file))));
+  await build('tartan_rdma', named('', '.cc').filter((file) => flagsFor(file) !== undefined), include, shared);
 
-  const objects = sources.map((file) => join(objectDirectory, file.replace(/\.cc$/, '.o')));
-  const stale = sources.filter((file, i) => modified(objects[i]) < Math.max(shared, modified(join(nativeDirectory, file))));
-  const queue = [...stale];
-  let failed;
-  await Promise.all(Array.from({ length: Math.min(availableParallelism(), queue.length) }, async () => {
-    for (let file = queue.shift(); file !== undefined && failed === undefined; file = queue.shift()) {
-      const object = join(objectDirectory, file.replace(/\.cc$/, '.o'));
-      const partial = `${object}.${process.pid}.tmp`;  // two builds at once, or an interrupted one, never leave half an object
-      if (await run([...COMPILE_FLAGS, ...flagsFor(file), '-isystem', include, '-c', join(nativeDirectory, file), '-o', partial]) === 0) renameSync(partial, object);
-      else failed = file;
-    }
-  }));
-  if (failed !== undefined) fail(`cannot compile native/${failed} (see the compiler's lines above)`);
-
-  // A removed source leaves its object behind but no trace here: only the objects listed above are linked.
-  if (stale.length > 0 || modified(output) < Math.max(...objects.map(modified), modified(nativeDirectory))) {
-    const partial = `${output}.${process.pid}.tmp`;
-    if (await run(['-shared', '-pthread', '-static-libstdc++', '-static-libgcc', ...objects, '-o', partial]) !== 0) fail('cannot link the addon (see the lines above)');
-    renameSync(partial, output);
-    process.stdout.write(`rdma/build-addon: compiled ${stale.length} of ${sources.length} files → build/tartan_rdma.node\n`);
-  }
+  const stub = join('verbs', 'stub.cc');
+  const rdmaCore = rdmaCoreFlags();
+  const sources = rdmaCore === undefined ? [stub] : [...named('verbs', '.cc').filter((file) => file !== stub), 'address.cc'];
+  await build('tartan_rdma_verbs', sources, include, shared, rdmaCore);
 }
 
 await main();

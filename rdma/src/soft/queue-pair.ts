@@ -1,7 +1,15 @@
 import type { CompletionHandler, MemoryRegion, QueuePair, Transport } from '../device.js';
 import { Opcode } from '../records.js';
 import type { SendQueue } from './send-queue.js';
-import type { SoftDevice } from './soft-device.js';
+
+/** What a queue pair needs of the device it belongs to; the verbs device has the same. */
+export interface QueuePairOwner {
+  readonly sendQueue: SendQueue;
+  keyOf(region: MemoryRegion): number;
+  toError(qp: SoftQueuePair, reason: string): void;
+  destroyQueuePair(qp: SoftQueuePair): Promise<void>;
+  revive(qp: SoftQueuePair): void;
+}
 
 const ignore: CompletionHandler = () => undefined;
 
@@ -14,7 +22,7 @@ export class SoftQueuePair implements QueuePair {
   #destroyed: Promise<void> | undefined;
   readonly #sendQueue: SendQueue;
 
-  constructor(private readonly device: SoftDevice, readonly qpn: number, readonly transport: Transport, readonly remote: string) {
+  constructor(private readonly device: QueuePairOwner, readonly qpn: number, readonly transport: Transport, readonly remote: string) {
     this.#sendQueue = device.sendQueue;
   }
 

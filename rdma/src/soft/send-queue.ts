@@ -1,12 +1,14 @@
 /** The producer's side of the send queue ring: fills 64-byte records, releases them in batches. */
 import { WR_WORDS } from '../records.js';
-import type { NativeDevice } from './native.js';
+
+/** The consumer's side. */
+interface Consumer { ring(count: number): number }
 
 export class SendQueue {
   readonly words: Uint32Array;
   readonly #mask: number;
   readonly #waiting = new Int32Array(new SharedArrayBuffer(4));
-  #native!: NativeDevice;
+  #native!: Consumer;
   #tail = 0;
   #unreleased = 0;
   #free: number;
@@ -18,7 +20,7 @@ export class SendQueue {
     this.#free = entries;
   }
 
-  attach(native: NativeDevice): void {
+  attach(native: Consumer): void {
     this.#native = native;
   }
 
