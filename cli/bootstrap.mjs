@@ -52,6 +52,7 @@ function prepare(task) {
   modules();
   script('the native addon', 'rdma/build-addon.mjs');
   script('the wire messages', 'wire/generate.mjs');
+  script('the P4Runtime messages', 'p4runtime-js/generate.mjs');
   compile();
 }
 
@@ -117,10 +118,10 @@ function script(what, path) {
 
 function compile() {
   const started = Date.now();
-  const built = () => ['dist/.tsbuildinfo', 'rdma/tsconfig.tsbuildinfo', 'rdma/dist/tsconfig.tsbuildinfo'].map((path) => modified(at(path))).join();
+  const built = () => ['dist/.tsbuildinfo', 'p4runtime-js/tsconfig.tsbuildinfo', 'rdma/tsconfig.tsbuildinfo'].map((path) => modified(at(path))).join();
   const before = built();
   // Outputs removed by hand are not missed by the compiler's own bookkeeping.
-  const complete = existsSync(at('dist/cli/main.js')) && existsSync(at('rdma/dist/index.js'));
+  const complete = ['dist/cli/main.js', 'p4runtime-js/dist/index.js', 'rdma/dist/index.js'].every((path) => existsSync(at(path)));
   quiet(process.execPath, [at('node_modules/typescript/bin/tsc'), '-b', ...(complete ? [] : ['--force'])]);
   if (before !== built()) done('compiled the TypeScript', started);
 }

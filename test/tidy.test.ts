@@ -65,7 +65,7 @@ t.test('every TypeScript file is reached from a command, a package\'s entry or a
       if (typescript.includes(beside)) open.push(beside);
     }
     // Workspaces are imported through their built form.
-    if (importsOf(path).some(({ specifier }) => specifier === 'tartan-rdma')) open.push('rdma/src/index.ts');
+    for (const { specifier } of importsOf(path)) if (workspaceOf(specifier) !== undefined) open.push(`${workspaceOf(specifier)}/src/index.ts`);
   }
   t.same(typescript.filter((path) => !reached.has(path)), []);
 });
@@ -118,7 +118,7 @@ function walk(folder: string): string[] {
 function read(path: string): string { return readFileSync(join(root, path), 'utf8'); }
 function folderOf(path: string): string { return path.includes('/') ? path.slice(0, path.indexOf('/')) : ''; }
 function topFolders(): string[] { return [...new Set(typescript.map(folderOf))].filter((folder) => folder !== ''); }
-function workspaceOf(specifier: string): string | undefined { return specifier === 'tartan-rdma' ? 'rdma' : undefined; }
+function workspaceOf(specifier: string): string | undefined { return { 'tartan-rdma': 'rdma', 'tartan-p4runtime': 'p4runtime-js' }[specifier]; }
 
 /** Generated files exist only after a build: their place counts, not their content. */
 function isFile(path: string | undefined): boolean {
