@@ -322,9 +322,11 @@ void QueuePair::on_completion(const ibv_wc& wc) {
     if (next_recv_ != recvs_.tail()) adapter_.mark_dirty(this);
     return;
   }
-  if (static_cast<int32_t>(seq - sends_.head()) < 0 || static_cast<int32_t>(next_send_ - seq) <= 0) return;
+  // What came before the first failure was done, signalled or not; what comes after it is flushed here.
+  if (has_failed_send_ || static_cast<int32_t>(seq - sends_.head()) < 0 || static_cast<int32_t>(next_send_ - seq) <= 0) return;
   retire_before(seq);
   if (wc.status != IBV_WC_SUCCESS) {
+    has_failed_send_ = true;
     if (state_ == State::connected && first_status_ == FLUSHED) first_status_ = send_status(wc.status);
     return will_fail(send_failure(wc.status));
   }
@@ -344,12 +346,11 @@ void QueuePair::will_fail(const std::string& reason) {
 
 void QueuePair::fail(const std::string& reason, uint8_t status, uint8_t recv_status) {
   if (state_ != State::connected) return;
+  adapter_.take_completions();  // what is done is done; and what failed by itself says better why
   if (first_status_ == FLUSHED) first_status_ = status;
   if (first_recv_status_ == FLUSHED) first_recv_status_ = recv_status;
-  adapter_.take_completions();  // what is done is done
-  if (state_ != State::connected) return;
   state_ = State::error;
-  adapter_.emit({EventType::queue_pair_error, 0, qpn, 0, reason});
+  adapter_.emit({EventType::queue_pair_error, 0, qpn, 0, is_failing ? failure : reason});
   core().cm.disconnect(id_);  // into the error state, and the peer is told
   adapter_.take_completions();
   destroy_connection();

@@ -98,6 +98,7 @@ class QueuePair : public CmObject {
   GrowableRing<SendEntry> sends_;
   uint32_t next_send_ = 0;  // the first not yet with the adapter
   uint32_t unsignalled_ = 0;
+  bool has_failed_send_ = false;  // the oldest request is the one that failed
   GrowableRing<RecvEntry> recvs_;
   uint32_t next_recv_ = 0;
 };

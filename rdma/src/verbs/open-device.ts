@@ -7,6 +7,8 @@ import { openVerbsDevice } from './verbs-device.js';
 export interface OpenDeviceOptions {
   /** For messages and metrics. */
   readonly name?: string;
+  /** Where the device is to listen: on a loopback address 'auto' is soft, since no RDMA device has one. */
+  readonly host?: string;
   /** Told which device 'auto' chose, and why not verbs. */
   readonly log?: (message: string) => void;
 }
@@ -17,12 +19,13 @@ export interface OpenDeviceOptions {
  *
  * @throws {RdmaError} ERR_UNKNOWN_DEVICE for another name; ERR_NO_VERBS, ERR_NO_ADDON as openVerbsDevice()
  */
-export function openDevice(spec: string, { name, log }: OpenDeviceOptions = {}): Device {
+export function openDevice(spec: string, { name, host, log }: OpenDeviceOptions = {}): Device {
   const named = name === undefined ? {} : { name };
   if (spec === 'soft') return openSoftDevice(named);
   if (spec === 'verbs') return openVerbsDevice(named);
   if (spec.startsWith('verbs:') && spec.length > 6) return openVerbsDevice({ ...named, device: spec.slice(6) });
   if (spec !== 'auto') throw new RdmaError('ERR_UNKNOWN_DEVICE', `Cannot open device '${spec}': soft, verbs, verbs:NAME or auto is expected`);
+  if (host !== undefined && /^(127\.|::1$|localhost$)/.test(host)) return openSoftDevice(named);
   try {
     const device = openVerbsDevice(named);
     log?.(`device verbs:${device.deviceName}`);
