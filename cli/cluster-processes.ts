@@ -14,6 +14,8 @@ export interface ClusterOptions {
   readonly basePort: number;
   readonly durability: string;
   readonly transport: string;
+  /** Default 'soft'. */
+  readonly device?: string;
   /** Bytes, of each process. */
   readonly ringMemoryBytes: number;
   /** Bytes of each node's store. */
@@ -77,13 +79,15 @@ export function startSwitch(state: StateDirectory, options: ClusterOptions): Pro
 }
 
 async function start(state: StateDirectory, options: ClusterOptions, role: 'switch' | 'node', id: string, args: readonly string[]): Promise<ProcessRecord> {
-  const record = await startChild({
+  const device = options.device ?? 'soft';
+  const started = await startChild({
     id, role, host: options.host, logs: state.logs, dependent: options.dependent,
     args: [
       '--cluster', state.cluster, '--id', id, '--host', options.host, ...args,
-      '--ring-memory', String(options.ringMemoryBytes), '--transport', options.transport,
+      '--ring-memory', String(options.ringMemoryBytes), '--transport', options.transport, '--device', device,
     ],
   }, (spawned) => { state.record(spawned); });
+  const record = { ...started, device };
   state.record(record);
   return record;
 }

@@ -18,17 +18,21 @@ export interface ClientOptions {
   readonly state: StateDirectory;
   readonly json: boolean;
   readonly transport?: 'auto' | 'tcp' | 'shm' | undefined;
+  readonly device?: string | undefined;
   readonly ringMemoryBytes?: number | undefined;
   readonly parity?: 'auto' | 'host' | undefined;
 }
 
 /** Runs `action` with a connection to the cluster that runs in `options.state`. */
 export async function withClient<T>(options: ClientOptions, action: (client: Client) => Promise<T>): Promise<T> {
-  options.state.requireRunning();
+  // By default what the cluster here was started with: all of it must use the same kind of device.
+  const running = options.state.requireRunning();
+  const device = options.device ?? running.find((each) => each.device !== undefined)?.device;
   const { transport, ringMemoryBytes, parity } = options;
+  const secret = process.env['TARTAN_SECRET'];
   const client = await connect({
     cluster: options.state.cluster, name: `tartan-${process.pid}`,
-    ...(transport && { transport }), ...(ringMemoryBytes !== undefined && { ringMemoryBytes }), ...(parity && { parity }),
+    ...(transport && { transport }), ...(ringMemoryBytes !== undefined && { ringMemoryBytes }), ...(parity && { parity }), ...(device !== undefined && { device }), ...(secret !== undefined && { secret }),
   });
   try {
     return await action(client);

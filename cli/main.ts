@@ -11,7 +11,7 @@ import { StateDirectory } from './state-directory.js';
 
 interface Options {
   dir?: string; json?: boolean; nodes: string; host: string; basePort: string; durability: string;
-  transport?: 'auto' | 'tcp' | 'shm'; ringMemory?: string; size: string; wipe?: boolean; code: string; unit: string; force?: boolean; parity?: 'auto' | 'host';
+  transport?: 'auto' | 'tcp' | 'shm'; device?: string; ringMemory?: string; size: string; wipe?: boolean; code: string; unit: string; force?: boolean; parity?: 'auto' | 'host';
 }
 
 const DEFAULT_RING_MEMORY = '256MiB';
@@ -25,6 +25,7 @@ const program = new Command('tartan')
   .exitOverride();
 
 const transport = () => new Option('--transport <kind>', 'how processes reach each other').choices(['auto', 'tcp', 'shm']);
+const device = () => new Option('--device <device>', 'what moves the bytes: soft, verbs, verbs:NAME, or auto (verbs where there is an RDMA device)');
 const json = () => new Option('--json', 'prints JSON, for scripts');
 
 command('up', 'starts a switch and storage nodes in the background')
@@ -33,6 +34,7 @@ command('up', 'starts a switch and storage nodes in the background')
   .option('--base-port <port>', 'the first of consecutive ports; 0: any free ones', '0')
   .addOption(new Option('--durability <kind>', 'sync: acknowledged means on disk; volatile (or async): in memory; discard: nowhere, for measurements').choices(['sync', 'volatile', 'async', 'discard']).default('sync'))
   .addOption(transport().default('auto'))
+  .addOption(device().default('soft'))
   .option('--ring-memory <bytes>', 'the most registered memory of each process', DEFAULT_RING_MEMORY)
   .option('--size <bytes>', 'of each node\'s store', '4GiB')
   .addOption(json())
@@ -41,7 +43,7 @@ command('up', 'starts a switch and storage nodes in the background')
     const { up } = await import('./cluster-commands.js');
     await up(StateDirectory.choose(options.dir), {
       nodes: parseCount(options.nodes, '--nodes', 1, 255), host: options.host, basePort: parseCount(options.basePort, '--base-port', 0, 65_000),
-      durability: options.durability, transport: options.transport ?? 'auto', ringMemoryBytes: parseBytes(options.ringMemory ?? DEFAULT_RING_MEMORY, '--ring-memory'),
+      durability: options.durability, transport: options.transport ?? 'auto', device: options.device ?? 'soft', ringMemoryBytes: parseBytes(options.ringMemory ?? DEFAULT_RING_MEMORY, '--ring-memory'),
       sizeBytes: parseBytes(options.size, '--size'), dependent: false,
     }, options.json === true);
   });
@@ -104,6 +106,11 @@ for (const [verb, text] of [['load', 'makes the switch compute parity'], ['unloa
   });
 }
 
+command('rdma', 'RDMA devices').command('devices').description('lists the RDMA devices of this machine').addOption(json()).action(async (_: unknown, self: Command) => {
+  const { rdmaDevices } = await import('./rdma-devices.js');
+  rdmaDevices(self.optsWithGlobals<Options>().json === true);
+});
+
 command('demo', 'tells the whole story with a real file, in a directory of its own')
   .argument('[file]', 'default: the node binary')
   .action(async (file: string | undefined) => {
@@ -136,13 +143,13 @@ function command(name: string, description: string): Command {
 }
 
 function fileCommand(name: string, description: string): Command {
-  return command(name, description).addOption(json()).addOption(transport()).option('--ring-memory <bytes>', 'the most registered memory');
+  return command(name, description).addOption(json()).addOption(transport()).addOption(device()).option('--ring-memory <bytes>', 'the most registered memory');
 }
 
 async function forFiles(self: Command) {
   const options = self.optsWithGlobals<Options>();
   const ringMemoryBytes = options.ringMemory === undefined ? undefined : parseBytes(options.ringMemory, '--ring-memory');
-  const client = { state: StateDirectory.choose(options.dir), json: options.json === true, transport: options.transport, ringMemoryBytes, parity: options.parity };
+  const client = { state: StateDirectory.choose(options.dir), json: options.json === true, transport: options.transport, device: options.device, ringMemoryBytes, parity: options.parity };
   return { files: await import('./file-commands.js'), options, client };
 }
 

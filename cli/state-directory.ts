@@ -27,6 +27,8 @@ export interface ProcessRecord {
   readonly port: number;
   readonly controlPort: number;
   readonly metricsPort: number;
+  /** What it was told to open; undefined until it is ready. */
+  readonly device?: string;
 }
 
 export class StateDirectory {

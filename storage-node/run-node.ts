@@ -1,7 +1,7 @@
-/** A storage node on the soft device, one machine's files and the embedded cluster store: what main.ts runs as a process. */
+/** A storage node on a device, one machine's files and the embedded cluster store: what main.ts runs as a process. */
 import { statSync } from 'node:fs';
 import { join } from 'node:path';
-import { openSoftDevice } from 'tartan-rdma';
+import { openDevice } from 'tartan-rdma';
 import { openLmdbStore } from '../cluster/lmdb-store.js';
 import { Hub } from '../pipeline/hub.js';
 import { realClock } from '../wire/clock.js';
@@ -28,6 +28,8 @@ export interface StorageNodeSettings {
   readonly durability: Durability;
   readonly ringMemoryBytes: number;
   readonly secret: string | undefined;
+  /** 'soft' (default), 'verbs:rxe0' …, as openDevice() takes it. */
+  readonly device?: string;
   /** One line for what an operator should know. */
   readonly log: (message: string) => void;
   /** The node has stopped by itself: another process took its id. */
@@ -37,7 +39,7 @@ export interface StorageNodeSettings {
 export interface RunningStorageNode { readonly node: StorageNode; readonly port: number; readonly controlPort: number; stop(): Promise<void> }
 
 /**
- * Runs a storage node on the soft device until stop().
+ * Runs a storage node until stop().
  *
  * @throws {TartanError} ERR_SECRET_REQUIRED, ERR_NOT_FOUND, ERR_IN_USE, ERR_FOREIGN_STORE, ERR_STORE_VERSION, ERR_DISK, ERR_LISTEN …;
  *         then nothing of it is left running
@@ -51,7 +53,7 @@ export async function runStorageNode(settings: StorageNodeSettings): Promise<Run
   try {
     const clusterStore = await openLmdbStore(cluster);
     opened.push(() => clusterStore.close());
-    const device = openSoftDevice({ name: id });
+    const device = openDevice(settings.device ?? 'soft', { name: id, host, log });
     opened.push(() => device.close());
     const path = isDirectory(settings.path) ? join(settings.path, 'units') : settings.path;
     const lock = await lockStore(path);

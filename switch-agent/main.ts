@@ -1,7 +1,7 @@
 /** The switch agent as a process: `node dist/switch-agent/main.js --cluster DIR --id s1 …`; one JSON line when ready. */
 import { readFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
-import { openSoftDevice } from 'tartan-rdma';
+import { openDevice } from 'tartan-rdma';
 import { pino } from 'pino';
 import { openLmdbStore } from '../cluster/lmdb-store.js';
 import { readIdentity } from '../cluster/membership.js';
@@ -14,18 +14,18 @@ import { isLoopback } from '../wire/loopback.js';
 import { serveMetrics, switchCounters } from './metrics.js';
 import { PROGRAM, SwitchCore } from './switch-core.js';
 
-const USAGE = 'usage: switch-agent --cluster DIR --id ID [--host 127.0.0.1] [--port 0] [--control-port 0] [--metrics-port 0] [--ring-memory BYTES] [--transport auto|tcp|shm] [--deadline-ms 1000] [--secret-file FILE]';
+const USAGE = 'usage: switch-agent --cluster DIR --id ID [--host 127.0.0.1] [--port 0] [--control-port 0] [--metrics-port 0] [--ring-memory BYTES] [--transport auto|tcp|shm] [--device soft|verbs|verbs:NAME|auto] [--deadline-ms 1000] [--secret-file FILE]';
 
 interface Settings {
   cluster: string; id: string; host: string; port: number; controlPort: number; metricsPort: number; ringMemoryBytes: number;
-  transport: 'auto' | 'tcp' | 'shm'; deadlineMs: number; secret: string | undefined;
+  transport: 'auto' | 'tcp' | 'shm'; device: string; deadlineMs: number; secret: string | undefined;
 }
 
 function settingsFrom(args: string[]): Settings {
   const { values } = parseArgs({ args, options: {
     cluster: { type: 'string' }, id: { type: 'string' }, host: { type: 'string', default: '127.0.0.1' }, port: { type: 'string', default: '0' },
     'control-port': { type: 'string', default: '0' }, 'metrics-port': { type: 'string', default: '0' }, 'ring-memory': { type: 'string', default: String(256 << 20) },
-    transport: { type: 'string', default: 'auto' }, 'deadline-ms': { type: 'string', default: '1000' }, 'secret-file': { type: 'string' },
+    transport: { type: 'string', default: 'auto' }, device: { type: 'string', default: 'soft' }, 'deadline-ms': { type: 'string', default: '1000' }, 'secret-file': { type: 'string' },
   } });
   const number = (name: 'port' | 'control-port' | 'metrics-port' | 'ring-memory' | 'deadline-ms'): number => {
     const value = Number(values[name]);
@@ -37,7 +37,7 @@ function settingsFrom(args: string[]): Settings {
   if (transport !== 'auto' && transport !== 'tcp' && transport !== 'shm') throw new TypeError(`--transport is '${transport}', expected auto, tcp or shm`);
   const secret = values['secret-file'] === undefined ? process.env['TARTAN_SECRET'] : readFileSync(values['secret-file'], 'utf8').trim();
   return {
-    cluster, id, host, transport, secret: secret === '' ? undefined : secret, port: number('port'), controlPort: number('control-port'),
+    cluster, id, host, transport, device: values.device, secret: secret === '' ? undefined : secret, port: number('port'), controlPort: number('control-port'),
     metricsPort: number('metrics-port'), ringMemoryBytes: number('ring-memory'), deadlineMs: number('deadline-ms'),
   };
 }
@@ -47,7 +47,7 @@ async function run(settings: Settings): Promise<void> {
   const log = pino({ name: `switch-${id}` }, process.stderr);
   if (secret === undefined && !isLoopback(host)) throw new TartanError('ERR_SECRET_REQUIRED', `Cannot listen on ${host}: beyond loopback a cluster secret is required (TARTAN_SECRET or --secret-file)`);
   const store = await openLmdbStore(cluster);
-  const device = openSoftDevice({ name: id });
+  const device = openDevice(settings.device, { name: id, host, log: (message) => { log.info(message); } });
   const identity = await readIdentity(store);
   // The control port must be known before the switch registers itself; until then it answers that it is down.
   let core: SwitchCore | undefined;

@@ -1,6 +1,6 @@
 /** The way in: connect to a cluster, create, append to, read, list and remove files. */
 import type { Device } from 'tartan-rdma';
-import { openSoftDevice } from 'tartan-rdma';
+import { openDevice } from 'tartan-rdma';
 import type { ClusterStore } from '../cluster/cluster-store.js';
 import { createFile, deleteFile, listFiles, lookupFile, readFile, takeOver } from '../cluster/files.js';
 import { openLmdbStore } from '../cluster/lmdb-store.js';
@@ -22,8 +22,8 @@ import { recoverTail } from './takeover.js';
 export interface ConnectOptions {
   /** Directory of the embedded cluster store, or a store. */
   readonly cluster: string | ClusterStore;
-  /** Default: a soft device of the client's own. */
-  readonly device?: Device;
+  /** A device, or the name of one to open for this client: 'soft' (default), 'verbs:rxe0', 'auto'. The cluster's kind. */
+  readonly device?: Device | string;
   readonly clock?: Clock;
   readonly transport?: 'auto' | 'tcp' | 'shm';
   /** Bytes of all rings of this client. Default 256 MiB. */
@@ -58,8 +58,8 @@ export async function connect(options: ConnectOptions): Promise<Client> {
   } else {
     store = options.cluster;
   }
-  const device = options.device ?? openSoftDevice({ name: options.name ?? 'writer' });
-  if (options.device === undefined) owned.unshift(() => device.close());
+  const device = typeof options.device === 'object' ? options.device : openDevice(options.device ?? 'soft', { name: options.name ?? 'writer' });
+  if (device !== options.device) owned.unshift(() => device.close());
   const deadlineMs = options.deadlineMs ?? 1000;
   try {
     const identity = await readIdentity(store);
