@@ -25,6 +25,8 @@ const SUCCESS: Outcome = { status: Status.SUCCESS, detail: 0 };
 interface Work { readonly length: number; advance(from: number, to: number): void; finish(): Outcome }
 
 interface CodingRequest {
+  /** The region, as the device holds it until the completion is delivered. */
+  readonly held: readonly { readonly region: SimRegion }[];
   readonly opcode: number;
   readonly wrId: number;
   readonly region: SimRegion | undefined;
@@ -52,7 +54,7 @@ export class SimCodingQueue implements CodingQueue {
   postEncode(wrId: number, coder: Coder, place: StripePlace, flags: number): void {
     const region = this.#device.ownRegion(place.region);
     const copy = { ...place }; // the caller may fill the same object for its next request
-    this.#post({ opcode: Opcode.ENCODE, wrId, region, inputBytes: place.dataLength, begin: () => this.#beginEncode(coder, region, copy, flags) });
+    this.#post({ opcode: Opcode.ENCODE, wrId, region, held: region === undefined ? [] : [{ region }], inputBytes: place.dataLength, begin: () => this.#beginEncode(coder, region, copy, flags) });
   }
 
   postVerify(
@@ -60,7 +62,7 @@ export class SimCodingQueue implements CodingQueue {
   ): void {
     const own = this.#device.ownRegion(region);
     this.#post({
-      opcode: Opcode.VERIFY, wrId, region: own, inputBytes: payloadBytes,
+      opcode: Opcode.VERIFY, wrId, region: own, held: own === undefined ? [] : [{ region: own }], inputBytes: payloadBytes,
       begin: () => this.#beginVerify(coder, own, headerOffset, bytes, payloadOffset, payloadBytes),
     });
   }
@@ -121,7 +123,7 @@ export class SimCodingQueue implements CodingQueue {
   #complete(request: CodingRequest, { status, detail }: Outcome): void {
     const { world, name } = this.#device;
     if (world.trace) world.note(`${name} cq${this.qpn} ${request.wrId} completes: ${statusName(status)} ${detail}`);
-    this.#device.complete(this, request.opcode, status, request.wrId >>> 0, 0, 0, detail, request.region === undefined ? [] : [request.region]);
+    this.#device.complete(this, request.opcode, status, request.wrId >>> 0, 0, 0, detail, request.held);
   }
 
   #beginEncode(coder: Coder, region: SimRegion | undefined, place: StripePlace, flags: number): Work | Outcome {
@@ -252,13 +254,12 @@ function isStripeInside(coder: SimCoder, region: SimRegion, place: StripePlace, 
 function checkDigest(layout: DigestLayout, header: Uint8Array, digest: Digest): number {
   if (readUint32(header, layout.sealOffset) !== sealOf(header, layout.sealOffset)) return 1;
   if (readUint32(header, layout.payloadCrcOffset) !== digest.crc) return 2;
-  const summary = header.subarray(layout.summaryOffset, layout.summaryOffset + 16);
-  return summary.every((byte, i) => byte === digest.summary[i]) ? 0 : 3;
+  return digest.hasSummary(header, layout.summaryOffset) ? 0 : 3;
 }
 
 function storeDigest(layout: DigestLayout, header: Uint8Array, digest: Digest): void {
   writeUint32(header, layout.payloadCrcOffset, digest.crc);
-  header.set(digest.summary, layout.summaryOffset);
+  digest.storeSummary(header, layout.summaryOffset);
 }
 
 function seal(layout: DigestLayout, header: Uint8Array): void {

@@ -71,25 +71,42 @@ export function crc32c(crc: number, bytes: Uint8Array): number {
 /** CRC32C and lengthwise XOR of a payload that arrives in pieces, in order. */
 export class Digest {
   crc = 0;
-  /** 16 bytes: byte i is the XOR of payload bytes i, i + 16, i + 32, … */
-  readonly summary = new Uint8Array(16);
-  readonly #words = new Int32Array(this.summary.buffer);
   #length = 0;
+  /** The sums of words 0, 4, 8, …, of words 1, 5, 9, …, and so on, little endian. */
+  #a = 0;
+  #b = 0;
+  #c = 0;
+  #d = 0;
 
   add(bytes: Uint8Array): void {
     this.crc = crc32c(this.crc, bytes);
     let at = 0;
-    if (((this.#length | bytes.byteOffset) & 15) === 0) {
+    if (((this.#length & 15) | (bytes.byteOffset & 3)) === 0) {
       const count = (bytes.length >> 4) * 4;
       const words = new Int32Array(bytes.buffer, bytes.byteOffset, count);
       let a = 0, b = 0, c = 0, d = 0;
       for (let i = 0; i < count; i += 4) { a ^= words[i]!; b ^= words[i + 1]!; c ^= words[i + 2]!; d ^= words[i + 3]!; }
-      const sum = this.#words;
-      sum[0]! ^= a; sum[1]! ^= b; sum[2]! ^= c; sum[3]! ^= d;
+      this.#a ^= a; this.#b ^= b; this.#c ^= c; this.#d ^= d;
       at = count * 4;
     }
-    for (; at < bytes.length; at++) this.summary[(this.#length + at) & 15]! ^= bytes[at]!;
+    for (; at < bytes.length; at++) {
+      const place = (this.#length + at) & 15, bits = bytes[at]! << ((place & 3) * 8);
+      if (place < 4) this.#a ^= bits; else if (place < 8) this.#b ^= bits; else if (place < 12) this.#c ^= bits; else this.#d ^= bits;
+    }
     this.#length += bytes.length;
+  }
+
+  /** Stores 16 bytes: byte i is the XOR of payload bytes i, i + 16, i + 32, … */
+  storeSummary(into: Uint8Array, offset: number): void {
+    writeUint32(into, offset, this.#a);
+    writeUint32(into, offset + 4, this.#b);
+    writeUint32(into, offset + 8, this.#c);
+    writeUint32(into, offset + 12, this.#d);
+  }
+
+  hasSummary(from: Uint8Array, offset: number): boolean {
+    return readUint32(from, offset) === this.#a >>> 0 && readUint32(from, offset + 4) === this.#b >>> 0
+      && readUint32(from, offset + 8) === this.#c >>> 0 && readUint32(from, offset + 12) === this.#d >>> 0;
   }
 }
 

@@ -26,7 +26,7 @@ const LATE_ONE_IN = 4;
 const LATE_MS = 0.05;
 /** How long the device takes to begin: uniform, 0 … this, virtual ms. */
 const BEGIN_MS = 0.01;
-const NO_REGIONS: readonly SimRegion[] = [];
+const NOTHING: readonly Gather[] = [];
 
 interface Gather { readonly region: SimRegion; readonly offset: number; readonly length: number }
 
@@ -439,19 +439,18 @@ export class SimQueuePair implements QueuePair {
   }
 
   #completeSend(request: SendRequest, status: number): void {
-    const regions = request.gather.map(({ region }) => region);
-    if (status === Status.SUCCESS && (request.flags & Flag.SIGNALED) === 0) for (const region of regions) region.release();
-    else this.#complete(request.opcode, status, request.wrId, 0, 0, regions);
+    if (status === Status.SUCCESS && (request.flags & Flag.SIGNALED) === 0) for (const { region } of request.gather) region.release();
+    else this.#complete(request.opcode, status, request.wrId, 0, 0, request.gather);
   }
 
   #completeRecv(recv: RecvRequest, opcode: number, status: number, byteLength: number, imm: number): void {
-    this.#complete(opcode, status, recv.wrId, byteLength, imm, recv.gather === undefined ? NO_REGIONS : [recv.gather.region]);
+    this.#complete(opcode, status, recv.wrId, byteLength, imm, recv.gather === undefined ? NOTHING : [recv.gather]);
   }
 
-  #complete(opcode: number, status: number, wrId: number, byteLength: number, imm: number, regions: readonly SimRegion[]): void {
+  #complete(opcode: number, status: number, wrId: number, byteLength: number, imm: number, held: readonly Gather[]): void {
     const { world, name } = this.device;
     if (world.trace) world.note(`${name} qp${this.qpn} ${opcodeName(opcode)} ${wrId} completes: ${statusName(status)}`);
-    this.device.complete(this, opcode, status, wrId, byteLength, imm, 0, regions);
+    this.device.complete(this, opcode, status, wrId, byteLength, imm, 0, held);
   }
 
   #note(request: SendRequest, what: string): void {
