@@ -15,7 +15,10 @@ import type { ClusterStore } from './cluster-store.js';
 import { editJson, parseJson, untilApplied } from './compare-and-swap.js';
 import { checkFileName } from './file-name.js';
 import { FILES_BY_ID, FILE_ID_KEY, fileIdKey, fileNameKey } from './keys.js';
-import type { FileRecord } from './records.js';
+import type { EpochFloor, FileRecord } from './records.js';
+
+/** The oldest floors are forgotten first: they lie where units have long been superseded everywhere, or their nodes rebuilt. */
+const MAX_FLOORS = 64;
 
 /** ISO time to record as `modified`; simulations give their own, else it is now. */
 export interface Timestamped { readonly modified?: string }
@@ -135,20 +138,36 @@ export function publishCommit(store: ClusterStore, id: number, commit: Commit & 
  *
  * @param decision.decidedStripes  versions of epochs below the owner's exist only in stripes below this
  * @param decision.mapEpoch  the owner has written nothing under an older map
+ * @param decision.fromStripe  the owner has looked at all stripes from here on, and written again what it kept of them
  * @throws {TartanError} ERR_FENCED · ERR_NOT_FOUND · ERR_ARGUMENT · ERR_EXISTS: this epoch decided otherwise before
  */
-export function decide(store: ClusterStore, id: number, decision: Commit & { readonly decidedStripes: number; readonly mapEpoch?: number }): Promise<FileRecord> {
+export function decide(store: ClusterStore, id: number, decision: Commit & { readonly decidedStripes: number; readonly mapEpoch?: number; readonly fromStripe?: number }): Promise<FileRecord> {
   return editFile(store, 'decide', id, (record) => {
     checkOwner(record, decision, 'decide');
     checkCount('decide', id, 'decidedStripes', decision.decidedStripes);
-    const { writerEpoch, decidedStripes, length, commitEpoch, commitCounter } = decision;
+    const { writerEpoch, decidedStripes, length, commitEpoch, commitCounter, fromStripe } = decision;
     if (record.decidedEpoch === writerEpoch) {
       if (record.decidedStripes === decidedStripes) return record;
       throw new TartanError('ERR_EXISTS', `Cannot decide file ${id}: epoch ${writerEpoch} decided for ${record.decidedStripes} stripes, not for ${decidedStripes}`);
     }
     const { decidedMapEpoch: _, ...rest } = record;
-    return { ...rest, decidedEpoch: writerEpoch, decidedStripes, ...(decision.mapEpoch !== undefined && { decidedMapEpoch: decision.mapEpoch }), length, commitEpoch, commitCounter, modified: stamp(decision) };
+    return {
+      ...rest, decidedEpoch: writerEpoch, decidedStripes, ...(decision.mapEpoch !== undefined && { decidedMapEpoch: decision.mapEpoch }), length, commitEpoch, commitCounter,
+      ...(fromStripe !== undefined && { floors: raised(record.floors ?? [], fromStripe, writerEpoch) }), modified: stamp(decision),
+    };
   });
+}
+
+/** The lowest writer epoch that a committed version of this stripe can have; 0: any. */
+export function epochFloor({ floors }: FileRecord, stripe: number): number {
+  if (floors === undefined) return 0;
+  for (let i = floors.length - 1; i >= 0; i--) if (floors[i]!.stripe <= stripe) return floors[i]!.epoch;
+  return 0;
+}
+
+/** Each takeover begins where the file's length was, so the list ascends; a decision at the same stripe replaces the one before. */
+function raised(floors: readonly EpochFloor[], stripe: number, epoch: number): EpochFloor[] {
+  return [...floors.filter((floor) => floor.stripe < stripe), { stripe, epoch }].slice(-MAX_FLOORS);
 }
 
 /**

@@ -26,6 +26,8 @@ export interface ClusterMap {
   readonly switches: readonly SwitchEntry[];
 }
 
+export interface EpochFloor { readonly stripe: number; readonly epoch: number }
+
 export interface FileRecord {
   readonly id: number;
   readonly name: string;
@@ -46,6 +48,11 @@ export interface FileRecord {
   readonly decidedStripes: number;
   /** Everything written since that decision, or since the file was made, was written under this map epoch or a later one. */
   readonly decidedMapEpoch?: number;
+  /**
+   * What earlier takeovers settled, ascending: from `stripe` on, every committed version is of writer epoch `epoch` or a
+   * later one. A unit of an older epoch there was rolled back, on a node that was down then and never heard of it.
+   */
+  readonly floors?: readonly EpochFloor[];
   readonly state: 'open' | 'closed' | 'deleted';
   /** ISO time of the last publication. */
   readonly modified: string;

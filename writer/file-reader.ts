@@ -3,7 +3,7 @@
  * It shows what was committed when it was opened, or last refreshed; never an unfinished version.
  */
 import { Readable } from 'node:stream';
-import { readFile } from '../cluster/files.js';
+import { epochFloor, readFile } from '../cluster/files.js';
 import { readMap } from '../cluster/membership.js';
 import type { FileRecord } from '../cluster/records.js';
 import { parseCode } from '../erasure/code/index.js';
@@ -96,7 +96,7 @@ export class FileReader {
       while (next < last && queue.length < ahead) {
         const stripe = next++;
         const result = this.stripes.read({
-          stripe, dataLength: stripeDataLength(layout, file.length, stripe), epoch: file.commitEpoch, counter: file.commitCounter, exact: false,
+          stripe, dataLength: stripeDataLength(layout, file.length, stripe), epoch: file.commitEpoch, counter: file.commitCounter, exact: false, floorEpoch: epochFloor(file, stripe),
         });
         result.catch(() => {}); // Awaited below, in order; a rejection of a later one must not count as unhandled meanwhile.
         queue.push({ stripe, result });

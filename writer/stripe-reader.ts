@@ -21,7 +21,7 @@ import { nodeOfUnit } from '../erasure/layout/index.js';
 import type { NodeLink } from '../pipeline/node-link.js';
 import { NodeSet } from '../pipeline/node-set.js';
 import type { ClusterMap } from '../cluster/records.js';
-import { readFile } from '../cluster/files.js';
+import { epochFloor, readFile } from '../cluster/files.js';
 import { readMap } from '../cluster/membership.js';
 import { TartanError, codeOf } from '../wire/errors.js';
 import { Refusal, refusalCode } from '../wire/ring-messages.js';
@@ -41,6 +41,8 @@ export interface StripeWish {
   readonly epoch: number;
   readonly counter: number;
   readonly exact: boolean;
+  /** Versions of lower writer epochs were rolled back (FileRecord.floors). Default 0: none are known. */
+  readonly floorEpoch?: number;
 }
 
 export interface StripeResult { readonly bytes: Uint8Array; readonly dataLength: number; readonly epoch: number; readonly counter: number; /** Gives the slot back; the bytes are valid until then. */ release(): void }
@@ -48,7 +50,7 @@ export interface StripeResult { readonly bytes: Uint8Array; readonly dataLength:
 const READ_RING_BYTES = 16 << 20;
 const MAX_SLOTS = 64;
 /** Reasons for a failed node of the graph, beyond refusals. */
-const WRONG_VERSION = 100, BAD_UNIT = 101;
+const WRONG_VERSION = 100, BAD_UNIT = 101, ROLLED_BACK = 102;
 
 interface Job {
   wish: StripeWish;
@@ -68,6 +70,7 @@ interface Job {
   markEpoch: number; markCounter: number;
   /** A node told of a higher one. */
   outdated: boolean;
+  floorEpoch: number;
   resolve: (result: StripeResult) => void;
   reject: (error: Error) => void;
 }
@@ -151,7 +154,7 @@ export class StripeReader {
       this.waiting.push({
         wish, slot: -1, lost: new Map(), epoch: wish.epoch, counter: wish.counter, exact: wish.exact, dataLength: wish.dataLength ?? -1,
         units: [], decode: [], nodes: new Int8Array(0), coder: undefined, attempts: 0, revived: false,
-        markEpoch: wish.epoch, markCounter: wish.counter, outdated: false, resolve, reject,
+        markEpoch: wish.epoch, markCounter: wish.counter, outdated: false, floorEpoch: wish.floorEpoch ?? 0, resolve, reject,
       });
       this.next();
     });
@@ -282,6 +285,8 @@ export class StripeReader {
     const w = (slot * this.slots.slotBytes + headerOffsetIn(this.slots, unit)) >> 2;
     const order = compareVersions(this.words[w + W.WRITER_EPOCH]!, this.words[w + W.COUNTER]!, job.epoch, job.counter);
     if (order > 0 || (job.exact && order !== 0)) return BAD_UNIT;
+    // Its node was down when it was rolled back. Where k ≤ m such units alone could pass for the stripe.
+    if (this.words[w + W.WRITER_EPOCH]! < job.floorEpoch) return ROLLED_BACK;
     if (job.exact) job.dataLength = this.words[w + W.STRIPE_LENGTH]!;
     return 0;
   }
@@ -392,7 +397,7 @@ export class StripeReader {
       job.outdated = false;
       for (const [unit, why] of job.lost) if (why === Refusal.NO_UNIT) job.lost.delete(unit);
       this.anew(job);
-      this.context.clock.setTimer(0, () => { if (this.jobs[slot] === job) this.begin(job); });
+      void this.renewFloor(job).then(() => { if (this.jobs[slot] === job) this.begin(job); });
       return;
     }
     // What did arrive tells the version and the length that a decode needs, if it is enough to show the newest.
@@ -410,6 +415,16 @@ export class StripeReader {
       return;
     }
     await this.renewMap(job, Refusal.UNREACHABLE);
+  }
+
+  /** A mark above the file's record covers versions that a newer owner may have rolled back: its record tells. */
+  private async renewFloor(job: Job): Promise<void> {
+    try {
+      job.floorEpoch = epochFloor(await readFile(this.context.store, this.file.id), job.wish.stripe);
+    } catch (error) {
+      // Without the store reading goes on by what is known; m + 1 units that agree are enough.
+      if (codeOf(error) === undefined) throw error;
+    }
   }
 
   /** @returns false also when the cluster store does not answer */
@@ -436,7 +451,7 @@ export class StripeReader {
   }
 
   private giveUp(job: Job): void {
-    const reasons = [...job.lost].map(([unit, reason]) => `unit ${unit}: ${reason === BAD_UNIT ? 'ERR_CHECKSUM' : refusalCode(reason)}`);
+    const reasons = [...job.lost].map(([unit, reason]) => `unit ${unit}: ${reason === BAD_UNIT ? 'ERR_CHECKSUM' : reason === ROLLED_BACK ? 'rolled back' : refusalCode(reason)}`);
     const down = Array.from({ length: this.units }, (_, unit) => unit).filter((unit) => !job.lost.has(unit) && this.linkFor(job, unit) === undefined);
     if (down.length > 0) reasons.push(`units ${down.join(', ')}: node not reachable`);
     this.end(job, new TartanError('ERR_TOO_MANY_LOST', `Cannot read stripe ${job.wish.stripe} of '${this.file.name}': fewer than ${this.code.k} units can be had (${reasons.join('; ')})`));

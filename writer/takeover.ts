@@ -112,7 +112,7 @@ export async function recoverTail(context: ClientContext, session: FileSession, 
       throw new TartanError('ERR_TOO_MANY_LOST', `Cannot take over '${file.name}': ${length} bytes can be recovered, ${file.length} were acknowledged`);
     }
     await decide(context.store, file.id, {
-      writerEpoch: file.writerEpoch, decidedStripes: stripe, mapEpoch, length, commitEpoch: file.writerEpoch, commitCounter: window.acknowledgedCounter,
+      writerEpoch: file.writerEpoch, decidedStripes: stripe, mapEpoch, fromStripe: firstOpen, length, commitEpoch: file.writerEpoch, commitCounter: window.acknowledgedCounter,
     });
     window.undecided = false;
     await Promise.all(fencedNodes.map(async (index) => {
@@ -196,8 +196,9 @@ async function gatherEvidence(session: FileSession, file: FileRecord, fromStripe
     for (;;) {
       const reply = await ask(session, file, index, { $case: 'inventory', value: { fileId: file.id, fromStripe: from, limit: INVENTORY_LIMIT } });
       for (const entry of reply.units) {
-        // Rolled back by an earlier owner, on a node that was down then and did not hear of it: it is decided, and no evidence.
-        if (entry.writerEpoch < file.decidedEpoch && entry.stripe >= file.decidedStripes) continue;
+        // Of the stripes that are open now, the last owner to decide wrote again what it kept, and rolled back the rest: an
+        // older unit lies on a node that was down then and did not hear of it. It is decided, and no evidence.
+        if (entry.writerEpoch < file.decidedEpoch) continue;
         note(evidence, entry);
       }
       if (!reply.more || reply.units.length === 0) break;

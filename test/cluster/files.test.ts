@@ -1,7 +1,8 @@
 import t from 'tap';
-import { createFile, decide, deleteFile, forgetFile, listFiles, lookupFile, publishCommit, readFile, takeOver } from '../../cluster/files.js';
+import { createFile, decide, deleteFile, epochFloor, forgetFile, listFiles, lookupFile, publishCommit, readFile, takeOver } from '../../cluster/files.js';
 import { createCluster } from '../../cluster/membership.js';
 import { MemoryCluster } from '../../cluster/memory-store.js';
+import type { FileRecord } from '../../cluster/records.js';
 import { VirtualClock } from './virtual-clock.js';
 
 const shape = { code: 'rs(2,1)', unitBytes: 65_536, nodes: ['n1', 'n2', 'n3'], modified: '2026-01-01T00:00:00.000Z' };
@@ -130,6 +131,25 @@ t.test("a new owner's publications count once it has decided, and it decides onc
   await takeOver(store, id);
   await t.rejects(decide(store, id, decision), { code: 'ERR_FENCED' });
   await t.rejects(decide(store, id, { ...decision, writerEpoch: 3, decidedStripes: -1 }), { code: 'ERR_ARGUMENT' });
+});
+
+t.test('epochFloor() is what the last takeover that looked at a stripe settled', async (t) => {
+  const { store } = await cluster();
+  const { id } = await createFile(store, { name: 'a', ...shape });
+  const decideFrom = async (fromStripe: number): Promise<FileRecord> => {
+    const { writerEpoch } = await takeOver(store, id);
+    return decide(store, id, { writerEpoch, decidedStripes: fromStripe + 1, fromStripe, length: 0, commitEpoch: writerEpoch, commitCounter: 1 });
+  };
+  const floorsOf = (record: FileRecord): number[] => [0, 1, 2, 5, 6, 99].map((stripe) => epochFloor(record, stripe));
+  t.same(floorsOf(await readFile(store, id)), [0, 0, 0, 0, 0, 0], 'nobody has taken it over');
+  t.same(floorsOf(await decideFrom(2)), [0, 0, 2, 2, 2, 2]);
+  t.same(floorsOf(await decideFrom(2)), [0, 0, 3, 3, 3, 3], 'looked at again');
+  t.same(floorsOf(await decideFrom(6)), [0, 0, 3, 3, 4, 4]);
+  for (let stripe = 7; stripe < 107; stripe++) await decideFrom(stripe);
+  const record = await readFile(store, id);
+  t.equal(record.floors!.length, 64, 'the list is bounded');
+  t.equal(epochFloor(record, 6), 0);
+  t.equal(epochFloor(record, 106), 104);
 });
 
 t.test('a deleted file frees its name at once, fences its owner, and its id is never given again', async (t) => {

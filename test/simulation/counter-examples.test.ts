@@ -7,7 +7,8 @@ import type { Test } from 'tap';
 import { sleep } from '../../wire/clock.js';
 import { codeOf } from '../../wire/errors.js';
 import type { Client, FileWriter } from '../../writer/index.js';
-import { SimCluster, randomBytes } from './cluster.js';
+import { makeLayout, nodeOfUnit } from '../../erasure/layout/index.js';
+import { SimCluster, randomBytes, type SimNode } from './cluster.js';
 
 const SEEDS = [1, 2, 3, 4, 5];
 
@@ -182,6 +183,51 @@ story('a node that was down while stripes were rewritten does not speak for them
   await cluster.startNode(cluster.nodes[0]!);
   await end(writer);
   for (let i = 0; i < 5; i++) t.ok((await readAll(client, 'a')).equals(data), `seed ${seed}`);
+});
+
+story('what was rolled back never comes again, though only nodes that missed it are left', { nodes: 5, withSwitch: false }, async (t, cluster, seed) => {
+  // rs(2,2), stripe 0 on A B C D (units 0 to 3). Version 1.1 reaches A and B only; owner 2 rolls it back while they are down,
+  // and writes 2.1, owner 3 the same as 3.1, both on C and D alone. Then A and B are all that is left: units enough for 1.1.
+  const layout = makeLayout({ nodes: 5, k: 2, m: 2, unitBytes: 512 });
+  const first = await cluster.client('w1');
+  const writer = await first.create('a', { code: 'rs(2,2)', unitBytes: 512 });
+  writer.on('error', () => {});
+  const order = (await first.stat('a')).nodes;
+  const [A, B, C, D] = [0, 1, 2, 3].map((unit) => cluster.nodes.find(({ id }) => id === order[nodeOfUnit(layout, 0, unit)])!) as [SimNode, SimNode, SimNode, SimNode];
+  const restart = async (entry: SimNode): Promise<void> => { entry.disk = entry.disk.restart(); await cluster.startNode(entry); };
+  const rolledBack = randomBytes(cluster.world, 'rolled back', 1024), data = randomBytes(cluster.world, 'data', 10);
+  for (const { host } of [C, D]) cluster.world.partition('w1', host);
+  writer.write(rolledBack);
+  while ((await cluster.inventory(A.id, 1)).length + (await cluster.inventory(B.id, 1)).length < 2) await sleep(cluster.clock('test'), 1);
+  for (const { host } of [A, B]) cluster.world.killHost(host);
+  await first.close();
+
+  const second = await cluster.client('w2');
+  const owner = await second.append('a');
+  t.equal(owner.progress.acknowledgedBytes, 0, `seed ${seed}: C and D prove that 1.1 was never finished`);
+  owner.write(data);
+  await owner.flush();
+  await second.close();
+  const third = await cluster.client('w3');
+  t.equal((await third.append('a')).progress.acknowledgedBytes, 10, `seed ${seed}`);
+  await third.close();
+  await restart(A);
+  await restart(B);
+  for (const { host } of [C, D]) cluster.world.killHost(host);
+
+  const reader = await (await cluster.client('r1')).open('a');
+  t.equal(reader.length, 10);
+  await t.rejects(reader.read(0, 10), { code: 'ERR_TOO_MANY_LOST' }, `seed ${seed}: a reader does not take 1.1 for the file's bytes`);
+  const fourth = await cluster.client('w4');
+  await t.rejects(fourth.append('a'), { code: 'ERR_UNDECIDED' }, `seed ${seed}: nor does a new owner`);
+  await fourth.close();
+  await restart(C);
+  await restart(D);
+  t.ok((await reader.read(0, 10)).equals(data), `seed ${seed}`);
+  const last = await (await cluster.client('w5')).append('a');
+  t.equal(last.progress.acknowledgedBytes, 10, `seed ${seed}`);
+  await end(last);
+  t.ok((await readAll(await cluster.client('r2'), 'a')).equals(data), `seed ${seed}`);
 });
 
 story('a reader never sees an unfinished version', { nodes: 3 }, async (t, cluster, seed) => {
