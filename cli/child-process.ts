@@ -23,6 +23,10 @@ export interface ChildSpec {
   readonly logs: string;
   /** Ends with this process, also when this one is killed (needs setpriv from util-linux; without it, not so). */
   readonly dependent?: boolean;
+  /** A command that runs the one given to it in its place, e.g. in another network namespace. */
+  readonly prefix?: readonly string[];
+  /** Added to the environment. */
+  readonly env?: Readonly<Record<string, string>>;
 }
 
 const SCRIPTS = { switch: '../switch-agent/main.js', node: '../storage-node/main.js' } as const;
@@ -38,11 +42,11 @@ export async function startChild(spec: ChildSpec, onSpawned: (record: ProcessRec
   const output = join(spec.logs, `${spec.id}.out`), errors = join(spec.logs, `${spec.id}.err`);
   const out = openSync(output, 'w', 0o600), err = openSync(errors, 'w', 0o600);
   const script = fileURLToPath(new URL(SCRIPTS[spec.role], import.meta.url));
-  const command = [process.execPath, '--enable-source-maps', script, ...spec.args];
+  const command = [...spec.prefix ?? [], process.execPath, '--enable-source-maps', script, ...spec.args];
   if (spec.dependent === true && canDieWithParent()) command.unshift('setpriv', '--pdeathsig', 'KILL');
   // A test runner's loaders are not the daemons' business.
   const { NODE_OPTIONS: _, ...env } = process.env;
-  const child = spawn(command[0]!, command.slice(1), { detached: true, stdio: ['ignore', out, err], env });
+  const child = spawn(command[0]!, command.slice(1), { detached: true, stdio: ['ignore', out, err], env: { ...env, ...spec.env } });
   closeSync(out);
   closeSync(err);
   let failure: Error | undefined;

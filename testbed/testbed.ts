@@ -1,0 +1,215 @@
+/**
+ * A cluster on a shaped network: Mininet builds the network, this starts nodes, switch agents and workers in it, waits
+ * until all are ready, and takes everything down again, whatever happens.
+ *
+ * One testbed at a time on a machine: two would measure each other. What a killed one left (its folder; its processes
+ * and namespaces end with it) is removed by the next.
+ */
+import { randomBytes } from 'node:crypto';
+import { mkdirSync, readdirSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { startChild, stopProcess } from '../cli/child-process.js';
+import { createStore } from '../cli/cluster-processes.js';
+import type { ProcessRecord } from '../cli/state-directory.js';
+import { StateDirectory } from '../cli/state-directory.js';
+import { isRunning } from '../cluster/process-identity.js';
+import { serviceAddress } from './addressing.js';
+import { TestbedError } from './errors.js';
+import { Network } from './network.js';
+import { RemoteWorker } from './remote-worker.js';
+import { requireMachine } from './requirements.js';
+import type { Topology } from './topology.js';
+import { hostsOf, validateTopology } from './topology.js';
+
+export type Durability = 'sync' | 'volatile' | 'discard';
+
+export interface TestbedOptions {
+  readonly topology: Topology;
+  readonly durability: Durability;
+  /** Refused when the network has too few nodes for it. */
+  readonly code?: string;
+  /** Of each agent and node. Default 64 MiB. */
+  readonly ringMemoryBytes?: number;
+  /** A peer silent for so long is taken for gone. Default 1000. */
+  readonly deadlineMs?: number;
+  /** Where it is kept while it runs. Default: a fixed folder of the system's temporary one. */
+  readonly folder?: string;
+  /** Told of what was cleaned up. */
+  readonly note?: (line: string) => void;
+}
+
+const PORT = 7000;
+const STOP_MS = 5_000;
+/** Sparse: nodes that discard never fill it. */
+const STORE_BYTES = 16 * 2 ** 30;
+const FOLDER = join(tmpdir(), 'tartan-testbed');
+
+export class Testbed {
+  readonly topology: Topology;
+  readonly network: Network;
+  readonly durability: Durability;
+  readonly deadlineMs: number;
+  private readonly state: StateDirectory;
+  private readonly options: TestbedOptions;
+  private readonly secret = randomBytes(24).toString('hex');
+  private readonly workers = new Map<string, RemoteWorker>();
+
+  private constructor(options: TestbedOptions, state: StateDirectory, network: Network) {
+    this.topology = options.topology;
+    this.durability = options.durability;
+    this.deadlineMs = options.deadlineMs ?? 1000;
+    this.options = options;
+    this.state = state;
+    this.network = network;
+  }
+
+  /**
+   * Builds it, runs `action`, takes it down.
+   *
+   * @throws {TestbedError} ERR_NOT_ROOT, ERR_MISSING_PACKAGE, ERR_TOPOLOGY, ERR_TESTBED, ERR_INTERRUPTED
+   * @throws {TartanError} ERR_NOT_ENOUGH_NODES; ERR_IN_USE when another testbed runs; what a process could not start with
+   */
+  static async use<T>(options: TestbedOptions, action: (testbed: Testbed) => Promise<T>): Promise<T> {
+    validateTopology(options.topology, options.code);
+    requireMachine();
+    const state = new StateDirectory(options.folder ?? FOLDER);
+    mkdirSync(state.path, { recursive: true, mode: 0o700 });
+    return state.locked(async () => {
+      await sweep(state, options.note ?? (() => {}));
+      state.create();
+      state.write([]);
+      const interruption = new Interruption();
+      const building = Network.build(options.topology, join(state.logs, 'network.err'));
+      let testbed: Testbed | undefined;
+      try {
+        testbed = new Testbed(options, state, await interruption.orDone(building));
+        await interruption.orDone(testbed.startProcesses());
+        return await interruption.orDone(action(testbed));
+      } finally {
+        try {
+          await testbed?.end();
+          await building.then((network) => network.close(), () => {});
+        } finally {
+          interruption.over();
+          wipe(state);
+        }
+      }
+    });
+  }
+
+  /** Directory of the cluster store: all hosts share one file system. */
+  get cluster(): string { return this.state.cluster; }
+
+  processes(): ProcessRecord[] { return this.state.running(); }
+
+  address(host: string): string { return serviceAddress(this.topology, host); }
+
+  /** The process on a host that does what it is told; started when it is first asked for. */
+  worker(host: string): RemoteWorker {
+    let worker = this.workers.get(host);
+    if (worker === undefined) this.workers.set(host, worker = new RemoteWorker(this.network, host, this.secret, join(this.state.logs, `worker-${host}.err`)));
+    return worker;
+  }
+
+  /** What a switch agent says of itself; loads or unloads its program. */
+  switch(host: string, verb: 'load' | 'unload' | 'status') {
+    // Asked from its own host: no packet of it is on a link that is measured.
+    return this.worker(host).call('switch', { host: this.address(host), controlPort: PORT + 1, verb });
+  }
+
+  /** Sends a signal to the agent or node of a host. @throws {TestbedError} ERR_TESTBED when it does not run */
+  signal(host: string, signal: NodeJS.Signals): void {
+    process.kill(this.record(host).identity.pid, signal);
+  }
+
+  /** Ends an agent or node at once, as a crash does. */
+  async kill(host: string): Promise<void> {
+    await stopProcess(this.record(host).identity, 0);
+  }
+
+  /** Starts the agent or node of a host, again after it was killed. */
+  async start(host: string): Promise<ProcessRecord> {
+    const role = this.topology.hosts.find((each) => each.name === host)?.role;
+    if (role !== 'switch' && role !== 'node') throw new RangeError(`${host} is neither switch nor node`);
+    const { state, options } = this;
+    const address = this.address(host);
+    if (role === 'node') mkdirSync(state.node(host), { recursive: true, mode: 0o700 });
+    const record = await startChild({
+      id: host, role, host: address, logs: state.logs, dependent: true, prefix: this.network.enter(host), env: { TARTAN_SECRET: this.secret },
+      args: [
+        '--cluster', state.cluster, '--id', host, '--host', address, '--port', String(PORT), '--control-port', String(PORT + 1),
+        '--ring-memory', String(options.ringMemoryBytes ?? 64 << 20), '--transport', 'tcp',
+        ...(role === 'node' ? ['--store', state.node(host), '--durability', this.durability, '--size', String(STORE_BYTES)] : ['--deadline-ms', String(this.deadlineMs)]),
+      ],
+    }, (spawned) => { state.record(spawned); });
+    state.record(record);
+    return record;
+  }
+
+  /** Takes the carrier of the link between two hosts away, or gives it back. */
+  async setLink(a: string, b: string, up: boolean): Promise<void> {
+    const link = this.topology.links.findIndex(({ ends }) => ends.includes(a) && ends.includes(b));
+    if (link < 0) throw new RangeError(`no link between ${a} and ${b}`);
+    await this.network.setLink(link, up);
+  }
+
+  private async startProcesses(): Promise<void> {
+    await createStore(this.state);
+    const settled = await Promise.allSettled(hostsOf(this.topology, 'node').map(({ name }) => this.start(name)));
+    for (const each of settled) if (each.status === 'rejected') throw each.reason;
+    for (const { name } of hostsOf(this.topology, 'switch')) await this.start(name);
+  }
+
+  private async end(): Promise<void> {
+    await Promise.all([...this.workers.values()].map((worker) => worker.close()));
+    for (const role of ['switch', 'node'] as const) {
+      await Promise.all(this.state.processes().filter((each) => each.role === role).map(async (each) => {
+        // A stopped process does not obey.
+        if (isRunning(each.identity)) process.kill(each.identity.pid, 'SIGCONT');
+        await stopProcess(each.identity, STOP_MS);
+      }));
+    }
+    await this.network.close();
+  }
+
+  private record(host: string): ProcessRecord {
+    const found = this.state.running().find((each) => each.id === host);
+    if (found === undefined) throw new TestbedError('ERR_TESTBED', `The process of ${host} does not run`);
+    return found;
+  }
+}
+
+/** Ctrl-C and SIGTERM, while a testbed stands: what it does is given up, and it is taken down. */
+class Interruption {
+  private readonly signals = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
+  private reject: (error: Error) => void = () => {};
+  private readonly interrupted = new Promise<never>((_, reject) => { this.reject = reject; });
+  private readonly handle = (signal: NodeJS.Signals): void => { this.reject(new TestbedError('ERR_INTERRUPTED', `Interrupted by ${signal}; the network is taken down`)); };
+
+  constructor() {
+    this.interrupted.catch(() => {});
+    for (const signal of this.signals) process.on(signal, this.handle);
+  }
+
+  orDone<T>(work: Promise<T>): Promise<T> {
+    work.catch(() => {});  // when it fails because everything is taken down, the signal is what is told
+    return Promise.race([work, this.interrupted]);
+  }
+
+  over(): void { for (const signal of this.signals) process.off(signal, this.handle); }
+}
+
+/** Ends and removes what an earlier run left. Its holder is gone, or the lock would not be ours. */
+async function sweep(state: StateDirectory, note: (line: string) => void): Promise<void> {
+  const left = state.running();
+  for (const each of left) await stopProcess(each.identity, 0);
+  if (wipe(state) > 0) note(`removed what an earlier testbed left${left.length > 0 ? `, ended ${left.map((each) => each.id).join(', ')}` : ''}`);
+}
+
+/** @returns how many entries were there, the lock not counted */
+function wipe(state: StateDirectory): number {
+  const entries = readdirSync(state.path).filter((name) => !name.startsWith('lock'));
+  for (const name of entries) rmSync(join(state.path, name), { recursive: true, force: true });
+  return entries.length;
+}
