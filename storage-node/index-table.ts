@@ -1,27 +1,28 @@
 /**
- * What the store holds, in memory: for each file its stripes, for each stripe a chain of unit versions. Rebuilt from the
- * log at every start; knows nothing of disks.
+ * What the store holds, in memory: a chain of unit versions for each stripe of each file. Knows nothing of disks.
  *
- * Intuition: an entry is 16 words in a slab of typed arrays, named by a number; a file maps a stripe to the first entry of its
- * chain. So a unit costs 64 bytes and a Map slot, about 110 bytes, and no object.
+ * Intuition: an entry is 12 words in a slab of typed arrays, named by a number; a hash finds the first entry of a stripe's
+ * chain. So a unit costs 48 bytes and its share of the hash, at most 64 in all, and no object.
  *
  * Invariants: an entry marked PENDING is known for checks of names and versions, and invisible to reads and inventories;
- * entry numbers are reused after release(), so whoever keeps one across an await must copy what it needs.
+ * entry numbers are reused after remove(), so whoever keeps one across an await must copy what it needs.
  */
 import { compareVersions } from '../wire/unit-header.js';
-import { FileIndex } from './file-index.js';
+import { ChainMap } from './chain-map.js';
+import { FileIndex, PAGE_STRIPES } from './file-index.js';
+import { MaskTable } from './mask-table.js';
 
 /** Words of an entry. */
 export const E = {
-  NEXT: 0,
-  /** unit | flags << 8 | header words << 16 */
-  UNIT: 1,
-  WRITER_EPOCH: 2, COUNTER: 3,
-  /** First block of the payload, from the disk's start. */
-  PAYLOAD_BLOCK: 4, UNIT_LENGTH: 5,
-  /** Block and byte in it where the unit's header begins. */
-  HEADER_BLOCK: 6, HEADER_BYTE: 7,
-  PAYLOAD_CRC: 8, STRIPE_LENGTH: 9, MISSING_LOW: 10, MISSING_HIGH: 11, MAP_EPOCH: 12,
+  /** unit: 6 bits | flags: 4 | header words: 6 | payload block, counted from the header's: 13 */
+  UNIT: 0,
+  /** Block where the unit's header begins. While PENDING: the batch's id. */
+  HEADER_BLOCK: 1,
+  /** {@link FileIndex.number}; FREE_FILE in an entry that is not in use. */
+  FILE: 2, STRIPE_LOW: 3,
+  /** header byte in its block / 8: 9 bits | stripe's high 21 bits */
+  PLACE: 4,
+  WRITER_EPOCH: 5, COUNTER: 6, UNIT_LENGTH: 7, PAYLOAD_CRC: 8, STRIPE_LENGTH: 9, MAP_EPOCH: 10, NEXT: 11,
 } as const;
 
 export const EntryFlag = {
@@ -31,11 +32,16 @@ export const EntryFlag = {
   DAMAGED: 2,
   /** Acknowledged by a store that discards: there is no payload. */
   NO_PAYLOAD: 4,
+  /** Its header called units missing: the mask table has them. */
+  MASKED: 8,
 } as const;
 
-const ENTRY_WORDS = 16;
-const CHUNK_ENTRIES = 1 << 14;
-const CHUNK_SHIFT = 14;
+export const ENTRY_WORDS = 12;
+export const FREE_FILE = 0xffffffff;
+const CHUNK_ENTRIES = 1 << 12;
+const CHUNK_SHIFT = 12;
+const TWO_32 = 0x1_0000_0000;
+const FLAG_SHIFT = 6, HEADER_SHIFT = 10, OFFSET_SHIFT = 16, PLACE_BITS = 9;
 
 /** One entry to insert or compare. */
 export interface EntryFields {
@@ -44,42 +50,87 @@ export interface EntryFields {
 }
 
 export class IndexTable {
+  /** Entries held. */
+  count = 0;
   private readonly chunks: Uint32Array[] = [];
   private free = 0;
   private used = 1; // entry 0 means "none"
+  private readonly chains = new ChainMap({
+    fileOf: (entry) => this.get(entry, E.FILE), stripeLowOf: (entry) => this.get(entry, E.STRIPE_LOW), stripeHighOf: (entry) => this.get(entry, E.PLACE) >>> PLACE_BITS,
+  });
+  private readonly masks = new MaskTable();
   private readonly files = new Map<number, FileIndex>();
+  private readonly byNumber: (FileIndex | undefined)[] = [];
+  private readonly freeNumbers: number[] = [];
   /** Deleted files: their ids are never reused. */
   private readonly deleted = new Set<number>();
-  /** Entries held. */
-  count = 0;
 
-  /** Words of an entry: the array, whose words begin at {@link at}. */
+  /** Words of an entry, for reading: the array, whose words begin at {@link at}. */
   words(entry: number): Uint32Array { return this.chunks[entry >>> CHUNK_SHIFT]!; }
   at(entry: number): number { return (entry & (CHUNK_ENTRIES - 1)) * ENTRY_WORDS; }
-  get(entry: number, word: number): number { return this.words(entry)[this.at(entry) + word]!; }
-  set(entry: number, word: number, value: number): void { this.words(entry)[this.at(entry) + word] = value; }
+  get(entry: number, word: number): number { return this.chunks[entry >>> CHUNK_SHIFT]![(entry & (CHUNK_ENTRIES - 1)) * ENTRY_WORDS + word]!; }
+  private set(entry: number, word: number, value: number): void { this.chunks[entry >>> CHUNK_SHIFT]![(entry & (CHUNK_ENTRIES - 1)) * ENTRY_WORDS + word] = value; }
 
-  unit(entry: number): number { return this.get(entry, E.UNIT) & 0xff; }
-  flags(entry: number): number { return (this.get(entry, E.UNIT) >>> 8) & 0xff; }
-  headerBytes(entry: number): number { return (this.get(entry, E.UNIT) >>> 16) << 2; }
+  unit(entry: number): number { return this.get(entry, E.UNIT) & 0x3f; }
+  flags(entry: number): number { return (this.get(entry, E.UNIT) >>> FLAG_SHIFT) & 0xf; }
+  headerBytes(entry: number): number { return ((this.get(entry, E.UNIT) >>> HEADER_SHIFT) & 0x3f) << 2; }
+  stripe(entry: number): number { return (this.get(entry, E.PLACE) >>> PLACE_BITS) * TWO_32 + this.get(entry, E.STRIPE_LOW); }
+  headerBlock(entry: number): number { return this.get(entry, E.HEADER_BLOCK); }
+  headerByte(entry: number): number { return (this.get(entry, E.PLACE) & ((1 << PLACE_BITS) - 1)) << 3; }
+  payloadBlock(entry: number): number { return this.headerBlock(entry) + (this.get(entry, E.UNIT) >>> OFFSET_SHIFT); }
+  /** The units that the entry's header called missing. */
+  missing(entry: number): bigint { return (this.flags(entry) & EntryFlag.MASKED) === 0 ? 0n : this.masks.get(entry); }
+
   setFlag(entry: number, flag: number, on: boolean): void {
     const word = this.get(entry, E.UNIT);
-    this.set(entry, E.UNIT, on ? word | (flag << 8) : word & ~(flag << 8));
+    this.set(entry, E.UNIT, on ? word | (flag << FLAG_SHIFT) : word & ~(flag << FLAG_SHIFT));
   }
+
+  /** Where the unit lies; its payload begins at most 8191 blocks behind its header. */
+  setPlace(entry: number, headerBlock: number, headerByte: number, payloadBlock: number): void {
+    this.set(entry, E.HEADER_BLOCK, headerBlock);
+    this.set(entry, E.PLACE, (this.get(entry, E.PLACE) >>> PLACE_BITS << PLACE_BITS | headerByte >>> 3) >>> 0);
+    this.set(entry, E.UNIT, (this.get(entry, E.UNIT) & 0xffff | (payloadBlock - headerBlock) << OFFSET_SHIFT) >>> 0);
+  }
+
+  /** For a PENDING entry: the batch that takes it. */
+  setBatch(entry: number, batch: number): void { this.set(entry, E.HEADER_BLOCK, batch); }
 
   isDeleted(fileId: number): boolean { return this.deleted.has(fileId); }
   peekFile(fileId: number): FileIndex | undefined { return this.files.get(fileId); }
   file(fileId: number): FileIndex {
     let file = this.files.get(fileId);
-    if (file === undefined) this.files.set(fileId, file = new FileIndex());
+    if (file === undefined) {
+      const number = this.freeNumbers.pop() ?? this.byNumber.length;
+      this.files.set(fileId, file = this.byNumber[number] = new FileIndex(fileId, number));
+    }
     return file;
   }
   fileIds(): IterableIterator<number> { return this.files.keys(); }
 
-  /** The entry of exactly this name, or 0. */
+  /** The first entry of a stripe's chain, or 0. */
+  first(file: FileIndex, stripe: number): number { return this.chains.first(file.number, stripe % TWO_32, Math.floor(stripe / TWO_32)); }
+
+  /** Stripes held from `from` on, ascending; those that come or go meanwhile may be seen or not. */
+  *stripesFrom(file: FileIndex, from: number): Generator<number> {
+    for (let page = file.pages.from(Math.floor(from / PAGE_STRIPES)); page >= 0; page = file.pages.from(page + 1)) {
+      const end = (page + 1) * PAGE_STRIPES;
+      for (let stripe = Math.max(from, page * PAGE_STRIPES); stripe < end; stripe++) if (this.first(file, stripe) !== 0) yield stripe;
+    }
+  }
+
+  /** The entry of exactly this name, or 0; of two, while a damaged one is being replaced, the new one. */
   find(file: FileIndex, stripe: number, unit: number, writerEpoch: number, counter: number): number {
-    for (let entry = file.first(stripe); entry !== 0; entry = this.get(entry, E.NEXT)) {
+    for (let entry = this.first(file, stripe); entry !== 0; entry = this.get(entry, E.NEXT)) {
       if (this.unit(entry) === unit && this.get(entry, E.WRITER_EPOCH) === writerEpoch && this.get(entry, E.COUNTER) === counter) return entry;
+    }
+    return 0;
+  }
+
+  /** The entry whose header lies at this place, or 0. */
+  findAt(file: FileIndex, stripe: number, headerBlock: number, headerByte: number): number {
+    for (let entry = this.first(file, stripe); entry !== 0; entry = this.get(entry, E.NEXT)) {
+      if (this.headerBlock(entry) === headerBlock && this.headerByte(entry) === headerByte && (this.flags(entry) & EntryFlag.PENDING) === 0) return entry;
     }
     return 0;
   }
@@ -87,7 +138,7 @@ export class IndexTable {
   /** The highest version of a unit at or below the given one, without entries that have any of `withoutFlags`; or 0. */
   highest(file: FileIndex, stripe: number, unit: number, maxEpoch: number, maxCounter: number, withoutFlags: number): number {
     let best = 0;
-    for (let entry = file.first(stripe); entry !== 0; entry = this.get(entry, E.NEXT)) {
+    for (let entry = this.first(file, stripe); entry !== 0; entry = this.get(entry, E.NEXT)) {
       if (this.unit(entry) !== unit || (this.flags(entry) & withoutFlags) !== 0) continue;
       const epoch = this.get(entry, E.WRITER_EPOCH), counter = this.get(entry, E.COUNTER);
       if (compareVersions(epoch, counter, maxEpoch, maxCounter) > 0) continue;
@@ -98,49 +149,80 @@ export class IndexTable {
 
   /** Adds an entry in front of its stripe's chain. @returns its number */
   insert(file: FileIndex, stripe: number, fields: EntryFields, flags: number): number {
+    const next = this.first(file, stripe);
     const entry = this.take(), words = this.words(entry), w = this.at(entry);
-    words.fill(0, w, w + ENTRY_WORDS);
-    words[w + E.NEXT] = file.first(stripe);
-    words[w + E.UNIT] = fields.unit | (flags << 8) | (fields.headerWords << 16);
+    const isMasked = fields.missingLow !== 0 || fields.missingHigh !== 0;
+    words[w + E.UNIT] = fields.unit | (flags | (isMasked ? EntryFlag.MASKED : 0)) << FLAG_SHIFT | fields.headerWords << HEADER_SHIFT;
+    words[w + E.HEADER_BLOCK] = 0;
+    words[w + E.FILE] = file.number;
+    words[w + E.STRIPE_LOW] = stripe % TWO_32;
+    words[w + E.PLACE] = Math.floor(stripe / TWO_32) << PLACE_BITS;
     words[w + E.WRITER_EPOCH] = fields.writerEpoch;
     words[w + E.COUNTER] = fields.counter;
     words[w + E.UNIT_LENGTH] = fields.unitLength;
     words[w + E.PAYLOAD_CRC] = fields.payloadCrc;
     words[w + E.STRIPE_LENGTH] = fields.stripeLength;
-    words[w + E.MISSING_LOW] = fields.missingLow;
-    words[w + E.MISSING_HIGH] = fields.missingHigh;
     words[w + E.MAP_EPOCH] = fields.mapEpoch;
-    file.setFirst(stripe, entry);
-    this.count++;
+    words[w + E.NEXT] = next;
+    if (isMasked) this.masks.set(entry, fields.missingLow, fields.missingHigh);
+    this.link(file, stripe, entry, next);
     return entry;
   }
 
   /** Takes an entry out of its stripe's chain; its number may be reused. */
   remove(file: FileIndex, stripe: number, entry: number): void {
     const next = this.get(entry, E.NEXT);
-    let before = file.first(stripe);
-    if (before === entry) file.setFirst(stripe, next);
-    else {
+    let before = this.first(file, stripe);
+    if (before !== entry) {
       while (this.get(before, E.NEXT) !== entry) before = this.get(before, E.NEXT);
       this.set(before, E.NEXT, next);
+    } else if (next !== 0) this.chains.set(next);
+    else {
+      this.chains.delete(entry);
+      file.stripes--;
+      this.thin(file);
     }
+    if ((this.flags(entry) & EntryFlag.MASKED) !== 0) this.masks.delete(entry);
+    this.set(entry, E.FILE, FREE_FILE);
     this.set(entry, E.NEXT, this.free);
     this.free = entry;
     this.count--;
   }
 
-  /** Forgets a file and everything of it, for ever. @returns its entries' numbers, already released */
+  /** Forgets a file and everything of it, for ever. @param onEntry  called with each entry before it is released */
   deleteFile(fileId: number, onEntry: (entry: number) => void): void {
     const file = this.files.get(fileId);
-    this.files.delete(fileId);
     this.deleted.add(fileId);
     if (file === undefined) return;
-    for (const stripe of file.stripesFrom(0)) {
-      for (let entry = file.first(stripe); entry !== 0; entry = file.first(stripe)) {
+    for (const stripe of this.stripesFrom(file, 0)) {
+      for (let entry = this.first(file, stripe); entry !== 0; entry = this.first(file, stripe)) {
         onEntry(entry);
         this.remove(file, stripe, entry);
       }
     }
+    this.files.delete(fileId);
+    this.byNumber[file.number] = undefined;
+    this.freeNumbers.push(file.number);
+  }
+
+  /** Bytes of the typed arrays. */
+  get bytes(): number { return this.chunks.length * CHUNK_ENTRIES * ENTRY_WORDS * 4 + this.chains.bytes + this.masks.bytes; }
+
+  private link(file: FileIndex, stripe: number, entry: number, next: number): void {
+    this.chains.set(entry);
+    this.count++;
+    if (next !== 0) return;
+    file.stripes++;
+    file.pages.add(Math.floor(stripe / PAGE_STRIPES));
+  }
+
+  /** Drops pages that have become empty, when they are many. */
+  private thin(file: FileIndex): void {
+    if (file.pages.length <= 64 + 2 * file.stripes) return;
+    file.pages.filter((page) => {
+      for (let i = 0; i < PAGE_STRIPES; i++) if (this.first(file, page * PAGE_STRIPES + i) !== 0) return true;
+      return false;
+    });
   }
 
   private take(): number {

@@ -60,7 +60,7 @@ async function dropTorn(disk: Disk, replay: Replay, uncertain: readonly Uncertai
   try {
     for (const unit of uncertain) {
       const file = replay.index.peekFile(unit.fileId);
-      const entry = file === undefined ? 0 : replay.entryAt(file, unit.stripe, unit.headerBlock, unit.headerByte);
+      const entry = file === undefined ? 0 : replay.index.findAt(file, unit.stripe, unit.headerBlock, unit.headerByte);
       if (file === undefined || entry === 0) continue;
       if (await payloadHolds(disk, unit, memory.bytes)) continue;
       replay.remove(file, unit.stripe, entry);
@@ -98,9 +98,7 @@ class Replay implements LogReader {
       unit, headerWords: headerBytes >> 2, writerEpoch, counter, unitLength: words[w + W.UNIT_LENGTH]!, payloadCrc: words[w + W.PAYLOAD_CRC]!,
       stripeLength: words[w + W.STRIPE_LENGTH]!, missingLow: words[w + W.MISSING_LO]!, missingHigh: words[w + W.MISSING_HI]!, mapEpoch: words[w + W.MAP_EPOCH]!,
     }, 0);
-    this.index.set(entry, E.HEADER_BLOCK, headerBlock);
-    this.index.set(entry, E.HEADER_BYTE, headerByte);
-    this.index.set(entry, E.PAYLOAD_BLOCK, payloadBlock);
+    this.index.setPlace(entry, headerBlock, headerByte, payloadBlock);
     this.liveBlocks += this.blocksOf(entry);
     if (this.index.get(entry, E.NEXT) !== 0) file.superseded.add(stripe);
     const raised = file.raiseMark(writerEpoch, words[w + W.COMMIT_MARK]!);
@@ -130,16 +128,8 @@ class Replay implements LogReader {
 
   voided(fileId: number, stripe: number, headerBlock: number, headerByte: number): void {
     const file = this.index.peekFile(fileId);
-    const entry = file === undefined ? 0 : this.entryAt(file, stripe, headerBlock, headerByte);
+    const entry = file === undefined ? 0 : this.index.findAt(file, stripe, headerBlock, headerByte);
     if (file !== undefined && entry !== 0) this.remove(file, stripe, entry);
-  }
-
-  /** The entry whose header lies at this place, or 0. */
-  entryAt(file: FileIndex, stripe: number, headerBlock: number, headerByte: number): number {
-    for (let entry = file.first(stripe); entry !== 0; entry = this.index.get(entry, E.NEXT)) {
-      if (this.index.get(entry, E.HEADER_BLOCK) === headerBlock && this.index.get(entry, E.HEADER_BYTE) === headerByte) return entry;
-    }
-    return 0;
   }
 
   remove(file: FileIndex, stripe: number, entry: number): void {

@@ -163,9 +163,9 @@ export class UnitStore {
 
     const batch = this.log.batchForUnit(unitEntryWords(headerBytes), payload.length / BLOCK_BYTES);
     if (batch === undefined) return Refusal.DISK_FULL;
-    if (held !== 0) this.removeEntry(file, stripe, held);
+    // A damaged copy stays until the new one is durable: it is known to have been stored.
     const entry = this.index.insert(file, stripe, this.fieldsOf(file, stripe, unit, words, w, headerBytes), EntryFlag.PENDING);
-    this.index.set(entry, E.HEADER_BLOCK, batch.id);
+    this.index.setBatch(entry, batch.id);
     batch.addUnit(client, token, file, stripe, entry, words, w, headerBytes, payload);
     this.log.kick();
     return QUEUED;
@@ -175,8 +175,7 @@ export class UnitStore {
   private newlyMissing(file: FileIndex, stripe: number, entry: number, words: Uint32Array, w: number): bigint {
     if (words[w + W.MISSING_LO] === 0 && words[w + W.MISSING_HI] === 0) return 0n;
     const wanted = BigInt(words[w + W.MISSING_LO]!) | (BigInt(words[w + W.MISSING_HI]!) << 32n);
-    const known = BigInt(this.index.get(entry, E.MISSING_LOW)) | (BigInt(this.index.get(entry, E.MISSING_HIGH)) << 32n)
-      | file.missingOf(stripe, words[w + W.WRITER_EPOCH]!, words[w + W.COUNTER]!);
+    const known = this.index.missing(entry) | file.missingOf(stripe, words[w + W.WRITER_EPOCH]!, words[w + W.COUNTER]!);
     return wanted & ~known;
   }
 
@@ -227,7 +226,7 @@ export class UnitStore {
   markDamaged(fileId: number, stripe: number, unit: number, location: UnitLocation): void {
     const file = this.index.peekFile(fileId);
     const entry = file === undefined ? 0 : this.index.find(file, stripe, unit, location.writerEpoch, location.counter);
-    if (entry === 0 || this.index.get(entry, E.HEADER_BLOCK) !== location.headerBlock || this.index.get(entry, E.HEADER_BYTE) !== location.headerByte) return;
+    if (entry === 0 || this.index.headerBlock(entry) !== location.headerBlock || this.index.headerByte(entry) !== location.headerByte) return;
     if ((this.index.flags(entry) & (EntryFlag.PENDING | EntryFlag.DAMAGED)) !== 0) return;
     this.index.setFlag(entry, EntryFlag.DAMAGED, true);
     this.counts.damaged++;
@@ -241,7 +240,7 @@ export class UnitStore {
     const units: HeldUnit[] = [];
     const file = this.index.peekFile(fileId);
     if (file === undefined) return { units, more: false };
-    for (const stripe of file.stripesFrom(fromStripe)) {
+    for (const stripe of this.index.stripesFrom(file, fromStripe)) {
       const here = this.heldUnits(file, stripe);
       if (here.length === 0) continue;
       if (units.length + here.length > limit) {
@@ -387,12 +386,11 @@ export class UnitStore {
     const file = batch.files[i]!, stripe = batch.stripes[i]!, entry = batch.entries[i]!;
     this.index.setFlag(entry, EntryFlag.PENDING, false);
     if (this.durability === 'discard') this.index.setFlag(entry, EntryFlag.NO_PAYLOAD, true);
-    this.index.set(entry, E.PAYLOAD_BLOCK, batch.payloadBlockOf(i));
-    this.index.set(entry, E.HEADER_BLOCK, batch.headerBlockOf(i));
-    this.index.set(entry, E.HEADER_BYTE, batch.headerByteOf(i));
+    this.index.setPlace(entry, batch.headerBlockOf(i), batch.headerByteOf(i), batch.payloadBlockOf(i));
     this.liveBlocks += this.blocksOf(entry);
     file.durableFence = Math.max(file.durableFence, this.index.get(entry, E.WRITER_EPOCH));
-    if (this.index.get(file.first(stripe), E.NEXT) !== 0) {
+    if (this.index.get(this.index.first(file, stripe), E.NEXT) !== 0) {
+      this.removeReplaced(file, stripe, entry);
       file.superseded.add(stripe);
       this.freeSuperseded(file);
     }
@@ -419,25 +417,35 @@ export class UnitStore {
     out.counter = words[w + E.COUNTER]!;
     out.unitLength = words[w + E.UNIT_LENGTH]!;
     out.payloadCrc = words[w + E.PAYLOAD_CRC]!;
-    out.headerBlock = words[w + E.HEADER_BLOCK]!;
-    out.headerByte = words[w + E.HEADER_BYTE]!;
+    out.headerBlock = this.index.headerBlock(entry);
+    out.headerByte = this.index.headerByte(entry);
     out.headerBytes = this.index.headerBytes(entry);
-    out.payloadBlock = words[w + E.PAYLOAD_BLOCK]!;
+    out.payloadBlock = this.index.payloadBlock(entry);
     return true;
   }
 
   private heldUnits(file: FileIndex, stripe: number): HeldUnit[] {
     const units: HeldUnit[] = [];
-    for (let entry = file.first(stripe); entry !== 0; entry = this.index.get(entry, E.NEXT)) {
+    for (let entry = this.index.first(file, stripe); entry !== 0; entry = this.index.get(entry, E.NEXT)) {
       if ((this.index.flags(entry) & EntryFlag.PENDING) !== 0) continue;
       const writerEpoch = this.index.get(entry, E.WRITER_EPOCH), counter = this.index.get(entry, E.COUNTER);
       units.push({
         stripe, unit: this.index.unit(entry), writerEpoch, counter, stripeLength: this.index.get(entry, E.STRIPE_LENGTH),
         payloadCrc: this.index.get(entry, E.PAYLOAD_CRC), mapEpoch: this.index.get(entry, E.MAP_EPOCH),
-        missing: BigInt(this.index.get(entry, E.MISSING_LOW)) | (BigInt(this.index.get(entry, E.MISSING_HIGH)) << 32n) | file.missingOf(stripe, writerEpoch, counter),
+        missing: this.index.missing(entry) | file.missingOf(stripe, writerEpoch, counter),
       });
     }
     return units.sort((a, b) => a.unit - b.unit || compareVersions(b.writerEpoch, b.counter, a.writerEpoch, a.counter));
+  }
+
+  /** Removes the damaged copy that a durable one of the same name has replaced. */
+  private removeReplaced(file: FileIndex, stripe: number, entry: number): void {
+    const unit = this.index.unit(entry), writerEpoch = this.index.get(entry, E.WRITER_EPOCH), counter = this.index.get(entry, E.COUNTER);
+    for (let other = this.index.first(file, stripe), next = 0; other !== 0; other = next) {
+      next = this.index.get(other, E.NEXT);
+      if (other === entry || this.index.unit(other) !== unit || this.index.get(other, E.WRITER_EPOCH) !== writerEpoch || this.index.get(other, E.COUNTER) !== counter) continue;
+      this.removeEntry(file, stripe, other);
+    }
   }
 
   private freeSuperseded(file: FileIndex): void {

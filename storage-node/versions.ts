@@ -11,20 +11,32 @@ import { E, EntryFlag, type IndexTable } from './index-table.js';
 export function freeSuperseded(index: IndexTable, file: FileIndex, remove: (stripe: number, entry: number) => void): void {
   for (const stripe of file.superseded) {
     const old: number[] = [];
-    for (let entry = file.first(stripe); entry !== 0; entry = index.get(entry, E.NEXT)) {
+    for (let entry = index.first(file, stripe); entry !== 0; entry = index.get(entry, E.NEXT)) {
       const committed = index.highest(file, stripe, index.unit(entry), file.markEpoch, file.markCounter, EntryFlag.PENDING);
       if (committed === 0 || (index.flags(entry) & EntryFlag.PENDING) !== 0) continue;
       const older = compareVersions(index.get(entry, E.WRITER_EPOCH), index.get(entry, E.COUNTER), index.get(committed, E.WRITER_EPOCH), index.get(committed, E.COUNTER)) < 0;
       if (older) old.push(entry);
     }
-    for (const entry of old) remove(stripe, entry);
+    for (const entry of old) {
+      const writerEpoch = index.get(entry, E.WRITER_EPOCH), counter = index.get(entry, E.COUNTER);
+      remove(stripe, entry);
+      if (!holds(index, file, stripe, writerEpoch, counter)) file.forgetMissing(stripe, writerEpoch, counter);
+    }
     if (!repeats(index, file, stripe)) file.superseded.delete(stripe);
   }
 }
 
+/** Whether any unit of this version is held. */
+function holds(index: IndexTable, file: FileIndex, stripe: number, writerEpoch: number, counter: number): boolean {
+  for (let entry = index.first(file, stripe); entry !== 0; entry = index.get(entry, E.NEXT)) {
+    if (index.get(entry, E.WRITER_EPOCH) === writerEpoch && index.get(entry, E.COUNTER) === counter) return true;
+  }
+  return false;
+}
+
 /** Whether some unit of the stripe is still there in more than one version. Chains are short. */
 function repeats(index: IndexTable, file: FileIndex, stripe: number): boolean {
-  for (let entry = file.first(stripe); entry !== 0; entry = index.get(entry, E.NEXT)) {
+  for (let entry = index.first(file, stripe); entry !== 0; entry = index.get(entry, E.NEXT)) {
     for (let other = index.get(entry, E.NEXT); other !== 0; other = index.get(other, E.NEXT)) {
       if (index.unit(entry) === index.unit(other)) return true;
     }
@@ -34,8 +46,8 @@ function repeats(index: IndexTable, file: FileIndex, stripe: number): boolean {
 
 /** Drops versions of writer epochs below `writerEpoch` in stripes from `fromStripe` on, and what was recorded of them. */
 export function discardVersions(index: IndexTable, file: FileIndex, fromStripe: number, writerEpoch: number, remove: (stripe: number, entry: number) => void): void {
-  for (const stripe of file.stripesFrom(fromStripe)) {
-    for (let entry = file.first(stripe), next = 0; entry !== 0; entry = next) {
+  for (const stripe of index.stripesFrom(file, fromStripe)) {
+    for (let entry = index.first(file, stripe), next = 0; entry !== 0; entry = next) {
       next = index.get(entry, E.NEXT);
       if (index.get(entry, E.WRITER_EPOCH) < writerEpoch) remove(stripe, entry);
     }
