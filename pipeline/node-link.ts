@@ -192,6 +192,7 @@ export class NodeLink {
 
   private records(type: number, words: Uint32Array, w: number, count: number, mapEpoch: number): void {
     if (mapEpoch > this.nodeMapEpoch) this.nodeMapEpoch = mapEpoch;
+    this.heartbeat.heard();
     if (type === MessageType.READ_FAILED) {
       for (let i = 0; i < count && this.up; i++, w += READ_FAILED_WORDS) this.owner.onReadFailed?.(this, words[w]!, words[w + 1]!, words[w + 2]!, words[w + 3]!);
       return;

@@ -209,6 +209,12 @@ export class Heartbeat {
     return this.options.clock.now() - this.sentAt;
   }
 
+  /**
+   * The peer said something else: it lives. On a slow link the probe waits behind megabytes of units, whose
+   * acknowledgements arrive all the while; without this, such a link would be broken at every deadline.
+   */
+  heard(): void { if (this.waiting) this.sentAt = this.options.clock.now(); }
+
   stop(): void {
     if (this.timer !== undefined) this.options.clock.clearTimer(this.timer);
     this.timer = undefined;

@@ -131,6 +131,7 @@ export class SwitchPath {
   }
 
   private records(type: number, words: Uint32Array, w: number, count: number): void {
+    this.heartbeat.heard();
     if (type === MessageType.CREDIT) {
       for (let i = 0; i < count; i++, w += CREDIT_WORDS) {
         const slot = words[w]!;
