@@ -111,6 +111,33 @@ command('rdma', 'RDMA devices').command('devices').description('lists the RDMA d
   rdmaDevices(self.optsWithGlobals<Options>().json === true);
 });
 
+command('testbed', 'a cluster on a shaped network of namespaces, until Ctrl-C (root, Mininet)')
+  .option('--nodes <n>', 'storage hosts', '3').option('--writers <n>', 'writer hosts', '1').option('--switches <n>', 'switch hosts', '1')
+  .option('--rate <rate>', 'of every link: 200mbit, 1gbit', '1gbit')
+  .option('--code <code>', 'refuses a network that is too small for it')
+  .addOption(new Option('--durability <kind>', 'of the nodes').choices(['sync', 'volatile', 'discard']).default('sync'))
+  .addOption(json())
+  .action(async (_: unknown, self: Command) => {
+    const options = self.opts<{ nodes: string; writers: string; switches: string; rate: string; code?: string; durability: 'sync' | 'volatile' | 'discard'; json?: boolean }>();
+    const { testbed } = await import('./testbed-commands.js');
+    await testbed({
+      nodes: parseCount(options.nodes, '--nodes', 1, 48), writers: parseCount(options.writers, '--writers', 1, 16), switches: parseCount(options.switches, '--switches', 1, 4),
+      rate: options.rate, code: options.code, durability: options.durability, json: options.json === true,
+    });
+  });
+
+command('experiment', 'measures on shaped links, writes CSV, JSON, SVG and PNG (root, Mininet); all: one HTML report')
+  .argument('<name>', 'all, or one of those that a wrong name lists')
+  .option('--quick', 'a few points, under two minutes')
+  .option('--rate <rate>', 'of every link (default: the experiment\'s own)')
+  .option('--out <folder>', 'where its files go', 'experiments')
+  .addOption(json())
+  .action(async (name: string, _: unknown, self: Command) => {
+    const options = self.opts<{ quick?: boolean; rate?: string; out: string; json?: boolean }>();
+    const { experiment } = await import('./experiment-commands.js');
+    await experiment(name, { quick: options.quick === true, rate: options.rate, out: options.out, json: options.json === true });
+  });
+
 command('demo', 'tells the whole story with a real file, in a directory of its own')
   .argument('[file]', 'default: the node binary')
   .action(async (file: string | undefined) => {

@@ -1,0 +1,38 @@
+/** `tartan testbed`: a cluster on a shaped network that stands until it is interrupted. */
+import type { Durability } from '../testbed/testbed.js';
+import { Testbed } from '../testbed/testbed.js';
+import { formatMbit, parseRate, starTopology } from '../testbed/topology.js';
+import { codeOf } from '../wire/errors.js';
+import { table } from './quantities.js';
+
+export interface TestbedCommandOptions {
+  readonly nodes: number;
+  readonly writers: number;
+  readonly switches: number;
+  readonly rate: string;
+  readonly code?: string | undefined;
+  readonly durability: Durability;
+  readonly json: boolean;
+}
+
+/** Prints how to enter each host and returns when Ctrl-C or SIGTERM came and all is taken down. */
+export async function testbed(options: TestbedCommandOptions): Promise<void> {
+  const rateMbit = parseRate(options.rate);
+  const topology = starTopology({ nodes: options.nodes, writers: options.writers, switches: options.switches, rateMbit });
+  try {
+    await Testbed.use({ topology, durability: options.durability, note: (line) => { process.stderr.write(`${line}\n`); }, ...(options.code === undefined ? {} : { code: options.code }) }, async (running) => {
+      const hosts = topology.hosts.map(({ name, role }) => ({ name, role, pid: running.network.pidOf(name), process: running.processes().find((each) => each.id === name)?.identity.pid ?? null, enter: running.network.enter(name).join(' ') }));
+      if (options.json) process.stdout.write(`${JSON.stringify({ cluster: running.cluster, rateMbit, hosts })}\n`);
+      else {
+        process.stdout.write(`${table([['HOST', 'ROLE', 'PROCESS', 'TO RUN SOMETHING THERE'], ...hosts.map((each) => [each.name, each.role, String(each.process ?? '-'), `${each.enter} COMMAND`])])}\n`);
+        process.stdout.write(`links of ${formatMbit(rateMbit)}; the cluster store is ${running.cluster}; Ctrl-C takes it down\n`);
+      }
+      // Only an interruption ends it.
+      const forever = setInterval(() => {}, 2 ** 30);
+      await new Promise<never>(() => {}).finally(() => { clearInterval(forever); });
+    });
+  } catch (error) {
+    if (codeOf(error) !== 'ERR_INTERRUPTED') throw error;
+    process.stdout.write('taken down\n');
+  }
+}

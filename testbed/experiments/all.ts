@@ -1,0 +1,5 @@
+/** Every experiment, in the order of the report. */
+import type { Experiment } from './experiment.js';
+import { stripeSize } from './stripe-size.js';
+
+export const EXPERIMENTS: readonly Experiment[] = [stripeSize];
