@@ -396,8 +396,10 @@ export class StripeReader {
     if (job.outdated) {
       job.outdated = false;
       for (const [unit, why] of job.lost) if (why === Refusal.NO_UNIT) job.lost.delete(unit);
-      this.anew(job);
-      void this.renewFloor(job).then(() => { if (this.jobs[slot] === job) this.begin(job); });
+      void this.renewFloor(job).then(() => {
+        this.anew(job);
+        if (this.jobs[slot] === job) this.begin(job);
+      });
       return;
     }
     // What did arrive tells the version and the length that a decode needs, if it is enough to show the newest.
@@ -417,10 +419,17 @@ export class StripeReader {
     await this.renewMap(job, Refusal.UNREACHABLE);
   }
 
-  /** A mark above the file's record covers versions that a newer owner may have rolled back: its record tells. */
+  /**
+   * A mark above the file's record covers versions that a newer owner may have rolled back: its record tells. Floor and
+   * mark go together: below the floor of one takeover lies all that the marks before it covered.
+   */
   private async renewFloor(job: Job): Promise<void> {
     try {
-      job.floorEpoch = epochFloor(await readFile(this.context.store, this.file.id), job.wish.stripe);
+      const file = await readFile(this.context.store, this.file.id);
+      job.floorEpoch = epochFloor(file, job.wish.stripe);
+      if (compareVersions(file.commitEpoch, file.commitCounter, job.markEpoch, job.markCounter) <= 0) return;
+      job.markEpoch = file.commitEpoch;
+      job.markCounter = file.commitCounter;
     } catch (error) {
       // Without the store reading goes on by what is known; m + 1 units that agree are enough.
       if (codeOf(error) === undefined) throw error;
