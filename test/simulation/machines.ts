@@ -11,9 +11,11 @@ import { createCluster, readIdentity } from '../../cluster/membership.js';
 import { Hub } from '../../pipeline/hub.js';
 import { MemoryDisk } from '../../storage-node/memory-disk.js';
 import { StorageNode } from '../../storage-node/node-core.js';
+import type { UnitStore } from '../../storage-node/unit-store.js';
 import { SwitchCore } from '../../switch-agent/switch-core.js';
 import type { Clock } from '../../wire/clock.js';
 import { codeOf } from '../../wire/errors.js';
+import { W } from '../../wire/unit-header.js';
 import type { Client } from '../../writer/client.js';
 import { connect } from '../../writer/client.js';
 import { afterPowerLoss, attachDisk, noTrouble } from './host-disk.js';
@@ -30,6 +32,17 @@ const CLIENT_RING_BYTES = 1 << 20;
 const RESTART_MS = 60;
 const UUID = '00000000-0000-4000-8000-0000cafef00d';
 
+/** Looks at every unit that a node lets through its door: none may have been sent under a map older than the node's own. */
+function watchDoor(node: StorageNode, accuse: (message: string) => void): void {
+  const { store } = node as unknown as { store: UnitStore };
+  const append = store.append.bind(store);
+  store.append = (client, token, words, w, headerBytes, payload) => {
+    const mapEpoch = words[w + W.MAP_EPOCH]!;
+    if (mapEpoch < node.mapEpoch) accuse(`takes a unit sent under map epoch ${mapEpoch}, it holds ${node.mapEpoch}`);
+    return append(client, token, words, w, headerBytes, payload);
+  };
+}
+
 /** What all machines share. */
 export class Site {
   readonly world: SimWorld;
@@ -38,6 +51,8 @@ export class Site {
   readonly nodes = new Map<string, NodeMachine>();
   readonly switches = new Map<string, SwitchMachine>();
   clusterId = 0;
+  /** The first rule that somebody broke, if any. */
+  misconduct: string | undefined;
   /** Hosts whose cluster store client is cut off. */
   readonly cutOff = new Set<string>();
   private readonly stores = new Map<string, HostStore>();
@@ -204,6 +219,7 @@ export class NodeMachine extends Machine {
       onDisplaced: () => { if (life === this.life) this.restart(RESTART_MS); },
     });
     await this.node.start();
+    watchDoor(this.node, (message) => { site.misconduct ??= `${id} ${message}`; });
   }
 
   protected ended(): void {

@@ -5,14 +5,17 @@
  * are reached by name, private ones too; a name that is gone makes breakIt() throw, so no mutant outlives its target.
  */
 import { NodeLink } from '../../pipeline/node-link.js';
+import { NodeSet } from '../../pipeline/node-set.js';
 import { StripePipeline } from '../../pipeline/stripe-pipeline.js';
 import type { Batch } from '../../storage-node/batch.js';
 import { FileIndex } from '../../storage-node/file-index.js';
 import { LogWriter } from '../../storage-node/log-writer.js';
 import { StorageNode } from '../../storage-node/node-core.js';
+import { UnitRing } from '../../storage-node/unit-ring.js';
 import { UnitStore } from '../../storage-node/unit-store.js';
 import { WriterSession } from '../../switch-agent/writer-session.js';
 import { Refusal } from '../../wire/ring-messages.js';
+import { W } from '../../wire/unit-header.js';
 import { FileSession } from '../../writer/file-session.js';
 import { StripeReader } from '../../writer/stripe-reader.js';
 import { WriteWindow } from '../../writer/write-window.js';
@@ -111,6 +114,30 @@ export const mutants: Readonly<Record<string, Mutant>> = {
   } },
   'checksum-unchecked': { what: 'a node stores units without looking at their checksums', seed: 104, make: () => {
     replace(StorageNode, 'verified', (original) => function (wrId: number) { return original.call(this, wrId, 0); });
+  } },
+  'few-units-believed': { what: 'a takeover takes every fenced node for one that was up all the time', seed: 1, make: () => {
+    replace(NodeSet, 'entry', (original) => function (...args) {
+      const entry = original.apply(this, args) as object | undefined;
+      return entry && { ...entry, since: -1 };
+    });
+  } },
+  'slot-read-before-flush': { what: 'a reader fills a slot again before the link that may still write to it is flushed', seed: 1, make: () => {
+    replace(StripeReader, 'linkDown', () => function (link: Loose) {
+      const ids = [...this.requestPlace].filter(([, place]) => place.node === link.index && !place.verifying).map(([id]) => id as number);
+      void link.destroy('lost');
+      for (const id of ids) this.answered(id, Refusal.UNREACHABLE);
+    });
+  } },
+  'old-map-taken': { what: 'a node takes units that were sent under an older map', seed: 1, make: () => {
+    replace(UnitRing, 'judge', (original) => function (...args) {
+      const { host } = this, { maps } = host;
+      const epoch = Math.min(maps.epoch, this.words[this.wordOf(args[0]) + W.MAP_EPOCH]);
+      this.host = { ...host, maps: { epoch, reach: (wanted: number) => maps.reach(wanted) } };
+      try { original.apply(this, args); } finally { this.host = host; }
+    });
+  } },
+  'rolled-back-believed': { what: 'a reader takes units for the file\'s that an owner rolled back while their nodes were down', seed: 1, make: () => {
+    replace(StripeReader, 'read', (original) => function (wish: object) { return original.call(this, { ...wish, floorEpoch: 0 }); });
   } },
   'flush-tells-early': { what: 'flush() resolves before everything is acknowledged', seed: 1, make: () => {
     replace(FileSession, 'flush', () => function () { this.window.flushTail(); return Promise.resolve(); });

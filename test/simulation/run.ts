@@ -218,6 +218,7 @@ class Run {
 
   /** Where no fault damages bytes, no checksum fails, and nobody finds that a peer breaks the protocol. */
   private checkConduct(): void {
+    if (this.site.misconduct !== undefined) throw new Violation('misconduct', this.site.misconduct);
     const { struck } = this.faults;
     if (struck.has('damaged-packets') || struck.has('disk-corrupt')) return;
     for (const { id, node } of this.site.nodes.values()) {

@@ -69,6 +69,8 @@ export class SimQueuePair implements QueuePair {
   readonly #out: Channel;
   #state: 'connected' | 'error' | 'closed' = 'connected';
   #isAtRest = false;
+  /** Ended by its owner, not by a failure: after a request that was refused no byte of a later one may move. */
+  #isLeft = false;
   #firstStatus: number = Status.FLUSHED;
   #culprit: SendRequest | undefined;
   #sends: SendRequest[] = [];
@@ -272,9 +274,19 @@ export class SimQueuePair implements QueuePair {
   // The responder's side.
 
   #arrived(message: Message): void {
-    if (this.#state !== 'connected') return;
+    if (this.#state !== 'connected') {
+      this.#straggle(message);
+      return;
+    }
     this.#inbound.push(message);
     if (this.#inbound.length === 1) this.#takeInbound();
+  }
+
+  /** Arrives between toError() and flush(): its bytes may still be placed, but nobody is told. */
+  #straggle({ request, at, bytes }: Message): void {
+    if (!this.#isLeft || this.#isAtRest || bytes === undefined || request.opcode === Opcode.SEND) return;
+    const region = this.device.regionByKey(request.rkey);
+    if (region?.allows(Access.REMOTE_WRITE, request.remoteOffset, request.length) === true) this.#place(request, region, request.remoteOffset + at, bytes, at);
   }
 
   #takeInbound(): void {
@@ -387,6 +399,7 @@ export class SimQueuePair implements QueuePair {
 
   toError(reason: string): void {
     this.device.release(); // posted before: in its place among the flushed
+    if (this.#state === 'connected') this.#isLeft = true;
     this.fail(Status.FLUSHED, undefined, reason);
   }
 
