@@ -16,7 +16,7 @@ const CONFIG: TopLevelSpec['config'] = {
   view: { stroke: null },
   title: { fontSize: 14, fontWeight: 'bold', anchor: 'start', offset: 12, subtitleFontSize: 11, subtitleColor: '#444', subtitlePadding: 4, subtitleLineHeight: 14 },
   axis: { labelFontSize: 11, titleFontSize: 11, titleFontWeight: 'normal', titlePadding: 8, gridColor: '#e6e6e6', domainColor: '#333', tickColor: '#333' },
-  legend: { labelFontSize: 11, titleFontSize: 11, titleFontWeight: 'normal', symbolSize: 90, labelLimit: 400 },
+  legend: { labelFontSize: 11, titleFontSize: 11, titleFontWeight: 'normal', symbolSize: 90, symbolOpacity: 1, columnPadding: 16, labelLimit: 400 },
   header: { labelFontSize: 12, titleFontSize: 12, labelFontWeight: 'bold' },
 };
 
