@@ -1,6 +1,7 @@
 /** What every experiment has: a name, a run, and the context it runs in. */
 import { cpus, loadavg, release } from 'node:os';
 import type { Result, Setting } from '../report/result.js';
+import type { TestbedOptions } from '../testbed.js';
 import { formatMbit } from '../topology.js';
 
 export interface Experiment {
@@ -23,6 +24,8 @@ export interface ExperimentContext {
   readonly progress: Progress;
   /** A line for the person who waits. */
   readonly note: (line: string) => void;
+  /** Where a testbed is kept while it runs; default: the one place of this machine. */
+  readonly folder?: string;
 }
 
 /** Told of every step of a long run; makes an estimate of it. */
@@ -31,6 +34,11 @@ export interface Progress {
   expect(steps: number): void;
   /** A step begins. */
   step(what: string): void;
+}
+
+/** What every testbed of an experiment is given. */
+export function common({ note, folder }: ExperimentContext): Pick<TestbedOptions, 'note' | 'folder'> {
+  return { note, ...(folder === undefined ? {} : { folder }) };
 }
 
 export function settingOf(context: ExperimentContext, more: { readonly durability: string; readonly repetitions: number; readonly links?: string }): Setting {

@@ -13,7 +13,7 @@ import { spread } from '../report/result.js';
 import { Testbed } from '../testbed.js';
 import { formatMbit, starTopology } from '../topology.js';
 import type { Experiment, ExperimentContext } from './experiment.js';
-import { digits, settingOf } from './experiment.js';
+import { common, digits, settingOf } from './experiment.js';
 import { LEAST_IDLE, measureStreams } from './measure-stream.js';
 
 const KIB = 1024;
@@ -32,14 +32,14 @@ export const stripeSize: Experiment = {
 /** @param plan  units in KiB */
 export async function runStripeSize(context: ExperimentContext, plan: StripeSizePlan): Promise<Result> {
   const { codes, units, repetitions, warmupSeconds, seconds } = plan;
-  const { rateMbit, progress, note } = context;
+  const { rateMbit, progress } = context;
   const setting = settingOf(context, { durability: 'discard (nodes verify, acknowledge and forget)', repetitions });
   progress.expect(codes.length * repetitions * (units.length * 2 + 1));
   const rows: Row[] = [];
   for (const code of codes) {
     const { k, m } = parseCode(code);
-    await Testbed.use({ topology: starTopology({ nodes: k + m, rateMbit }), code, durability: 'discard', note }, async (testbed) => {
-      const rates = new Map(units.flatMap((unit) => (['switch', 'host'] as const).map((parity) => [`${unit}/${parity}`, { rates: [] as number[], ofLink: [] as number[], idle: [] as number[] }])));
+    await Testbed.use({ topology: starTopology({ nodes: k + m, rateMbit }), code, durability: 'discard', ...common(context) }, async (testbed) => {
+      const rates = new Map(units.flatMap((unit) => (['switch', 'host'] as const).map((parity) => [`${unit}/${parity}`, { rates: [] as number[], ofLink: [] as number[], idle: [] as number[], onLink: [] as number[] }])));
       const links: number[] = [];
       for (let round = 0; round < repetitions; round++) {
         progress.step(`${code}, round ${round + 1}: iperf3 over the writer's link`);
@@ -54,6 +54,7 @@ export async function runStripeSize(context: ExperimentContext, plan: StripeSize
             into.rates.push(figures.bytesPerSecond);
             into.ofLink.push(figures.bytesPerSecond / link);
             into.idle.push(figures.idle);
+            into.onLink.push(figures.writerBytesPerByte);
           }
         }
       }
@@ -65,7 +66,7 @@ export async function runStripeSize(context: ExperimentContext, plan: StripeSize
           rows.push({
             code, unitKiB: unit, parity, mbPerS: median / 1e6, least: least / 1e6, most: most / 1e6, ofLink: spread(each.ofLink).median,
             ratio: ratio.median, ratioLeast: ratio.least, ratioMost: ratio.most, ceiling: (k + m) / k,
-            iperfMbPerS: spread(links).median / 1e6, idle: Math.min(...each.idle), counts: Math.min(...inSwitch.idle, ...onHost.idle) >= LEAST_IDLE, repetitions,
+            iperfMbPerS: spread(links).median / 1e6, onLink: spread(each.onLink).median, idle: Math.min(...each.idle), counts: Math.min(...inSwitch.idle, ...onHost.idle) >= LEAST_IDLE, repetitions,
           });
         }
       }
@@ -84,6 +85,7 @@ export async function runStripeSize(context: ExperimentContext, plan: StripeSize
       { name: 'ofLink', unit: '', about: 'share of what iperf3 got over the writer\'s link in the same round, median' },
       { name: 'ratio', unit: '×', about: 'switch ÷ host of the same round, median' }, { name: 'ratioLeast', unit: '×', about: 'least' }, { name: 'ratioMost', unit: '×', about: 'most' },
       { name: 'ceiling', unit: '×', about: '(k+m)/k' }, { name: 'iperfMbPerS', unit: 'MB/s', about: 'iperf3, median' },
+      { name: 'onLink', unit: '', about: 'bytes on the writer\'s link for each byte acknowledged, headers of all layers included' },
       { name: 'idle', unit: '', about: 'least share of idle CPU in a repetition' }, { name: 'counts', unit: '', about: `at least ${LEAST_IDLE * 100} % idle, both modes` }, { name: 'repetitions', unit: '', about: 'measurements behind the median' },
     ],
     references: [
