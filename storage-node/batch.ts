@@ -4,7 +4,7 @@
  */
 import { BLOCK_BYTES } from './disk.js';
 import type { FileIndex } from './file-index.js';
-import { BATCH_HEADER_BYTES, entryHead, EntryKind, headerBlocksOf, MAX_HEADER_AREA_BYTES, UNIT_ENTRY_HEAD_WORDS, unitEntryWords } from './log-format.js';
+import { BATCH_HEADER_BYTES, entryHead, EntryKind, headerBlocksOf, MAX_HEADER_AREA_BYTES, MOVED_ENTRY_HEAD_WORDS, movedEntryWords, UNIT_ENTRY_HEAD_WORDS, unitEntryWords } from './log-format.js';
 
 /** Who appended a unit. Called once for each queued one, in order of queueing within a batch. */
 export interface AppendClient {
@@ -18,6 +18,17 @@ export interface ControlEntry {
   readonly apply: () => void;
   readonly resolve: () => void;
   readonly reject: (error: unknown) => void;
+}
+
+/** A unit on its way from one place of the log to another. */
+export interface MovedEntry {
+  readonly fileId: number; readonly stripe: number;
+  /** Where its header lies now. */
+  readonly headerBlock: number; readonly headerByte: number;
+  /** Word of the entry in its batch; set by the batch. */
+  start: number;
+  /** Told when the copy is as durable as the log makes it, after the index was updated. @param refusal NONE: it is */
+  readonly onMoved: (refusal: number) => void;
 }
 
 /** Page-aligned memory where the disk wants it; the store releases what it took. */
@@ -52,7 +63,7 @@ export class Batch {
   }
 
   get headerBytes(): number { return this.usedWords << 2; }
-  get entryCount(): number { return this.units + this.controls.length; }
+  get entryCount(): number { return this.units + this.controls.length + this.moves.length; }
   get empty(): boolean { return this.entryCount === 0; }
 
   /** Whether an entry of so many words and payload blocks still fits; the first always does. */
@@ -61,6 +72,9 @@ export class Batch {
     return this.units < this.maxUnits && this.usedWords + entryWords <= MAX_HEADER_AREA_BYTES >> 2
       && (blocks === 0 || this.payloadBlocks + blocks <= maxPayloadBlocks);
   }
+
+  /** Units being moved by the cleaner. */
+  moves: MovedEntry[] = [];
 
   /** Copies the unit's header (words from `w`) into the batch and takes its payload's view, whole blocks long. */
   addUnit(client: AppendClient, token: number, file: FileIndex, stripe: number, entry: number, words: Uint32Array, w: number, headerBytes: number, payload: Uint8Array): void {
@@ -81,6 +95,19 @@ export class Batch {
     this.usedWords += size;
   }
 
+  /** As addUnit(), for a copy of a unit that the log holds already. */
+  addMoved(move: MovedEntry, words: Uint32Array, w: number, headerBytes: number, payload: Uint8Array): void {
+    const start = this.usedWords, size = movedEntryWords(headerBytes);
+    this.words.set([entryHead(EntryKind.MOVED, size), this.payloadBlocks, move.headerBlock, move.headerByte], start);
+    this.words[start + size - 1] = 0;
+    for (let i = 0; i < headerBytes >> 2; i++) this.words[start + MOVED_ENTRY_HEAD_WORDS + i] = words[w + i]!;
+    move.start = start;
+    this.moves.push(move);
+    if (payload.length > 0) this.views.push(payload);
+    this.payloadBlocks += payload.length / BLOCK_BYTES;
+    this.usedWords += size;
+  }
+
   /** @param fill writes the entry's words after the head, from the given index on */
   addControl(kind: number, size: number, fill: (words: Uint32Array, w: number) => void, control: ControlEntry): void {
     const start = this.usedWords;
@@ -92,11 +119,18 @@ export class Batch {
   }
 
   /** Block of unit i's payload on disk, once written. */
-  payloadBlockOf(i: number): number { return this.firstBlock + headerBlocksOf(this.headerBytes) + this.words[this.starts[i]! + 1]!; }
+  payloadBlockOf(i: number): number { return this.payloadBlockAt(this.starts[i]!); }
   /** Block and byte in it where unit i's header begins on disk. */
   headerBlockOf(i: number): number { return this.firstBlock + Math.floor(this.headerOffset(i) / BLOCK_BYTES); }
   headerByteOf(i: number): number { return this.headerOffset(i) % BLOCK_BYTES; }
   private headerOffset(i: number): number { return (this.starts[i]! + UNIT_ENTRY_HEAD_WORDS) * 4; }
+  private payloadBlockAt(start: number): number { return this.firstBlock + headerBlocksOf(this.headerBytes) + this.words[start + 1]!; }
+
+  /** Where a moved unit lies, once written. */
+  placeOfMove({ start }: MovedEntry): { headerBlock: number; headerByte: number; payloadBlock: number } {
+    const offset = (start + MOVED_ENTRY_HEAD_WORDS) * 4;
+    return { headerBlock: this.firstBlock + Math.floor(offset / BLOCK_BYTES), headerByte: offset % BLOCK_BYTES, payloadBlock: this.payloadBlockAt(start) };
+  }
 
   /** Makes it empty for its next use. */
   reset(): void {
@@ -104,6 +138,7 @@ export class Batch {
     this.files.fill(undefined, 0, this.units);
     this.units = 0;
     this.controls = [];
+    this.moves = [];
     this.waiters = [];
     this.views.length = 1;
     this.payloadBlocks = 0;

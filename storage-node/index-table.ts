@@ -9,8 +9,10 @@
  */
 import { compareVersions } from '../wire/unit-header.js';
 import { ChainMap } from './chain-map.js';
+import { BLOCK_BYTES } from './disk.js';
 import { FileIndex, PAGE_STRIPES } from './file-index.js';
 import { MaskTable } from './mask-table.js';
+import { readPair, writePair } from './log-format.js';
 
 /** Words of an entry. */
 export const E = {
@@ -49,6 +51,18 @@ export interface EntryFields {
   stripeLength: number; missingLow: number; missingHigh: number; mapEpoch: number;
 }
 
+/** The index as it was at one moment. Entries are copied only when somebody changes them before they were written. */
+export interface IndexSnapshot {
+  /** Records as {@link IndexTable.restoreFile}, restoreDeleted, restoreMissing take them. */
+  readonly files: Uint32Array; readonly deleted: Uint32Array; readonly missing: Uint32Array;
+  /** Entries that were durable, some at a time, each valid until the next; masks as restoreMask takes them go into `masks`. */
+  entries(masks: number[]): Generator<Uint32Array>;
+  /** Entries given so far. */
+  readonly written: number;
+  /** To be called when it is no longer needed. */
+  release(): void;
+}
+
 export class IndexTable {
   /** Entries held. */
   count = 0;
@@ -64,12 +78,14 @@ export class IndexTable {
   private readonly freeNumbers: number[] = [];
   /** Deleted files: their ids are never reused. */
   private readonly deleted = new Set<number>();
+  /** Chunks that a snapshot still has to read. */
+  private frozen: (Uint32Array | undefined)[] | undefined;
 
   /** Words of an entry, for reading: the array, whose words begin at {@link at}. */
   words(entry: number): Uint32Array { return this.chunks[entry >>> CHUNK_SHIFT]!; }
   at(entry: number): number { return (entry & (CHUNK_ENTRIES - 1)) * ENTRY_WORDS; }
   get(entry: number, word: number): number { return this.chunks[entry >>> CHUNK_SHIFT]![(entry & (CHUNK_ENTRIES - 1)) * ENTRY_WORDS + word]!; }
-  private set(entry: number, word: number, value: number): void { this.chunks[entry >>> CHUNK_SHIFT]![(entry & (CHUNK_ENTRIES - 1)) * ENTRY_WORDS + word] = value; }
+  private set(entry: number, word: number, value: number): void { this.writable(entry)[(entry & (CHUNK_ENTRIES - 1)) * ENTRY_WORDS + word] = value; }
 
   unit(entry: number): number { return this.get(entry, E.UNIT) & 0x3f; }
   flags(entry: number): number { return (this.get(entry, E.UNIT) >>> FLAG_SHIFT) & 0xf; }
@@ -78,6 +94,8 @@ export class IndexTable {
   headerBlock(entry: number): number { return this.get(entry, E.HEADER_BLOCK); }
   headerByte(entry: number): number { return (this.get(entry, E.PLACE) & ((1 << PLACE_BITS) - 1)) << 3; }
   payloadBlock(entry: number): number { return this.headerBlock(entry) + (this.get(entry, E.UNIT) >>> OFFSET_SHIFT); }
+  /** Blocks of the payload on disk. */
+  payloadBlocks(entry: number): number { return (this.flags(entry) & (EntryFlag.PENDING | EntryFlag.NO_PAYLOAD)) !== 0 ? 0 : Math.ceil(this.get(entry, E.UNIT_LENGTH) / BLOCK_BYTES); }
   /** The units that the entry's header called missing. */
   missing(entry: number): bigint { return (this.flags(entry) & EntryFlag.MASKED) === 0 ? 0n : this.masks.get(entry); }
 
@@ -150,7 +168,7 @@ export class IndexTable {
   /** Adds an entry in front of its stripe's chain. @returns its number */
   insert(file: FileIndex, stripe: number, fields: EntryFields, flags: number): number {
     const next = this.first(file, stripe);
-    const entry = this.take(), words = this.words(entry), w = this.at(entry);
+    const entry = this.take(), words = this.writable(entry), w = this.at(entry);
     const isMasked = fields.missingLow !== 0 || fields.missingHigh !== 0;
     words[w + E.UNIT] = fields.unit | (flags | (isMasked ? EntryFlag.MASKED : 0)) << FLAG_SHIFT | fields.headerWords << HEADER_SHIFT;
     words[w + E.HEADER_BLOCK] = 0;
@@ -205,6 +223,85 @@ export class IndexTable {
     this.freeNumbers.push(file.number);
   }
 
+  /**
+   * The index as it is now, without entries that are PENDING, for a checkpoint. One at a time; release() it.
+   *
+   * The fence is the durable one. The commit mark may be that of a header which is not durable yet: it is true all the same.
+   */
+  snapshot(): IndexSnapshot {
+    const files: number[] = [], missing: number[] = [], deleted = new Uint32Array(this.deleted.size * 2);
+    [...this.deleted].forEach((id, i) => { writePair(deleted, i * 2, id); });
+    for (const file of this.files.values()) {
+      if (file.durableFence === 0 && file.markEpoch === 0 && file.stripes === 0 && file.missing.size === 0) continue;
+      files.push(file.number, file.id % TWO_32, Math.floor(file.id / TWO_32), file.durableFence, file.markEpoch, file.markCounter);
+      for (const { stripe, writerEpoch, counter, mask } of file.missing.values()) {
+        missing.push(file.number, stripe % TWO_32, Math.floor(stripe / TWO_32), writerEpoch, counter, Number(mask & 0xffffffffn), Number(mask >> 32n));
+      }
+    }
+    const frozen: (Uint32Array | undefined)[] = this.frozen = [...this.chunks], masks = this.masks.copy(), { used } = this;
+    const snapshot = {
+      files: Uint32Array.from(files), deleted, missing: Uint32Array.from(missing), written: 0,
+      *entries(into: number[]): Generator<Uint32Array> {
+        const out = new Uint32Array(CHUNK_ENTRIES * ENTRY_WORDS);
+        for (let chunk = 0; chunk < frozen.length; chunk++) {
+          const words = frozen[chunk]!, last = Math.min(CHUNK_ENTRIES, used - chunk * CHUNK_ENTRIES);
+          let count = 0;
+          for (let i = chunk === 0 ? 1 : 0; i < last; i++) {
+            const w = i * ENTRY_WORDS, flags = (words[w + E.UNIT]! >>> FLAG_SHIFT) & 0xf;
+            if (words[w + E.FILE] === FREE_FILE || (flags & EntryFlag.PENDING) !== 0) continue;
+            for (let j = 0; j < ENTRY_WORDS; j++) out[count * ENTRY_WORDS + j] = words[w + j]!;
+            count++;
+            if ((flags & EntryFlag.MASKED) === 0) continue;
+            const mask = masks.get(chunk * CHUNK_ENTRIES + i);
+            into.push(snapshot.written + count, Number(mask & 0xffffffffn), Number(mask >> 32n));
+          }
+          frozen[chunk] = undefined;
+          snapshot.written += count;
+          if (count > 0) yield out.subarray(0, count * ENTRY_WORDS);
+        }
+      },
+      release: () => { if (this.frozen === frozen) this.frozen = undefined; },
+    };
+    return snapshot;
+  }
+
+  /** At least as many words as a snapshot of it takes. */
+  get snapshotWords(): number {
+    let missing = 0;
+    for (const file of this.files.values()) missing += file.missing.size;
+    return this.count * ENTRY_WORDS + this.chunks.length * 2 + this.masks.size * 3 + this.files.size * 6 + this.deleted.size * 2 + missing * 7;
+  }
+
+  restoreFile(words: Uint32Array, w: number): void {
+    const id = readPair(words, w + 1), file = new FileIndex(id, words[w]!);
+    file.fence = file.durableFence = words[w + 3]!;
+    file.markEpoch = words[w + 4]!;
+    file.markCounter = words[w + 5]!;
+    this.files.set(id, this.byNumber[file.number] = file);
+  }
+  restoreDeleted(fileId: number): void { this.deleted.add(fileId); }
+  restoreMissing(words: Uint32Array, w: number): void {
+    this.byNumber[words[w]!]!.recordMissing(readPair(words, w + 1), words[w + 3]!, words[w + 4]!, BigInt(words[w + 5]!) | (BigInt(words[w + 6]!) << 32n));
+  }
+  restoreEntry(words: Uint32Array, w: number): void {
+    const entry = this.take(), at = this.at(entry), own = this.words(entry);
+    own.set(words.subarray(w, w + ENTRY_WORDS), at);
+    const stripe = this.stripe(entry), file = this.byNumber[words[w + E.FILE]!]!, next = this.first(file, stripe);
+    own[at + E.NEXT] = next;
+    if (next !== 0) file.superseded.add(stripe);
+    this.link(file, stripe, entry, next);
+  }
+  restoreMask(words: Uint32Array, w: number): void { this.masks.set(words[w]!, words[w + 1]!, words[w + 2]!); }
+  /** All of a snapshot has been given back. */
+  restored(): void { for (let number = 0; number < this.byNumber.length; number++) if (this.byNumber[number] === undefined) this.freeNumbers.push(number); }
+
+  /** Calls `visit` with every durable entry. */
+  forEach(visit: (entry: number) => void): void {
+    for (let entry = 1; entry < this.used; entry++) {
+      if (this.get(entry, E.FILE) !== FREE_FILE && (this.flags(entry) & EntryFlag.PENDING) === 0) visit(entry);
+    }
+  }
+
   /** Bytes of the typed arrays. */
   get bytes(): number { return this.chunks.length * CHUNK_ENTRIES * ENTRY_WORDS * 4 + this.chains.bytes + this.masks.bytes; }
 
@@ -223,6 +320,13 @@ export class IndexTable {
       for (let i = 0; i < PAGE_STRIPES; i++) if (this.first(file, page * PAGE_STRIPES + i) !== 0) return true;
       return false;
     });
+  }
+
+  /** The chunk of an entry, for writing: what a snapshot has still to read is copied first. */
+  private writable(entry: number): Uint32Array {
+    const chunk = entry >>> CHUNK_SHIFT, words = this.chunks[chunk]!;
+    if (this.frozen === undefined || this.frozen[chunk] !== words) return words;
+    return this.chunks[chunk] = words.slice();
   }
 
   private take(): number {

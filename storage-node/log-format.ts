@@ -6,7 +6,8 @@ import { crc32c } from '../erasure/code/index.js';
 import { BLOCK_BYTES } from './disk.js';
 
 export const BATCH_MAGIC = 0x54414254; // "TBAT" in memory
-export const LOG_FORMAT_VERSION = 1;
+/** Of the superblock, the pointers and every batch. 2: segments, checkpoints, moved units. */
+export const STORE_FORMAT_VERSION = 2;
 export const BATCH_HEADER_BYTES = 64;
 /** Entries of one batch, its header included, in bytes. */
 export const MAX_HEADER_AREA_BYTES = 65536;
@@ -17,17 +18,23 @@ export const MAX_PAYLOAD_BLOCKS = 4096;
 /** Word indexes in a batch header. */
 export const B = {
   MAGIC: 0, FORMAT: 1, TAG_LOW: 2, TAG_HIGH: 3, SEQUENCE_LOW: 4, SEQUENCE_HIGH: 5, ENTRIES: 6, HEADER_BYTES: 7,
-  PAYLOAD_BLOCKS: 8, SYNCED_LOW: 9, SYNCED_HIGH: 10, CHAIN: 11, SALT: 12, CRC: 15,
+  PAYLOAD_BLOCKS: 8, SYNCED_LOW: 9, SYNCED_HIGH: 10, CHAIN: 11, SALT: 12,
+  /** First blocks of the two segments that come after this one; 0: not chosen yet. */
+  NEXT: 13, AFTER: 14, CRC: 15,
 } as const;
 
-export const EntryKind = { UNIT: 1, MISSING: 2, FENCE: 3, DISCARD: 4, DELETE: 5, MARK: 6, VOID: 7 } as const;
+export const EntryKind = { UNIT: 1, MISSING: 2, FENCE: 3, DISCARD: 4, DELETE: 5, MARK: 6, VOID: 7, MOVED: 8 } as const;
 
-/** Words of each entry but UNIT; even, so that every entry begins on 8 bytes. */
-export const entryWords = { [EntryKind.MISSING]: 10, [EntryKind.FENCE]: 4, [EntryKind.DISCARD]: 6, [EntryKind.DELETE]: 4, [EntryKind.MARK]: 2, [EntryKind.VOID]: 8 } as const;
+/** Words of each entry but UNIT and MOVED; even, so that every entry begins on 8 bytes. */
+export const entryWords = { [EntryKind.MISSING]: 10, [EntryKind.FENCE]: 4, [EntryKind.DISCARD]: 6, [EntryKind.DELETE]: 4, [EntryKind.MARK]: 2, [EntryKind.VOID]: 10 } as const;
 
 /** A UNIT entry: head, payload block, the unit's header; padded to an even number of words. */
 export const UNIT_ENTRY_HEAD_WORDS = 2;
 export function unitEntryWords(headerBytes: number): number { return (UNIT_ENTRY_HEAD_WORDS + (headerBytes >> 2) + 1) & ~1; }
+
+/** A MOVED entry: head, payload block, block and byte of the header it replaces, the unit's header; padded likewise. */
+export const MOVED_ENTRY_HEAD_WORDS = 4;
+export function movedEntryWords(headerBytes: number): number { return (MOVED_ENTRY_HEAD_WORDS + (headerBytes >> 2) + 1) & ~1; }
 
 export function entryHead(kind: number, words: number): number { return (kind | (words << 16)) >>> 0; }
 
@@ -41,6 +48,7 @@ export function writePair(words: Uint32Array, w: number, value: number): void {
 export interface BatchSeal {
   readonly tagLow: number; readonly tagHigh: number; readonly sequence: number; readonly entries: number; readonly headerBytes: number;
   readonly payloadBlocks: number; readonly synced: number; readonly chain: number; readonly salt: number;
+  readonly next: number; readonly after: number;
 }
 
 /**
@@ -53,7 +61,7 @@ export function sealBatch(words: Uint32Array, seal: BatchSeal): number {
   words.fill(0, seal.headerBytes >> 2, headerBlocksOf(seal.headerBytes) * (BLOCK_BYTES >> 2));
   words.fill(0, 0, BATCH_HEADER_BYTES >> 2);
   words[B.MAGIC] = BATCH_MAGIC;
-  words[B.FORMAT] = LOG_FORMAT_VERSION;
+  words[B.FORMAT] = STORE_FORMAT_VERSION;
   words[B.TAG_LOW] = seal.tagLow;
   words[B.TAG_HIGH] = seal.tagHigh;
   writePair(words, B.SEQUENCE_LOW, seal.sequence);
@@ -63,6 +71,8 @@ export function sealBatch(words: Uint32Array, seal: BatchSeal): number {
   writePair(words, B.SYNCED_LOW, seal.synced);
   words[B.CHAIN] = seal.chain;
   words[B.SALT] = seal.salt;
+  words[B.NEXT] = seal.next;
+  words[B.AFTER] = seal.after;
   return (words[B.CRC] = batchCrc(words, seal.headerBytes));
 }
 
@@ -76,6 +86,7 @@ function batchCrc(words: Uint32Array, headerBytes: number): number {
 }
 const zeroWord = new Uint8Array(4);
 
+/** @property blocksLeft  in the segment */
 export interface Expected { readonly tagLow: number; readonly tagHigh: number; readonly sequence: number; readonly chain: number; readonly blocksLeft: number }
 
 /**
@@ -85,7 +96,7 @@ export interface Expected { readonly tagLow: number; readonly tagHigh: number; r
  */
 export function plausibleBatch(words: Uint32Array, expected: Expected): number {
   const headerBytes = words[B.HEADER_BYTES]!;
-  const fits = words[B.MAGIC] === BATCH_MAGIC && words[B.FORMAT] === LOG_FORMAT_VERSION
+  const fits = words[B.MAGIC] === BATCH_MAGIC && words[B.FORMAT] === STORE_FORMAT_VERSION
     && words[B.TAG_LOW] === expected.tagLow && words[B.TAG_HIGH] === expected.tagHigh
     && readPair(words, B.SEQUENCE_LOW) === expected.sequence && words[B.CHAIN] === expected.chain
     && headerBytes >= BATCH_HEADER_BYTES && headerBytes <= MAX_HEADER_AREA_BYTES && headerBytes % 8 === 0

@@ -1,20 +1,29 @@
-/** Opening a store: superblock, log, the check of what may be torn, and one sync, in the order of docs/store-format.md. */
+/** Opening a store: superblock, checkpoint, the log's tail, the check of what may be torn, and one sync, in the order of docs/store-format.md. */
 import { crc32c } from '../erasure/code/index.js';
-import { TartanError } from '../wire/errors.js';
+import { codeOf, TartanError } from '../wire/errors.js';
 import { roundUp } from '../wire/slot-layout.js';
-import { MAX_UNIT_BYTES, W, headerFileId, headerStripe, headerUnit } from '../wire/unit-header.js';
+import { MAX_UNIT_BYTES } from '../wire/unit-header.js';
 import type { AlignedMemory } from './batch.js';
+import { readPointer, type Pointer } from './checkpoint-pointer.js';
+import { CheckpointReader, pieceBlocks } from './checkpoint-stream.js';
+import { readCheckpoint } from './checkpoint.js';
 import { BLOCK_BYTES, type Disk } from './disk.js';
-import type { FileIndex } from './file-index.js';
-import { E, IndexTable } from './index-table.js';
-import { readLog, RECOVERY_WINDOW_BYTES, type LogEnd, type LogReader, type UncertainUnit } from './recovery.js';
+import { IndexTable } from './index-table.js';
+import { readLog, RECOVERY_WINDOW_BYTES, type LogEnd, type UncertainUnit } from './recovery.js';
+import { Replay } from './replay.js';
+import { Segments, SegmentState } from './segments.js';
 import { openSuperblock, type StoreIdentity, type Superblock } from './superblock.js';
-import { discardVersions, freeSuperseded } from './versions.js';
 
 /** What opening found; for logs and status. */
 export interface StoreRecovery {
+  /** Batches read, after the checkpoint. */
   readonly batches: number;
   readonly units: number;
+  /** Units that the checkpoint held, and its number; 0: there was none yet. */
+  readonly checkpointUnits: number;
+  readonly checkpoint: number;
+  /** The newest checkpoint was damaged, and the one before it was used. */
+  readonly usedOlder: boolean;
   /** Units of the unsynced tail whose payload was checked, and how many of them were torn and dropped. */
   readonly checked: number;
   readonly torn: number;
@@ -25,9 +34,18 @@ export interface StoreRecovery {
 export interface OpenedLog {
   readonly superblock: Superblock;
   readonly index: IndexTable;
+  readonly segments: Segments;
   readonly end: LogEnd;
-  readonly liveBlocks: number;
-  /** Dropped from the index; the store records them as VOID. */
+  /** The checkpoint from which the index was built, and which of the two pointer blocks names it. */
+  readonly base: Pointer;
+  readonly slot: number;
+  /** Segments of the checkpoint that the other pointer block names, if it holds one. */
+  readonly otherArea: readonly number[];
+  /** No later checkpoint has this number. */
+  readonly highestGeneration: number;
+  /** Segments in which nothing was live when the base was taken. */
+  readonly empty: readonly number[];
+  /** Not held, or held by their older copies; the store records them as VOID. */
   readonly torn: readonly UncertainUnit[];
   readonly recovery: StoreRecovery;
 }
@@ -36,34 +54,97 @@ export async function openLog(disk: Disk, identity: StoreIdentity, random: () =>
   const window = allocate(RECOVERY_WINDOW_BYTES);
   try {
     const superblock = await openSuperblock(disk, identity, random, nowMs, window.bytes);
-    const replay = new Replay();
-    const end = await readLog(disk, superblock, window, replay);
+    const found = await loadCheckpoint(disk, superblock, window, allocate);
+    const { base, index, segments } = found;
+    const replay = new Replay(index);
+    const end = await readLog(disk, superblock, segments, base, window, replay);
     if (end.damagedBlock !== undefined) {
       // Its units, and all later ones, were acknowledged. A node that came up without them would swear that it never had them.
-      throw new TartanError('ERR_CHECKSUM', `Cannot open the store: batch ${end.nextSequence} at block ${end.damagedBlock} is damaged, and later batches show that it was durable; the units in them cannot be told from lost ones`);
+      throw new TartanError('ERR_CHECKSUM', `Cannot open the store: batch ${end.position.sequence} at block ${end.damagedBlock} is damaged, and later batches show that it was durable; the units in them cannot be told from lost ones`);
     }
     const torn = await dropTorn(disk, replay, end.uncertain, allocate);
+    for (const segment of [end.position.segment, end.position.next, end.position.after]) if (segment >= 0) segments.mark(segment, SegmentState.LOG);
+    index.forEach((entry) => { segments.add(index.headerBlock(entry), index.payloadBlocks(entry)); });
     // What was found may be in a cache only; from here on it is acknowledged when a duplicate comes.
     await disk.sync();
-    const recovery = { batches: end.batches, units: replay.index.count, checked: end.uncertain.length, torn: torn.length, badHeaders: end.badHeaders };
-    return { superblock, index: replay.index, end, liveBlocks: replay.liveBlocks, torn, recovery };
+    const recovery = {
+      batches: end.batches, units: index.count, checkpointUnits: found.units, checkpoint: base.generation, usedOlder: found.usedOlder,
+      checked: end.uncertain.length, torn: torn.length, badHeaders: end.badHeaders,
+    };
+    return { superblock, end, torn, recovery, ...found };
   } finally {
     window.release();
   }
 }
 
-/** Checks the payloads of units that may have been cut off; drops those that fail. */
+interface Loaded {
+  index: IndexTable; segments: Segments; base: Pointer; slot: number; otherArea: readonly number[]; highestGeneration: number; empty: readonly number[];
+  units: number; usedOlder: boolean;
+}
+
+/**
+ * Builds the index of the newest checkpoint that holds. The one before it does as well: nothing that the log wrote since, and
+ * nothing that it counts on, has been reused (docs/store-format.md, "Which segments are free").
+ */
+async function loadCheckpoint(disk: Disk, superblock: Superblock, window: AlignedMemory, allocate: (bytes: number) => AlignedMemory): Promise<Loaded> {
+  const block = window.bytes.subarray(0, BLOCK_BYTES), pointers: { slot: number; pointer: Pointer }[] = [];
+  for (const slot of [0, 1]) {
+    const pointer = await readPointer(disk, slot, superblock, block);
+    if (typeof pointer === 'object') pointers.push({ slot, pointer });
+  }
+  pointers.sort((a, b) => b.pointer.generation - a.pointer.generation);
+  let why: unknown;
+  for (const { slot, pointer } of pointers) {
+    const index = new IndexTable(), segments = new Segments(superblock.geometry);
+    try {
+      const states = await readStates(disk, superblock, pointer, index, segments, allocate);
+      const isNewest = pointer === pointers[0]!.pointer;
+      // An older checkpoint than the base is kept to fall back on; a newer one is damaged, and its room is free.
+      const otherArea = isNewest ? pointers[1]?.pointer.segments ?? [] : [];
+      const empty = setStates(segments, states, [...pointer.segments, ...otherArea]);
+      return { index, segments, base: pointer, slot, otherArea, empty, highestGeneration: pointers[0]!.pointer.generation, units: index.count, usedOlder: !isNewest };
+    } catch (error) {
+      if (codeOf(error) !== 'ERR_CHECKSUM') throw error;
+      why = error;
+    }
+  }
+  throw new TartanError('ERR_CHECKSUM', `Cannot open the store: ${pointers.length === 0 ? 'neither pointer block holds' : 'no checkpoint that a pointer names holds'}; what the store held cannot be told`, { cause: why });
+}
+
+async function readStates(disk: Disk, superblock: Superblock, pointer: Pointer, index: IndexTable, segments: Segments, allocate: (bytes: number) => AlignedMemory): Promise<Uint8Array> {
+  if (pointer.generation === 0) return new Uint8Array(segments.count);
+  const memory = allocate(pieceBlocks(segments.blocks) * BLOCK_BYTES);
+  try {
+    return await readCheckpoint(new CheckpointReader(disk, segments, superblock, pointer.generation, memory, pointer.words, pointer.segments), index, segments);
+  } finally {
+    memory.release();
+  }
+}
+
+/** @param areas  what the pointers name; any other checkpoint's segments are free @returns the segments that were empty */
+function setStates(segments: Segments, states: Uint8Array, areas: readonly number[]): number[] {
+  const empty: number[] = [];
+  states.forEach((state, segment) => {
+    if (state === SegmentState.EMPTY) empty.push(segment);
+    segments.mark(segment, state === SegmentState.LOG || state === SegmentState.EMPTY ? SegmentState.LOG : SegmentState.FREE);
+  });
+  for (const segment of areas) segments.mark(segment, SegmentState.CHECKPOINT);
+  return empty;
+}
+
+/**
+ * Checks the payloads of units that may have been cut off; drops those that fail, or puts them back where they were before
+ * they were moved. The newest first, so that an older copy is checked in its turn.
+ */
 async function dropTorn(disk: Disk, replay: Replay, uncertain: readonly UncertainUnit[], allocate: (bytes: number) => AlignedMemory): Promise<UncertainUnit[]> {
   const torn: UncertainUnit[] = [];
   if (uncertain.length === 0) return torn;
   const memory = allocate(MAX_UNIT_BYTES);
   try {
-    for (const unit of uncertain) {
-      const file = replay.index.peekFile(unit.fileId);
-      const entry = file === undefined ? 0 : replay.index.findAt(file, unit.stripe, unit.headerBlock, unit.headerByte);
-      if (file === undefined || entry === 0) continue;
+    for (const unit of [...uncertain].reverse()) {
+      if (!replay.holdsAt(unit.fileId, unit.stripe, unit)) continue;
       if (await payloadHolds(disk, unit, memory.bytes)) continue;
-      replay.remove(file, unit.stripe, entry);
+      replay.voided(unit.fileId, unit.stripe, unit, unit.fallback);
       torn.push(unit);
     }
   } finally {
@@ -78,64 +159,4 @@ async function payloadHolds(disk: Disk, unit: UncertainUnit, memory: Uint8Array)
   if (unit.payloadBlock * BLOCK_BYTES + padded > disk.size) return false;
   if (padded > 0) await disk.read(memory.subarray(0, padded), unit.payloadBlock * BLOCK_BYTES);
   return crc32c(memory.subarray(0, unit.unitLength)) === unit.payloadCrc;
-}
-
-/** Builds the index from the log. Nothing is checked against rules that were checked when it was written. */
-class Replay implements LogReader {
-  readonly index = new IndexTable();
-  liveBlocks = 0;
-
-  unit(words: Uint32Array, w: number, headerBytes: number, headerBlock: number, headerByte: number, payloadBlock: number): void {
-    const fileId = headerFileId(words, w), stripe = headerStripe(words, w), unit = headerUnit(words, w);
-    if (this.index.isDeleted(fileId)) return;
-    const file = this.index.file(fileId);
-    const writerEpoch = words[w + W.WRITER_EPOCH]!, counter = words[w + W.COUNTER]!;
-    file.fence = file.durableFence = Math.max(file.fence, writerEpoch);
-    // The same name again: the first copy had been damaged, so the later one counts.
-    const known = this.index.find(file, stripe, unit, writerEpoch, counter);
-    if (known !== 0) this.remove(file, stripe, known);
-    const entry = this.index.insert(file, stripe, {
-      unit, headerWords: headerBytes >> 2, writerEpoch, counter, unitLength: words[w + W.UNIT_LENGTH]!, payloadCrc: words[w + W.PAYLOAD_CRC]!,
-      stripeLength: words[w + W.STRIPE_LENGTH]!, missingLow: words[w + W.MISSING_LO]!, missingHigh: words[w + W.MISSING_HI]!, mapEpoch: words[w + W.MAP_EPOCH]!,
-    }, 0);
-    this.index.setPlace(entry, headerBlock, headerByte, payloadBlock);
-    this.liveBlocks += this.blocksOf(entry);
-    if (this.index.get(entry, E.NEXT) !== 0) file.superseded.add(stripe);
-    const raised = file.raiseMark(writerEpoch, words[w + W.COMMIT_MARK]!);
-    if (raised || file.superseded.has(stripe)) freeSuperseded(this.index, file, (at, old) => { this.remove(file, at, old); });
-  }
-
-  missing(fileId: number, stripe: number, writerEpoch: number, counter: number, mask: bigint): void {
-    if (!this.index.isDeleted(fileId)) this.index.file(fileId).recordMissing(stripe, writerEpoch, counter, mask);
-  }
-
-  fence(fileId: number, writerEpoch: number): void {
-    if (this.index.isDeleted(fileId)) return;
-    const file = this.index.file(fileId);
-    file.fence = file.durableFence = Math.max(file.fence, writerEpoch);
-  }
-
-  discard(fileId: number, fromStripe: number, writerEpoch: number): void {
-    if (this.index.isDeleted(fileId)) return;
-    const file = this.index.file(fileId);
-    discardVersions(this.index, file, fromStripe, writerEpoch, (stripe, entry) => { this.remove(file, stripe, entry); });
-    this.fence(fileId, writerEpoch);
-  }
-
-  deleted(fileId: number): void {
-    if (!this.index.isDeleted(fileId)) this.index.deleteFile(fileId, (entry) => { this.liveBlocks -= this.blocksOf(entry); });
-  }
-
-  voided(fileId: number, stripe: number, headerBlock: number, headerByte: number): void {
-    const file = this.index.peekFile(fileId);
-    const entry = file === undefined ? 0 : this.index.findAt(file, stripe, headerBlock, headerByte);
-    if (file !== undefined && entry !== 0) this.remove(file, stripe, entry);
-  }
-
-  remove(file: FileIndex, stripe: number, entry: number): void {
-    this.liveBlocks -= this.blocksOf(entry);
-    this.index.remove(file, stripe, entry);
-  }
-
-  private blocksOf(entry: number): number { return Math.ceil(this.index.get(entry, E.UNIT_LENGTH) / BLOCK_BYTES); }
 }

@@ -3,9 +3,11 @@
  */
 import { crc32c } from '../erasure/code/index.js';
 import { TartanError } from '../wire/errors.js';
+import { mayBePointer, POINTER_BLOCKS, writePointer } from './checkpoint-pointer.js';
 import { BLOCK_BYTES, type Disk } from './disk.js';
+import { STORE_FORMAT_VERSION } from './log-format.js';
+import { FEWEST_BLOCKS, FEWEST_SEGMENTS, type Geometry, segmentBlocksFor } from './segments.js';
 
-export const STORE_FORMAT_VERSION = 1;
 export const LOG_FIRST_BLOCK = 16;
 const COPY_BLOCKS = [0, 8] as const;
 /** A disk is taken for blank when its superblock copies and so many blocks at its beginning are zero. */
@@ -30,6 +32,7 @@ export interface Superblock extends StoreIdentity {
   readonly tagLow: number;
   readonly tagHigh: number;
   readonly createdMs: number;
+  readonly geometry: Geometry;
 }
 
 /**
@@ -55,17 +58,19 @@ export async function openSuperblock(disk: Disk, identity: StoreIdentity, random
     throw new TartanError('ERR_FOREIGN_STORE', 'Cannot open the store: the disk holds something else than a Tartan store, expected a blank one or a valid superblock');
   }
   checkIdentity(good, identity);
+  const blocks = good.geometry.firstBlock + good.geometry.segmentBlocks * good.geometry.segmentCount;
+  if (blocks * BLOCK_BYTES > disk.size) throw new TartanError('ERR_DISK', `Cannot open the store: the disk has ${disk.size} bytes, and ${blocks * BLOCK_BYTES} when the store was made`);
   if (copies.some((copy) => typeof copy === 'string')) await writeCopies(disk, good, block);
   return good;
 }
 
-/** Whether the beginning of the disk is zero where no superblock lies: file systems keep theirs within it. */
+/** Whether the beginning of the disk is zero where nothing of ours lies: file systems keep theirs within it. */
 async function restIsBlank(disk: Disk, block: Uint8Array): Promise<boolean> {
   const blocks = Math.min(BLANK_BLOCKS, disk.size / BLOCK_BYTES);
   for (let at = 0; at < blocks; at++) {
     if (COPY_BLOCKS.some((copy) => copy === at)) continue;
     await disk.read(block, at * BLOCK_BYTES);
-    if (!isBlank(block)) return false;
+    if (!isBlank(block) && !(POINTER_BLOCKS.some((pointer) => pointer === at) && mayBePointer(block))) return false;
   }
   return true;
 }
@@ -73,11 +78,16 @@ async function restIsBlank(disk: Disk, block: Uint8Array): Promise<boolean> {
 function isBlank(bytes: Uint8Array): boolean { return bytes.every((byte) => byte === 0); }
 
 async function format(disk: Disk, identity: StoreIdentity, random: () => number, nowMs: number, block: Uint8Array): Promise<Superblock> {
-  if (disk.size < (LOG_FIRST_BLOCK + 16) * BLOCK_BYTES) {
-    throw new TartanError('ERR_ARGUMENT', `Cannot make a store of ${disk.size} bytes: at least ${(LOG_FIRST_BLOCK + 16) * BLOCK_BYTES} are required`);
-  }
+  const fewest = LOG_FIRST_BLOCK + FEWEST_SEGMENTS * FEWEST_BLOCKS;
+  if (disk.size < fewest * BLOCK_BYTES) throw new TartanError('ERR_ARGUMENT', `Cannot make a store of ${disk.size} bytes: at least ${fewest * BLOCK_BYTES} are required`);
+  // Blocks are named by 32 bits: what lies beyond 16 TiB is left unused.
+  const logBlocks = Math.min(disk.size / BLOCK_BYTES, 2 ** 32) - LOG_FIRST_BLOCK, segmentBlocks = segmentBlocksFor(logBlocks);
+  const geometry = { firstBlock: LOG_FIRST_BLOCK, segmentBlocks, segmentCount: Math.floor(logBlocks / segmentBlocks) };
   const uuid = Uint8Array.from({ length: 16 }, () => Math.floor(random() * 256));
-  const superblock: Superblock = { ...identity, ...uuidFields(uuid), createdMs: nowMs };
+  const superblock: Superblock = { ...identity, ...uuidFields(uuid), createdMs: nowMs, geometry };
+  // First the pointer to nothing, then the superblocks: where there is a superblock, there has been a pointer.
+  await writePointer(disk, 0, { generation: 0, words: 0, segments: [], segment: 0, block: LOG_FIRST_BLOCK, sequence: 1, chain: 0, next: 1, after: 2 }, superblock, block);
+  await disk.sync();
   await writeCopies(disk, superblock, block);
   return superblock;
 }
@@ -104,6 +114,7 @@ function decode(block: Uint8Array): Superblock | 'blank' | 'torn' | 'foreign' {
   if (view.getUint32(CRC_OFFSET, true) !== crc32c(block.subarray(0, CRC_OFFSET))) return 'torn';
   const version = view.getUint32(8, true), blockBytes = view.getUint32(12, true);
   // A newer version keeps magic, version and CRC where they are, so that an older program can say so.
+  if (version === 1) throw new TartanError('ERR_STORE_VERSION', `Cannot open the store: its format is version 1, which nothing converts; expected version ${STORE_FORMAT_VERSION}. Copy what it holds with the program that made it`);
   if (version !== STORE_FORMAT_VERSION || blockBytes !== BLOCK_BYTES || view.getUint32(52, true) !== LOG_FIRST_BLOCK) {
     throw new TartanError('ERR_STORE_VERSION', `Cannot open the store: its format is version ${version} with blocks of ${blockBytes} bytes, expected version ${STORE_FORMAT_VERSION} with ${BLOCK_BYTES}`);
   }
@@ -111,7 +122,7 @@ function decode(block: Uint8Array): Superblock | 'blank' | 'torn' | 'foreign' {
   return {
     clusterUuid: hex(block.subarray(16, 32)), clusterId: view.getUint32(48, true),
     nodeId: Buffer.from(block.subarray(68, 68 + length)).toString('utf8'),
-    createdMs: Number(view.getBigUint64(56, true)), ...uuidFields(block.slice(32, 48)),
+    createdMs: Number(view.getBigUint64(56, true)), geometry: { firstBlock: LOG_FIRST_BLOCK, segmentBlocks: view.getUint32(200, true), segmentCount: view.getUint32(204, true) }, ...uuidFields(block.slice(32, 48)),
   };
 }
 
@@ -131,6 +142,8 @@ function encode(superblock: Superblock, block: Uint8Array): void {
   view.setBigUint64(56, BigInt(Math.floor(superblock.createdMs)), true);
   view.setUint32(64, nodeId.length, true);
   block.set(nodeId, 68);
+  view.setUint32(200, superblock.geometry.segmentBlocks, true);
+  view.setUint32(204, superblock.geometry.segmentCount, true);
   view.setUint32(CRC_OFFSET, crc32c(block.subarray(0, CRC_OFFSET)), true);
 }
 

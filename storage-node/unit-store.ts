@@ -14,11 +14,14 @@ import { roundUp } from '../wire/slot-layout.js';
 import { compareVersions, headerFileId, headerStripe, headerUnit, W } from '../wire/unit-header.js';
 import type { AlignedMemory, AppendClient, Batch } from './batch.js';
 import { BLOCK_BYTES, type Disk } from './disk.js';
+import { Checkpointer } from './checkpointer.js';
 import type { FileIndex } from './file-index.js';
 import { E, EntryFlag, IndexTable, type EntryFields } from './index-table.js';
 import { EntryKind, unitEntryWords, writePair } from './log-format.js';
 import { LogWriter, type Durability } from './log-writer.js';
 import { openLog, type OpenedLog, type StoreRecovery } from './open-log.js';
+import { SegmentsKeeper } from './segments-keeper.js';
+import { SegmentState, type Segments } from './segments.js';
 import type { StoreIdentity, Superblock } from './superblock.js';
 import { discardVersions, freeSuperseded } from './versions.js';
 
@@ -43,6 +46,8 @@ export interface UnitStoreOptions extends StoreIdentity {
   /** Bounds of one batch. Default 256 units, 16 MiB of payload (at most 16 MiB). */
   readonly maxBatchUnits?: number;
   readonly maxBatchBytes?: number;
+  /** A checkpoint of the index is due after so many bytes of log, and at least 16 times its own. Default 256 MiB. */
+  readonly checkpointBytes?: number;
 }
 
 /** Where a unit lies and what it is called; copied out of the index, so it stays true across awaits. */
@@ -65,6 +70,9 @@ export interface StoreStats {
   readonly durability: Durability; readonly failed: boolean; readonly units: number;
   readonly capacityBytes: number; readonly usedBytes: number; readonly liveBytes: number; readonly deadBytes: number;
   readonly batches: number; readonly unitsStored: number; readonly duplicates: number; readonly refused: number; readonly damaged: number;
+  /** Of the log: free, with nothing dead in them, and the others that the log has filled. */
+  readonly segmentsFree: number; readonly segmentsClean: number; readonly segmentsDirty: number;
+  readonly checkpoints: number; readonly checkpointBytes: number;
   readonly recovery: StoreRecovery;
 }
 
@@ -80,7 +88,9 @@ export class UnitStore {
   private readonly log: LogWriter;
   /** Files whose deletion is queued. */
   private readonly deleting = new Set<number>();
-  private liveBlocks: number;
+  private readonly segments: Segments;
+  private readonly checkpointer: Checkpointer;
+  private readonly keeper: SegmentsKeeper;
   private closed: Promise<void> | undefined;
   private readonly counts = { unitsStored: 0, duplicates: 0, refused: 0, damaged: 0 };
 
@@ -93,11 +103,13 @@ export class UnitStore {
   static async open(options: UnitStoreOptions): Promise<UnitStore> {
     const allocate = options.allocate ?? ordinaryMemory;
     const opened = await openLog(options.disk, options, options.random, options.nowMs ?? 0, allocate);
-    if (options.durability === 'discard' && opened.end.batches > 0) {
+    if (options.durability === 'discard' && opened.end.position.sequence > 1) {
       throw new TartanError('ERR_ARGUMENT', `Cannot open the store with durability 'discard': units held: ${opened.index.count}, expected a new store`);
     }
     const store = new UnitStore(options, allocate, opened);
     await store.writeVoids(opened);
+    store.log.trustTail();
+    store.keep();
     return store;
   }
 
@@ -108,12 +120,20 @@ export class UnitStore {
     this.superblock = superblock;
     this.index = opened.index;
     this.recovery = opened.recovery;
-    this.liveBlocks = opened.liveBlocks;
+    this.segments = opened.segments;
     this.log = new LogWriter({
       disk: options.disk, superblock, durability: this.durability, allocate, salt: Math.floor(options.random() * 0x1_0000_0000),
       maxBatchUnits: options.maxBatchUnits ?? 256, maxBatchBytes: options.maxBatchBytes ?? 16 << 20,
-      nextBlock: end.nextBlock, nextSequence: end.nextSequence, chain: end.chain, tailMarked: end.uncertain.length === 0,
+      position: end.position, segments: opened.segments, synced: end.uncertain.length === 0 ? end.position.sequence - 1 : end.synced,
+      reserveOf: (room) => this.keeper.reserveOf(room),
       onSettled: (batch, refusal) => { this.settle(batch, refusal); },
+    });
+    this.checkpointer = new Checkpointer({
+      disk: options.disk, index: this.index, segments: this.segments, log: this.log, tag: superblock, allocate,
+      base: opened.base, slot: opened.slot, otherArea: opened.otherArea, highestGeneration: opened.highestGeneration, empty: opened.empty,
+    });
+    this.keeper = new SegmentsKeeper({
+      segments: this.segments, log: this.log, checkpointer: this.checkpointer, checkpointBytes: options.checkpointBytes ?? 256 << 20, tailBytes: end.blocks * BLOCK_BYTES,
     });
   }
 
@@ -215,11 +235,15 @@ export class UnitStore {
    * @throws {TartanError} ERR_DISK
    */
   async read(location: UnitLocation, header: Uint8Array, payload: Uint8Array): Promise<void> {
-    const headerBlocks = location.headerByte + location.headerBytes > BLOCK_BYTES ? 2 : 1;
+    const headerBlocks = location.headerByte + location.headerBytes > BLOCK_BYTES ? 2 : 1, segment = this.segments.of(location.headerBlock);
+    // The unit may be moved or freed meanwhile; its old place must not be written anew before it has been read.
+    this.segments.pin(segment);
     const reads = [this.disk.read(header.subarray(0, headerBlocks * BLOCK_BYTES), location.headerBlock * BLOCK_BYTES)];
     if (location.unitLength > 0) reads.push(this.disk.read(payload.subarray(0, roundUp(location.unitLength, BLOCK_BYTES)), location.payloadBlock * BLOCK_BYTES));
     // Both must have settled before the memory is anybody else's.
-    for (const result of await Promise.allSettled(reads)) if (result.status === 'rejected') throw result.reason;
+    const results = await Promise.allSettled(reads);
+    this.segments.unpin(segment);
+    for (const result of results) if (result.status === 'rejected') throw result.reason;
   }
 
   /** A read found the unit's checksum wrong: a new copy of the same name will be stored, no longer taken for a duplicate. */
@@ -322,7 +346,7 @@ export class UnitStore {
     this.deleting.add(fileId);
     try {
       await this.control(EntryKind.DELETE, (words, w) => { writePair(words, w, fileId); }, () => {
-        if (!this.index.isDeleted(fileId)) this.index.deleteFile(fileId, (entry) => { this.liveBlocks -= this.blocksOf(entry); });
+        if (!this.index.isDeleted(fileId)) this.index.deleteFile(fileId, (entry) => { this.segments.remove(this.index.headerBlock(entry), this.index.payloadBlocks(entry)); });
       });
     } finally {
       this.deleting.delete(fileId);
@@ -333,20 +357,29 @@ export class UnitStore {
   get failed(): boolean { return this.log.state === 'failed'; }
 
   stats(): StoreStats {
-    const used = this.log.usedBlocks;
+    const { segments } = this, used = [...segments.withState(SegmentState.LOG)].reduce((sum, segment) => sum + segments.filled[segment]!, 0);
+    const filled = [...segments.withState(SegmentState.LOG)].filter((segment) => !this.log.inUse.includes(segment));
+    const clean = filled.filter((segment) => segments.live[segment]! + segments.blocks / 8 >= segments.filled[segment]!).length;
     return {
       durability: this.durability, failed: this.failed, units: this.index.count,
-      capacityBytes: this.log.capacityBlocks * BLOCK_BYTES, usedBytes: used * BLOCK_BYTES,
-      liveBytes: this.liveBlocks * BLOCK_BYTES, deadBytes: (used - this.liveBlocks) * BLOCK_BYTES, batches: this.log.batches, ...this.counts, recovery: this.recovery,
+      capacityBytes: segments.count * segments.bytes, usedBytes: used * BLOCK_BYTES,
+      liveBytes: segments.liveBlocks * BLOCK_BYTES, deadBytes: (used - segments.liveBlocks) * BLOCK_BYTES, batches: this.log.batches, ...this.counts,
+      segmentsFree: segments.freeCount, segmentsClean: clean, segmentsDirty: filled.length - clean,
+      checkpoints: this.checkpointer.taken, checkpointBytes: this.checkpointer.bytesWritten, recovery: this.recovery,
     };
   }
 
-  /** Resolves when nothing is queued or being written. */
-  drained(): Promise<void> { return this.log.drained(); }
+  /** Resolves when nothing is queued or being written, and no checkpoint or cleaning is under way. */
+  async drained(): Promise<void> {
+    do {
+      await this.log.drained();
+      await this.keeper.idle();
+    } while (!this.log.isIdle);
+  }
 
   /** Writes what is queued, marks the log's end when it can, closes the disk. Idempotent. */
   close(): Promise<void> {
-    return (this.closed ??= this.log.close().then(() => this.disk.close()));
+    return (this.closed ??= this.keeper.close().then(() => this.log.close()).then(() => this.disk.close()));
   }
 
   private control(kind: Parameters<LogWriter['addControl']>[0], fill: (words: Uint32Array, w: number) => void, apply: () => void): Promise<void> {
@@ -362,6 +395,7 @@ export class UnitStore {
       writePair(words, w + 2, unit.stripe);
       words[w + 4] = unit.headerBlock;
       words[w + 5] = unit.headerByte;
+      if (unit.fallback !== undefined) words.set([unit.fallback.headerBlock, unit.fallback.headerByte, unit.fallback.payloadBlock], w + 6);
     }, () => undefined)));
   }
 
@@ -380,14 +414,18 @@ export class UnitStore {
       if (refusal === Refusal.NONE) control.resolve(); else control.reject(this.refused(refusal));
     }
     this.onBatch?.();
+    this.keep();
   }
+
+  /** A store that discards writes nothing, so there is nothing to keep. */
+  private keep(): void { if (this.durability !== 'discard') this.keeper.kick(); }
 
   private becomeDurable(batch: Batch, i: number): void {
     const file = batch.files[i]!, stripe = batch.stripes[i]!, entry = batch.entries[i]!;
     this.index.setFlag(entry, EntryFlag.PENDING, false);
     if (this.durability === 'discard') this.index.setFlag(entry, EntryFlag.NO_PAYLOAD, true);
     this.index.setPlace(entry, batch.headerBlockOf(i), batch.headerByteOf(i), batch.payloadBlockOf(i));
-    this.liveBlocks += this.blocksOf(entry);
+    this.segments.add(this.index.headerBlock(entry), this.index.payloadBlocks(entry));
     file.durableFence = Math.max(file.durableFence, this.index.get(entry, E.WRITER_EPOCH));
     if (this.index.get(this.index.first(file, stripe), E.NEXT) !== 0) {
       this.removeReplaced(file, stripe, entry);
@@ -454,12 +492,8 @@ export class UnitStore {
 
   /** Removes a durable entry. */
   private removeEntry(file: FileIndex, stripe: number, entry: number): void {
-    this.liveBlocks -= this.blocksOf(entry);
+    this.segments.remove(this.index.headerBlock(entry), this.index.payloadBlocks(entry));
     this.index.remove(file, stripe, entry);
-  }
-
-  private blocksOf(entry: number): number {
-    return (this.index.flags(entry) & (EntryFlag.PENDING | EntryFlag.NO_PAYLOAD)) !== 0 ? 0 : Math.ceil(this.index.get(entry, E.UNIT_LENGTH) / BLOCK_BYTES);
   }
 
   private liveFile(fileId: number, what: string): FileIndex {

@@ -102,7 +102,7 @@ async function reseal(disk: MemoryDisk, which: number, word: number, value: numb
     if (i >= changed) {
       chain = sealBatch(words, {
         tagLow: words[B.TAG_LOW]!, tagHigh: words[B.TAG_HIGH]!, sequence: readPair(words, B.SEQUENCE_LOW), entries: words[B.ENTRIES]!, headerBytes,
-        payloadBlocks: words[B.PAYLOAD_BLOCKS]!, synced: readPair(words, B.SYNCED_LOW), chain: i === changed ? words[B.CHAIN]! : chain, salt: words[B.SALT]!,
+        payloadBlocks: words[B.PAYLOAD_BLOCKS]!, synced: readPair(words, B.SYNCED_LOW), chain: i === changed ? words[B.CHAIN]! : chain, salt: words[B.SALT]!, next: words[B.NEXT]!, after: words[B.AFTER]!,
       });
       const bytes = new Uint8Array(words.buffer, words.byteOffset, words.byteLength);
       for (let at = 0; at < bytes.length; at += BLOCK_BYTES) disk.corrupt((block * BLOCK_BYTES) + at, (target) => { target.set(bytes.subarray(at, at + BLOCK_BYTES)); });

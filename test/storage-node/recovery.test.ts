@@ -146,8 +146,10 @@ t.test('A foreign store, a newer format and a disk with something else are refus
   await t.rejects(openStore(disk.crash(), { clusterUuid: 'ff112233445566778899aabbccddeeff' }), { code: 'ERR_FOREIGN_STORE' });
   await t.rejects(openStore(disk.crash(), { nodeId: 'n2' }), { code: 'ERR_FOREIGN_STORE', message: /'n1'.*'n2'/ });
   const newer = disk.crash();
-  for (const block of [0, 8]) newer.corrupt(block * BLOCK_BYTES, (bytes) => { bytes[8] = 2; reseal(bytes); });
-  await t.rejects(openStore(newer), { code: 'ERR_STORE_VERSION', message: /version 2.*version 1/ });
+  for (const block of [0, 8]) newer.corrupt(block * BLOCK_BYTES, (bytes) => { bytes[8] = 3; reseal(bytes); });
+  await t.rejects(openStore(newer), { code: 'ERR_STORE_VERSION', message: /version 3.*version 2/ });
+  for (const block of [0, 8]) newer.corrupt(block * BLOCK_BYTES, (bytes) => { bytes[8] = 1; reseal(bytes); });
+  await t.rejects(openStore(newer), { code: 'ERR_STORE_VERSION', message: /version 1, which nothing converts/ });
   const other = new MemoryDisk(MIB);
   for (const block of [0, 8]) other.corrupt(block * BLOCK_BYTES, (bytes) => { bytes.fill(7); });
   await t.rejects(openStore(other), { code: 'ERR_FOREIGN_STORE' });
