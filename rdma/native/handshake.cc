@@ -7,6 +7,8 @@
 #include <sys/epoll.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "listener.h"
 #include "queue_pair.h"
 
@@ -108,6 +110,12 @@ void Handshake::read_preamble() {
   got_ += static_cast<uint32_t>(got);
   // Judged byte by byte, so that garbage is closed at once and not at the deadline.
   const Preamble expected = Preamble::make(transport_);
+  // A verbs device hangs this out at its TCP port (src/verbs/door.ts).
+  static constexpr char VERBS_SIGN[] = "tartan-rdma: a verbs device";
+  if (memcmp(&preamble_, VERBS_SIGN, std::min<size_t>(got_, sizeof VERBS_SIGN - 1)) == 0) {
+    if (got_ < sizeof VERBS_SIGN - 1) return;
+    return give_up("a verbs device listens there, over RDMA only: all of a cluster must use the same kind of device (--device)");
+  }
   if (memcmp(&preamble_, &expected, got_) != 0) return give_up("it does not speak this protocol and version");
   if (got_ == sizeof preamble_) succeed();
 }

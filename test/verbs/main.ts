@@ -6,6 +6,8 @@ import t from 'tap';
 
 const SUITES: Record<string, () => Promise<{ run(t: typeof import('tap').t): void }>> = {
   conformance: () => import('./conformance.js'),
+  failures: () => import('./failures.js'),
+  cluster: () => import('./cluster.js'),
 };
 
 const wanted = process.argv.length > 2 ? process.argv.slice(2) : Object.keys(SUITES);

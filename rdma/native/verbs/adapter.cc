@@ -1,5 +1,6 @@
 #include "adapter.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -11,14 +12,17 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <bit>
 
 #include "../address.h"
+#include "device_choice.h"
 
 namespace tartan::verbs {
 
 namespace {
 
 constexpr uint32_t TAKEN_AT_ONCE = 64;
+constexpr int MAX_GIDS = 256;
 
 enum Source : uint32_t { COMPLETIONS, CONNECTIONS, PROCESS_EVENTS, OWN_EVENTS };
 
@@ -28,14 +32,6 @@ int64_t now_us() {
   timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
   return static_cast<int64_t>(now.tv_sec) * 1000000 + now.tv_nsec / 1000;
-}
-
-bool has_active_port(ibv_context* context, const ibv_device_attr& attributes) {
-  for (int number = 1; number <= attributes.phys_port_cnt; number++) {
-    ibv_port_attr port{};
-    if (core().ibv.query_port(context, static_cast<uint8_t>(number), reinterpret_cast<_compat_ibv_port_attr*>(&port)) == 0 && port.state == IBV_PORT_ACTIVE) return true;
-  }
-  return false;
 }
 
 std::string text_of(const sockaddr* address) {
@@ -52,33 +48,8 @@ std::string text_of(const sockaddr* address) {
 std::unique_ptr<Adapter> Adapter::open(const std::string& name, const Limits& limits, const WorkRequest* requests, uint32_t request_capacity,
                                        Completion* completions, uint32_t completion_capacity, std::string& why) {
   if (!load(why)) return nullptr;
-  int count = 0;
-  ibv_context** contexts = core().cm.get_devices(&count);
-  if (!contexts) {
-    why = errno == ENODEV || errno == ENOENT || errno == ENOSYS
-              ? "this machine has no RDMA device; on an ordinary network card: modprobe rdma_rxe && rdma link add rxe0 type rxe netdev eth0"
-              : std::string("cannot list the RDMA devices: ") + strerror(errno);
-    return nullptr;
-  }
-  ibv_context* chosen = nullptr;
-  std::string others;
-  for (int i = 0; i < count; i++) {
-    ibv_device_attr attributes{};
-    if (core().ibv.query_device(contexts[i], &attributes) != 0) continue;
-    const std::string found = core().ibv.get_device_name(contexts[i]->device);
-    others += (others.empty() ? "" : ", ") + found;
-    if (name == found || (name.empty() && !chosen && contexts[i]->device->transport_type == IBV_TRANSPORT_IB && has_active_port(contexts[i], attributes))) chosen = contexts[i];
-  }
-  core().cm.free_devices(contexts);  // the list; librdmacm keeps the devices themselves open
-  if (!chosen) {
-    why = name.empty() ? "no RDMA device has an active port (found: " + (others.empty() ? "none" : others) + ")"
-                       : "there is no RDMA device '" + name + "' (found: " + (others.empty() ? "none" : others) + ")";
-    return nullptr;
-  }
-  if (chosen->device->transport_type != IBV_TRANSPORT_IB) {
-    why = std::string("'") + core().ibv.get_device_name(chosen->device) + "' is no InfiniBand or RoCE device: iWARP has no write with immediate";
-    return nullptr;
-  }
+  ibv_context* chosen = choose_device(name, why);
+  if (!chosen) return nullptr;
   std::unique_ptr<Adapter> adapter(new Adapter(chosen, limits, requests, request_capacity, completions, completion_capacity));
   adapter->has_own_name = !name.empty();
   if (!adapter->prepare(why)) return nullptr;
@@ -374,21 +345,27 @@ void Adapter::close_listener(uint32_t id, uint32_t fence_id) {
   fence(fence_id);
 }
 
+// A device that was named keeps to itself: connections leave by an address of its own, the one most like the peer's. To an
+// address of its own it needs none.
 bool Adapter::source_address(const sockaddr* destination, sockaddr_storage& source) const {
-  if (!has_own_name) return false;
-  for (int index = 0; index < 32; index++) {
-    ibv_gid gid{};
-    if (core().ibv.query_gid(context, 1, index, &gid) != 0) return false;
-    const in6_addr* address = reinterpret_cast<const in6_addr*>(gid.raw);
-    if (destination->sa_family == AF_INET && IN6_IS_ADDR_V4MAPPED(address)) {
-      sockaddr_in* in = reinterpret_cast<sockaddr_in*>(&source);
-      *in = {};
-      in->sin_family = AF_INET;
-      memcpy(&in->sin_addr, gid.raw + 12, 4);
-      return true;
-    }
+  if (!has_own_name || destination->sa_family != AF_INET) return false;
+  const uint32_t wanted = ntohl(reinterpret_cast<const sockaddr_in*>(destination)->sin_addr.s_addr);
+  int best = -1;
+  ibv_gid gid{};
+  for (int index = 0; index < MAX_GIDS && core().ibv.query_gid(context, 1, index, &gid) == 0; index++) {
+    if (!IN6_IS_ADDR_V4MAPPED(reinterpret_cast<const in6_addr*>(gid.raw))) continue;
+    uint32_t own;
+    memcpy(&own, gid.raw + 12, sizeof own);
+    const int likeness = std::countl_zero(ntohl(own) ^ wanted);
+    if (likeness == 32) return false;
+    if (likeness <= best) continue;
+    best = likeness;
+    sockaddr_in* in = reinterpret_cast<sockaddr_in*>(&source);
+    *in = {};
+    in->sin_family = AF_INET;
+    in->sin_addr.s_addr = own;
   }
-  return false;
+  return best >= 0;
 }
 
 void Adapter::connect(uint32_t id, const std::string& host, uint32_t port, int timeout_ms) {
@@ -399,7 +376,7 @@ void Adapter::connect(uint32_t id, const std::string& host, uint32_t port, int t
     const uint32_t qpn = add(nullptr);
     pairs_[qpn] = new QueuePair(*this, qpn, id, address.text());
     sockaddr_storage source{};
-    const bool has_source = !is_local(address) && source_address(address.get(), source);
+    const bool has_source = source_address(address.get(), source);
     pairs_[qpn]->connect(has_source ? reinterpret_cast<sockaddr*>(&source) : nullptr, address.get(), timeout_ms);
   }
   announce();

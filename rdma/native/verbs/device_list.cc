@@ -103,10 +103,15 @@ std::string describe(ibv_context* context) {
 std::string list_devices(std::string& why) {
   if (!load(why)) return "";
   int count = 0;
-  ibv_context** contexts = core().cm.get_devices(&count);
+  ibv_device** devices = core().ibv.get_device_list(&count);
   Json out('[');
-  for (int i = 0; contexts && i < count; i++) out.add(describe(contexts[i]));
-  if (contexts) core().cm.free_devices(contexts);
+  for (int i = 0; devices && i < count; i++) {
+    ibv_context* context = core().ibv.open_device(devices[i]);
+    if (!context) continue;  // it went away meanwhile
+    out.add(describe(context));
+    core().ibv.close_device(context);
+  }
+  if (devices) core().ibv.free_device_list(devices);
   return out.end();
 }
 
