@@ -5,6 +5,8 @@
 import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { Worker } from 'node:worker_threads';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import type { Test } from 'tap';
 import { Access, Flag, openDevice, openVerbsDevice, type QueuePair, Status, statusName, type VerbsDevice, verbsDevices } from 'tartan-rdma';
 import { bytesOf, Log } from '../rdma/conformance-world.js';
@@ -12,7 +14,7 @@ import { pause } from '../stories/running-cluster.js';
 import { ADDRESSES, DEVICE } from './machine.js';
 
 const { SIGNALED } = Flag;
-const PEER = new URL('../../../test/verbs/peer.mjs', import.meta.url).pathname;
+const PEER = join(fileURLToPath(new URL('.', import.meta.url)), '../../../test/verbs', 'peer.mjs');
 
 function sh(command: string): string {
   const done = spawnSync('bash', ['-c', command], { encoding: 'utf8' });

@@ -12,6 +12,8 @@ const KNOCK_MS = 500;
 export async function openDoor(host: string, port: number): Promise<Server> {
   const server = createServer((socket) => {
     socket.on('error', () => {});
+    socket.resume();  // what they say is not read, but its end must be
+    socket.setTimeout(KNOCK_MS, () => { socket.destroy(); });
     socket.end(SIGN);
   });
   server.unref();
