@@ -28,10 +28,10 @@ export class Network {
   private ended = false;
   private readonly exit: Promise<void>;
 
-  private constructor(spec: NetworkSpec, log: string) {
+  private constructor(spec: NetworkSpec, log: string, mark: string) {
     this.spec = spec;
     // The kernel ends Python with this process, and the shells that hold the namespaces end with Python's terminals.
-    this.child = spawn('setpriv', ['--pdeathsig', 'KILL', 'unshare', '--net', PYTHON, SCRIPT], { stdio: ['pipe', 'pipe', 'pipe'], detached: true, env: { ...process.env, NODE_OPTIONS: '' } });
+    this.child = spawn('setpriv', ['--pdeathsig', 'KILL', 'unshare', '--net', PYTHON, SCRIPT], { stdio: ['pipe', 'pipe', 'pipe'], detached: true, env: { ...process.env, NODE_OPTIONS: '', TARTAN_TESTBED: mark } });
     this.child.stderr.pipe(createWriteStream(log));
     this.child.stdin.on('error', () => {});  // it has ended: the reply says so
     this.exit = new Promise((resolve) => {
@@ -42,11 +42,12 @@ export class Network {
   }
 
   /**
-   * @param log  file for what Mininet says
+   * @param log   file for what Mininet says
+   * @param mark  goes into the environment of all its processes, by which they can be told from another network's
    * @throws {TestbedError} ERR_TESTBED; then nothing is left of it
    */
-  static async build(topology: Topology, log: string): Promise<Network> {
-    const network = new Network(networkSpec(topology), log);
+  static async build(topology: Topology, log: string, mark: string): Promise<Network> {
+    const network = new Network(networkSpec(topology), log, mark);
     try {
       const reply = await network.ask(network.spec);
       network.pids = new Map(Object.entries(reply.pids ?? {}));

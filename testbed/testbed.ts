@@ -80,7 +80,7 @@ export class Testbed {
       state.create();
       state.write([]);
       const interruption = new Interruption();
-      const building = Network.build(options.topology, join(state.logs, 'network.err'));
+      const building = Network.build(options.topology, join(state.logs, 'network.err'), state.path);
       let testbed: Testbed | undefined;
       try {
         testbed = new Testbed(options, state, await interruption.orDone(building));
@@ -135,6 +135,7 @@ export class Testbed {
     const { state, options } = this;
     const address = this.address(host);
     if (role === 'node') mkdirSync(state.node(host), { recursive: true, mode: 0o700 });
+    const before = state.running().find((each) => each.id === host);
     const record = await startChild({
       id: host, role, host: address, logs: state.logs, dependent: true, prefix: this.network.enter(host), env: { TARTAN_SECRET: this.secret },
       args: [
@@ -142,7 +143,11 @@ export class Testbed {
         '--ring-memory', String(options.ringMemoryBytes ?? 64 << 20), '--transport', 'tcp',
         ...(role === 'node' ? ['--store', state.node(host), '--durability', this.durability, '--size', String(STORE_BYTES)] : ['--deadline-ms', String(this.deadlineMs)]),
       ],
-    }, (spawned) => { state.record(spawned); });
+    }, (spawned) => { state.record(spawned); }).catch((error: unknown) => {
+      // The one that holds the port still has to be ended.
+      if (before !== undefined) state.record(before);
+      throw error;
+    });
     state.record(record);
     return record;
   }

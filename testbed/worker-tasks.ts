@@ -5,6 +5,7 @@ import { SwitchControl } from '../wire/control.js';
 import type { SwitchStatus } from '../wire/generated/control.js';
 import type { FileWriter } from '../writer/index.js';
 import { connect } from '../writer/index.js';
+import { acceptWrites, exchangeWrites, registerOrReuse } from './device-tasks.js';
 import { Timeline } from './timeline.js';
 
 const MOST_RESERVED = 1 << 20;
@@ -142,6 +143,8 @@ export const tasks = {
       await client.close();
     }
   },
+
+  acceptWrites, exchangeWrites, registerOrReuse,
 
   /** One control call to a switch agent. */
   async switch({ host, controlPort, verb }: { host: string; controlPort: number; verb: 'load' | 'unload' | 'status' }): Promise<SwitchStatus> {
