@@ -74,12 +74,13 @@ export class Evidence {
  *
  * @param expected  its acknowledged bytes, from the start
  * @param excused   units that this node index held may be gone: the run destroyed bytes there; −1: none
+ * @param forgedNames  versions of which a unit was put there with other bytes: those need not agree
  * @returns stripes that cannot be had, because of what was destroyed; they may be refused by readers
  */
-export function checkFile(record: FileRecord, evidence: Evidence, expected: Buffer, excused: number, into: Checked): Set<number> {
+export function checkFile(record: FileRecord, evidence: Evidence, expected: Buffer, excused: number, into: Checked, forgedNames: ReadonlySet<string>): Set<number> {
   const code = parseCode(record.code);
   const layout = makeLayout({ nodes: record.nodes.length, k: code.k, m: code.m, unitBytes: record.unitBytes });
-  for (const version of evidence.files.get(record.id)?.values() ?? []) checkVersion(record, code, layout, version, into);
+  for (const [name, version] of evidence.files.get(record.id) ?? []) if (!forgedNames.has(`${record.id}/${name}`)) checkVersion(record, code, layout, version, into);
   const full = stripeBytes(layout), lost = new Set<number>();
   for (let stripe = 0; stripe * full < expected.length; stripe++) {
     const data = expected.subarray(stripe * full, Math.min(expected.length, (stripe + 1) * full));

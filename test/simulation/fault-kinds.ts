@@ -31,7 +31,7 @@ export const faultKinds = {
   'cut-writer-switch': { target: 'writer-switch', weight: 2, longestMs: 700 },
   'cut-switch-node': { target: 'switch-node', weight: 3, longestMs: 700 },
   'cut-writer-node': { target: 'writer-node', weight: 3, longestMs: 700 },
-  'cut-reader-node': { target: 'reader-node', weight: 1, longestMs: 700 },
+  'cut-reader-node': { target: 'reader-node', weight: 2, longestMs: 700 },
   'cut-one-way': { target: 'writer-node', weight: 2, longestMs: 500 },
   'break-writer-switch': { target: 'writer-switch', weight: 2, longestMs: 0 },
   'break-switch-node': { target: 'switch-node', weight: 2, longestMs: 0 },
@@ -45,10 +45,12 @@ export const faultKinds = {
   'disk-read-errors': { target: 'node-disk', weight: 1, longestMs: 300 },
   'disk-full': { target: 'node-disk', weight: 1, longestMs: 200 },
   'disk-slow': { target: 'node-disk', weight: 2, longestMs: 500 },
+  'name-taken': { target: 'writer', weight: 3, longestMs: 0 },
   'disk-corrupt': { target: 'node-disk', weight: 1, longestMs: 0, destroys: true },
 } as const satisfies Record<string, FaultKind>;
 
 export type FaultName = keyof typeof faultKinds;
 
-/** What the load itself does and the world is made of: also drawn from the seed, always there. */
-export const standingFaults = ['clock-drift', 'second-owner', 'late-copies', 'file-removed'] as const;
+/** What nobody injects but the world brings about, by its load and its clocks; counted where it is seen. */
+export const events = ['clock-drift', 'second-owner', 'late-copies', 'file-removed', 'name-conflict'] as const;
+export type EventName = (typeof events)[number];

@@ -4,6 +4,7 @@ import { sleep, type Clock } from '../../wire/clock.js';
 import { codeOf } from '../../wire/errors.js';
 import type { FileRecord } from '../../cluster/records.js';
 import type { Client, FileReader, FileWriter } from '../../writer/index.js';
+import { forgeUnit } from './forge.js';
 import type { Site } from './machines.js';
 import { Violation, type Model, type Owner } from './model.js';
 
@@ -25,6 +26,7 @@ export class Load {
   /** The first time that a writer accused its switch of breaking the protocol. */
   misconduct: string | undefined;
   private readonly alive = new Map<string, { what: string }>();
+  private readonly owners = new Map<string, Owner>();
 
   /** @param fail  told of what breaks a promise */
   constructor(private readonly site: Site, private readonly model: Model, private readonly fail: (error: unknown) => void) {}
@@ -43,6 +45,12 @@ export class Load {
     this.alive.delete(host);
   }
 
+  /** Takes the name that a writer would use next. @returns false when it owns nothing now, or is amid a flush */
+  takeName(host: string, random: SimRandom): boolean {
+    const owner = this.owners.get(host);
+    return owner !== undefined && this.alive.has(host) && forgeUnit(this.site, this.model, owner, random);
+  }
+
   isAlive(host: string): boolean { return this.alive.has(host); }
 
   /** What the actors that have not ended are waiting for. */
@@ -59,6 +67,8 @@ export class Load {
       const writer = await this.open(host, state, client, name, random);
       if (writer === undefined) { await sleep(clock, 5 + random.random() * 20); continue; }
       const owner = this.model.owned(host, writer);
+      if (owner.isSecond) this.site.see('second-owner');
+      this.owners.set(host, owner);
       await this.expecting(host, state, `writing ${name}`, () => this.append(owner, state, random, clock));
       const isLarge = owner.written >= MOST_BYTES;
       if (!writer.destroyed && random.int(3) !== 0) await this.expecting(host, state, `closing ${name}`, async () => { await ended(writer); this.published(owner); });
@@ -89,7 +99,7 @@ export class Load {
       const length = style === 0 ? 1 + random.int(100) : 1 + random.int(style < 3 ? 20_000 : 4000);
       const doing = state.what;
       await written(writer, this.model.next(owner, length));
-      if (random.int(4) === 0) {
+      if (random.int(this.site.plan.flushOneIn) === 0) {
         state.what = `${doing}: flush`;
         await writer.flush();
         this.published(owner);
@@ -114,6 +124,7 @@ export class Load {
     await client.remove(name);
     const file = this.model.files.get(id);
     if (file !== undefined) file.removed = true;
+    this.site.see('file-removed');
   }
 
   private async read(host: string, random: SimRandom, state: { what: string }): Promise<void> {
@@ -137,7 +148,7 @@ export class Load {
 
   private async readParts(host: string, reader: FileReader, random: SimRandom, clock: Clock, floors: ReadonlyMap<number, number>): Promise<void> {
     const record = recordOf(reader), file = this.model.file(record);
-    if (reader.length < (floors.get(record.id) ?? 0)) {
+    if (!file.isTainted && reader.length < (floors.get(record.id) ?? 0)) {
       throw new Violation('published bytes not seen', `file ${file.id} '${file.name}': ${host} sees ${reader.length} bytes, ${floors.get(record.id)} had been flushed before it opened the file`);
     }
     for (let round = 1 + random.int(random.int(2) === 0 ? 6 : 40); round > 0 && !this.stopping; round--) {

@@ -15,9 +15,11 @@ import type { UnitStore } from '../../storage-node/unit-store.js';
 import { SwitchCore } from '../../switch-agent/switch-core.js';
 import type { Clock } from '../../wire/clock.js';
 import { codeOf } from '../../wire/errors.js';
+import { Refusal } from '../../wire/ring-messages.js';
 import { W } from '../../wire/unit-header.js';
 import type { Client } from '../../writer/client.js';
 import { connect } from '../../writer/client.js';
+import type { EventName } from './fault-kinds.js';
 import { afterPowerLoss, attachDisk, noTrouble } from './host-disk.js';
 import { HostStore } from './host-store.js';
 import type { Plan } from './plan.js';
@@ -33,13 +35,15 @@ const RESTART_MS = 60;
 const UUID = '00000000-0000-4000-8000-0000cafef00d';
 
 /** Looks at every unit that a node lets through its door: none may have been sent under a map older than the node's own. */
-function watchDoor(node: StorageNode, accuse: (message: string) => void): void {
+function watchDoor(node: StorageNode, site: Site): void {
   const { store } = node as unknown as { store: UnitStore };
   const append = store.append.bind(store);
   store.append = (client, token, words, w, headerBytes, payload) => {
     const mapEpoch = words[w + W.MAP_EPOCH]!;
-    if (mapEpoch < node.mapEpoch) accuse(`takes a unit sent under map epoch ${mapEpoch}, it holds ${node.mapEpoch}`);
-    return append(client, token, words, w, headerBytes, payload);
+    if (mapEpoch < node.mapEpoch) site.misconduct ??= `${node.id} takes a unit sent under map epoch ${mapEpoch}, it holds ${node.mapEpoch}`;
+    const refusal = append(client, token, words, w, headerBytes, payload);
+    if (refusal === Refusal.NONE) site.see('late-copies'); else if (refusal === Refusal.NAME_CONFLICT) site.see('name-conflict');
+    return refusal;
   };
 }
 
@@ -51,6 +55,8 @@ export class Site {
   readonly nodes = new Map<string, NodeMachine>();
   readonly switches = new Map<string, SwitchMachine>();
   clusterId = 0;
+  /** Events seen, by name. */
+  readonly seen = new Map<EventName, number>();
   /** The first rule that somebody broke, if any. */
   misconduct: string | undefined;
   /** Hosts whose cluster store client is cut off. */
@@ -68,7 +74,10 @@ export class Site {
     for (const id of plan.switches) this.switches.set(id, new SwitchMachine(this, id));
   }
 
+  see(event: EventName): void { this.seen.set(event, (this.seen.get(event) ?? 0) + 1); }
+
   async start(): Promise<void> {
+    if (this.plan.drift > 0) this.see('clock-drift');
     const store = this.memory.client();
     await createCluster(store, { uuid: UUID });
     this.clusterId = (await readIdentity(store)).clusterId;
@@ -219,7 +228,7 @@ export class NodeMachine extends Machine {
       onDisplaced: () => { if (life === this.life) this.restart(RESTART_MS); },
     });
     await this.node.start();
-    watchDoor(this.node, (message) => { site.misconduct ??= `${id} ${message}`; });
+    watchDoor(this.node, site);
   }
 
   protected ended(): void {

@@ -44,6 +44,8 @@ export interface Owner {
   written: number;
   /** What the next owner kept. Acknowledgements that were on their way may still come, but never for more than that. */
   frozenAt: number | undefined;
+  /** The owner before it was still there. */
+  readonly isSecond: boolean;
 }
 
 export class FileModel {
@@ -55,6 +57,10 @@ export class FileModel {
   published = 0;
   removed = false;
   newestEpoch = 0;
+  /** The last name of this file's that was given to other bytes. */
+  forged: { readonly epoch: number; readonly counter: number } | undefined;
+  /** An owner was lost between the two: units under one name differ, and nobody can know whose they are. */
+  isTainted = false;
 
   constructor(readonly id: number, readonly name: string, readonly code: string, readonly unitBytes: number) {}
 
@@ -65,6 +71,8 @@ export class FileModel {
 
 export class Model {
   readonly files = new Map<number, FileModel>();
+  /** Names that were given to other bytes: file/stripe/epoch/counter. */
+  readonly forgedNames = new Set<string>();
   private owners = 0;
   counts = { bytesRead: 0, stripesRead: 0, takeovers: 0, flushes: 0 };
 
@@ -83,20 +91,25 @@ export class Model {
     const name = `file ${file.id} '${file.name}', taken by ${host} with epoch ${writerEpoch}`;
     if (writerEpoch < file.newestEpoch) {
       // It got the file, and before it heard so another had it: nothing of its own may ever be acknowledged.
-      const late: Owner = { number: ++this.owners, host, writer, base: kept, written: kept, frozenAt: kept };
+      const late: Owner = { number: ++this.owners, host, writer, base: kept, written: kept, frozenAt: kept, isSecond: true };
       file.owners.push(late);
       return late;
     }
     file.newestEpoch = writerEpoch;
-    if (kept < file.acknowledged) throw new Violation('acknowledged bytes lost', `${name}: ${kept} bytes kept, ${file.acknowledged} were acknowledged`);
-    if (kept < file.seen) throw new Violation('read bytes taken back', `${name}: ${kept} bytes kept, readers had seen ${file.seen}`);
-    if (kept > (previous?.written ?? 0)) throw new Violation('bytes from nowhere', `${name}: ${kept} bytes kept, ${previous?.written ?? 0} were ever written`);
+    if (previous !== undefined && file.forged?.epoch === previous.writer.internals.file.writerEpoch && previous.writer.internals.window.acknowledgedCounter < file.forged.counter) file.isTainted = true;
+    if (!file.isTainted) this.checkKept(file, kept, previous, name);
     for (const owner of file.owners) owner.frozenAt ??= kept;
-    const owner: Owner = { number: ++this.owners, host, writer, base: kept, written: kept, frozenAt: undefined };
+    const owner: Owner = { number: ++this.owners, host, writer, base: kept, written: kept, frozenAt: undefined, isSecond: previous !== undefined && !previous.writer.destroyed };
     file.owners.push(owner);
     file.segments.push({ start: kept, owner });
     if (previous !== undefined) this.counts.takeovers++;
     return owner;
+  }
+
+  private checkKept(file: FileModel, kept: number, previous: Owner | undefined, name: string): void {
+    if (kept < file.acknowledged) throw new Violation('acknowledged bytes lost', `${name}: ${kept} bytes kept, ${file.acknowledged} were acknowledged`);
+    if (kept < file.seen) throw new Violation('read bytes taken back', `${name}: ${kept} bytes kept, readers had seen ${file.seen}`);
+    if (kept > (previous?.written ?? 0)) throw new Violation('bytes from nowhere', `${name}: ${kept} bytes kept, ${previous?.written ?? 0} were ever written`);
   }
 
   /** The owner's next bytes, to be written. */
@@ -108,6 +121,7 @@ export class Model {
 
   /** What a reader was given must be what was written there. */
   read(file: FileModel, offset: number, bytes: Uint8Array, reader: string): void {
+    if (file.isTainted) return;
     const end = offset + bytes.length;
     const name = `file ${file.id} '${file.name}', ${reader} at ${offset}`;
     if (end > file.written) throw new Violation('bytes from nowhere', `${name}: ${bytes.length} bytes read, ${file.written} were ever written`);
@@ -131,7 +145,7 @@ export class Model {
 
   /** What must hold at any moment. */
   check(): void {
-    for (const file of this.files.values()) for (const owner of file.owners) {
+    for (const file of this.files.values()) for (const owner of file.isTainted ? [] : file.owners) {
       const { acknowledgedBytes } = owner.writer.progress;
       if (owner.frozenAt !== undefined && acknowledgedBytes > owner.frozenAt) {
         throw new Violation('fenced writer acknowledged', `file ${file.id} '${file.name}': ${owner.host} has ${acknowledgedBytes} bytes acknowledged, the next owner kept ${owner.frozenAt}`);

@@ -115,7 +115,7 @@ export const mutants: Readonly<Record<string, Mutant>> = {
   'checksum-unchecked': { what: 'a node stores units without looking at their checksums', seed: 104, make: () => {
     replace(StorageNode, 'verified', (original) => function (wrId: number) { return original.call(this, wrId, 0); });
   } },
-  'few-units-believed': { what: 'a takeover takes every fenced node for one that was up all the time', seed: 1, make: () => {
+  'few-units-believed': { what: 'a takeover takes every fenced node for one that was up all the time', seed: 4, make: () => {
     replace(NodeSet, 'entry', (original) => function (...args) {
       const entry = original.apply(this, args) as object | undefined;
       return entry && { ...entry, since: -1 };
@@ -128,7 +128,7 @@ export const mutants: Readonly<Record<string, Mutant>> = {
       for (const id of ids) this.answered(id, Refusal.UNREACHABLE);
     });
   } },
-  'old-map-taken': { what: 'a node takes units that were sent under an older map', seed: 1, make: () => {
+  'old-map-taken': { what: 'a node takes units that were sent under an older map', seed: 5, make: () => {
     replace(UnitRing, 'judge', (original) => function (...args) {
       const { host } = this, { maps } = host;
       const epoch = Math.min(maps.epoch, this.words[this.wordOf(args[0]) + W.MAP_EPOCH]);

@@ -31,7 +31,13 @@ export interface Plan {
   /** The one node whose durable bytes may be damaged, or ''. */
   readonly victim: string;
   readonly faults: readonly Fault[];
+  /** A writer flushes after one of so many writes, on average: what is flushed is published, and no takeover can miss it. */
+  readonly flushOneIn: number;
 }
+
+/** One run of so many is a seesaw: see there. */
+const SEESAW_ONE_IN = 6;
+const SEESAW_CODES = ['copies(1,1)', 'copies(1,1)', 'copies(1,2)', 'xor(2+1)', 'rs(2,2)', 'cauchy(2,3)'] as const;
 
 const CODES = ['xor(2+1)', 'xor(3+1)', 'rs(2,2)', 'rs(3,2)', 'rs(4,2)', 'copies(1,1)', 'copies(1,2)', 'cauchy(2,3)', 'cauchy(4,1)'] as const;
 
@@ -43,8 +49,42 @@ function widthOf(code: string): number {
 /** @param only  ids of the faults to keep; all by default */
 export function makePlan(seed: number, only?: ReadonlySet<number>): Plan {
   const random = new SimRandom(`plan ${seed}`);
+  const plan = random.int(SEESAW_ONE_IN) === 0 ? seesaw(seed, random) : mixed(seed, random);
+  return only === undefined ? plan : { ...plan, faults: plan.faults.filter(({ id }) => only.has(id)) };
+}
+
+/**
+ * First some nodes are away, and are written around; when they are back, others that have what was written go, and the
+ * file is taken over; and so on. What nodes that were away believe of a stripe is what such a run asks.
+ */
+function seesaw(seed: number, random: SimRandom): Plan {
   const pick = <T>(list: readonly T[]): T => list[random.int(list.length)]!;
-  const names = (prefix: string, count: number): string[] => Array.from({ length: count }, (_, i) => `${prefix}${i + 1}`);
+  const code = pick(SEESAW_CODES), [k, m] = code.match(/\d+/g)!.map(Number) as [number, number];
+  // One node more than a stripe has: enough are left to fence when k are away.
+  const nodes = names('n', k + m + 1), writers = names('w', 2 + random.int(2)), readers = names('r', 1);
+  const shuffled = nodes.map((id) => ({ id, at: random.random() })).sort((a, b) => a.at - b.at).map(({ id }) => id);
+  // Not more than m at a time, or nothing could be written; then those that remained, as many as hold a stripe.
+  const groups = [shuffled.slice(0, m), shuffled.slice(m, m + k)];
+  const faults: Fault[] = [];
+  let atMs = 5 + random.random() * 40;
+  for (let round = 0; round < 8; round++) {
+    // A node that is asked to leave is marked down at once and up again soon; one that is killed or stopped needs its lease, or a deadline.
+    const kind = pick(['node-stop', 'node-stop', 'node-stop', 'node-kill', 'node-pause'] as const);
+    const forMs = kind === 'node-stop' ? 20 + random.random() * 60 : 200 + random.random() * 300;
+    for (const a of groups[round % 2]!) faults.push({ id: faults.length, kind, atMs: atMs + random.random() * 3, forMs, a, b: '' });
+    if (random.int(2) === 0) faults.push({ id: faults.length, kind: 'writer-kill', atMs: atMs + random.random() * forMs, forMs: random.random() * 20, a: pick(writers), b: '' });
+    atMs += forMs + (kind === 'node-stop' ? 5 + random.random() * 30 : random.random() * 300);
+  }
+  return {
+    seed, nodes, switches: names('s', random.int(2)), writers, readers, codes: [code], fileNames: names('file', 1), loadMs: atMs, victim: '', faults,
+    storeLatencyMs: 0.05, bytesPerMs: pick([20_000, 1_250_000]), drift: pick([0, 0.01]), flushOneIn: 60,
+  };
+}
+
+function names(prefix: string, count: number): string[] { return Array.from({ length: count }, (_, i) => `${prefix}${i + 1}`); }
+
+function mixed(seed: number, random: SimRandom): Plan {
+  const pick = <T>(list: readonly T[]): T => list[random.int(list.length)]!;
   const codes = Array.from({ length: 1 + random.int(2) }, () => pick(CODES));
   const width = Math.max(...codes.map(widthOf));
   const nodes = names('n', width + random.int(2));
@@ -64,11 +104,11 @@ export function makePlan(seed: number, only?: ReadonlySet<number>): Plan {
     const atMs = random.random() * loadMs, forMs = spec.longestMs === 0 ? 0 : 1 + random.random() * random.random() * spec.longestMs;
     const [a, b] = targetsOf(kind, machines, pick);
     if (a === undefined || b === undefined) continue;
-    if (only === undefined || only.has(id)) faults.push({ id, kind, atMs, forMs, a, b });
+    faults.push({ id, kind, atMs, forMs, a, b });
   }
   return {
     seed, nodes, switches, writers, readers, codes, fileNames, loadMs, victim, faults,
-    storeLatencyMs: pick([0.05, 0.5, 5]), bytesPerMs: pick([2_000, 20_000, 1_250_000]), drift: pick([0, 0, 0.01, 0.1]),
+    storeLatencyMs: pick([0.05, 0.5, 5]), bytesPerMs: pick([2_000, 20_000, 1_250_000]), drift: pick([0, 0, 0.01, 0.1]), flushOneIn: 4,
   };
 }
 

@@ -31,8 +31,9 @@ export interface RunResult {
   readonly plan: Plan;
   readonly violation: { readonly kind: string; readonly message: string } | undefined;
   readonly virtualMs: number;
-  readonly realMs: number;
   readonly struck: ReadonlyMap<string, number>;
+  /** Events seen, by name. */
+  readonly seen: ReadonlyMap<string, number>;
   readonly errors: ReadonlyMap<string, number>;
   readonly checked: Checked;
   /** Stripes written and read by clients. */
@@ -48,11 +49,10 @@ export async function simulate(options: RunOptions): Promise<RunResult> {
   if (options.trace !== undefined || options.hash === true) {
     run.site.world.trace = (line) => { options.trace?.(line); if (options.hash === true) digest.update(line).update('\n'); };
   }
-  const began = performance.now();
   const violation = await run.go();
   return {
-    seed: options.seed, plan, violation: violation && { kind: violation.kind, message: violation.message }, virtualMs: run.site.world.now(), realMs: performance.now() - began,
-    struck: run.faults.struck, errors: run.load.errors, checked: run.checked, operations: run.operations, takeovers: run.model.counts.takeovers, hash: digest.digest('hex'),
+    seed: options.seed, plan, violation: violation && { kind: violation.kind, message: violation.message }, virtualMs: run.site.world.now(),
+    struck: run.faults.struck, seen: run.site.seen, errors: run.load.errors, checked: run.checked, operations: run.operations, takeovers: run.model.counts.takeovers, hash: digest.digest('hex'),
   };
 }
 
@@ -121,10 +121,13 @@ class Run {
     const client = await site.connect('final');
     const records = await listFiles(site.memory.client());
     this.phase = 'reading what is published';
-    for (const record of records) await this.readPublished(client, record);
+    for (const record of records) if (!this.model.file(record).isTainted) await this.readPublished(client, record);
     this.phase = 'settling the files';
     const settled: { record: FileRecord; file: FileModel }[] = [];
-    for (const record of records) if (await this.settle(client, record)) settled.push({ record, file: this.model.file(record) });
+    for (const record of records) {
+      const file = this.model.file(record);
+      if (!file.isTainted && await this.settle(client, record) && !file.isTainted) settled.push({ record, file });
+    }
     this.phase = 'checking the disks';
     await this.inspect(settled);
     this.phase = 'reading everything';
@@ -148,6 +151,7 @@ class Run {
       if (writer.progress.acknowledgedBytes !== owner.written) throw new Violation('flush told too early', `'${record.name}' at the end`);
       return true;
     } catch (error) {
+      if (this.model.file(record).isTainted) return false;
       if (this.faults.destroyed && ['ERR_TOO_MANY_LOST', 'ERR_UNDECIDED'].includes(codeOf(error) ?? '')) return false;
       if (error instanceof Violation) throw error;
       throw new Violation('file lost', `taking over '${record.name}' when everything works: ${error instanceof Error ? error.stack ?? error.message : String(error)}`);
@@ -167,7 +171,7 @@ class Run {
     }
     for (const { record, file } of settled) {
       const excused = this.faults.destroyed ? record.nodes.indexOf(this.plan.victim) : -1;
-      this.lost.set(record.id, checkFile(record, evidence, this.model.content(file, 0, file.written), excused, this.checked));
+      this.lost.set(record.id, checkFile(record, evidence, this.model.content(file, 0, file.written), excused, this.checked, this.model.forgedNames));
     }
   }
 

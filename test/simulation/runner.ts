@@ -6,7 +6,7 @@ export interface Order { readonly seed: number; readonly mutant: string | undefi
 
 export interface Answer {
   readonly seed: number; readonly violation: { readonly kind: string; readonly message: string } | undefined;
-  readonly operations: number; readonly virtualMs: number; readonly realMs: number; readonly kinds: string[];
+  readonly operations: number; readonly virtualMs: number; readonly cpuMs: number; readonly kinds: string[];
 }
 
 let broken: string | undefined;
@@ -16,7 +16,9 @@ process.on('message', ({ seed, mutant }: Order) => {
     breakIt(mutant);
     broken = mutant;
   }
-  void simulate({ seed }).then(({ violation, operations, virtualMs, realMs, struck }) => {
-    process.send!({ seed, violation, operations, virtualMs, realMs, kinds: [...struck.keys()] } satisfies Answer);
+  const before = process.cpuUsage();
+  void simulate({ seed }).then(({ violation, operations, virtualMs, struck, seen }) => {
+    const { user, system } = process.cpuUsage(before);
+    process.send!({ seed, violation, operations, virtualMs, cpuMs: (user + system) / 1000, kinds: [...struck.keys(), ...seen.keys()] } satisfies Answer);
   });
 });

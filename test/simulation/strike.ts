@@ -88,8 +88,14 @@ export class Faults {
       case 'disk-read-errors': trouble!.failsReads = true; return () => { trouble!.failsReads = false; };
       case 'disk-full': trouble!.full = true; return () => { trouble!.full = false; };
       case 'disk-slow': trouble!.slowMs = 20; return () => { trouble!.slowMs = 0; };
+      case 'name-taken': this.takeName(a, 60); return nothing;
       case 'disk-corrupt': this.corrupt(a); return nothing;
     }
+  }
+
+  private takeName(host: string, tries: number): void {
+    if (this.over || tries === 0 || this.load.takeName(host, this.site.fork(`name ${host}`))) return;
+    this.site.world.schedule(0.5, undefined, () => { this.takeName(host, tries - 1); });
   }
 
   /** Flips bits in blocks that are on the disk for good: never in the superblock, which has a copy, nor the log's first. */

@@ -19,8 +19,10 @@ import type { SimRegion } from './memory-region.js';
 import type { Channel } from './network.js';
 import { cutPieces } from './pieces.js';
 
-/** How long after an error memory may still be touched: uniform, 0 … this, virtual ms. */
+/** How long after an error memory may still be touched: uniform, 0 … this, virtual ms; every so often much longer. */
 const FLUSH_MS = 0.1;
+const LONG_FLUSH_MS = 20;
+const LONG_FLUSH_ONE_IN = 8;
 /** Every so many pieces (on average) leaves late, by up to this many virtual ms. */
 const LATE_ONE_IN = 4;
 const LATE_MS = 0.05;
@@ -416,7 +418,8 @@ export class SimQueuePair implements QueuePair {
     this.device.world.note(`${this.device.name} qp${this.qpn} error: ${reason}`);
     this.device.deliver(() => this.onError?.(reason));
     this.#out.send(() => this.peer.fail(Status.RETRY_EXCEEDED, undefined, 'the peer is gone'));
-    this.device.world.schedule(this.device.random.random() * FLUSH_MS, this.device.host, () => this.#flush());
+    const { world, random, host } = this.device;
+    world.schedule(random.random() * (random.int(LONG_FLUSH_ONE_IN) === 0 ? LONG_FLUSH_MS : FLUSH_MS), host, () => this.#flush());
   }
 
   #flush(): void {
