@@ -50,7 +50,7 @@ export class LogWriter {
   state: 'open' | 'failed' | 'closed' = 'open';
   /** Batches written, or accepted by a log that discards. */
   batches = 0;
-  /** Bytes written to the log since it was opened, and those of them that moved units. */
+  /** Bytes written to the log since it was opened. */
   bytesWritten = 0;
   private segment: number;
   private nextBlock: number;

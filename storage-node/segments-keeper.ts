@@ -7,6 +7,7 @@
  */
 import { codeOf } from '../wire/errors.js';
 import type { Checkpointer } from './checkpointer.js';
+import type { Cleaner } from './cleaner.js';
 import type { LogWriter, Room } from './log-writer.js';
 import { SegmentState, type Segments } from './segments.js';
 
@@ -15,7 +16,9 @@ const CONTROL_SEGMENTS = 1;
 const CLEANER_SEGMENTS = 2;
 
 export interface KeeperOptions {
-  readonly segments: Segments; readonly log: LogWriter; readonly checkpointer: Checkpointer;
+  readonly segments: Segments; readonly log: LogWriter; readonly checkpointer: Checkpointer; readonly cleaner: Cleaner;
+  /** Called after each step; `isLast`: it rests now. */
+  readonly onProgress: (isLast: boolean) => void;
   /** Bytes of log after which a checkpoint is due. */
   readonly checkpointBytes: number;
   /** Bytes of log that opening had to read. */
@@ -45,8 +48,13 @@ export class SegmentsKeeper {
     this.running = this.run().catch((error: unknown) => {
       // The log has failed, and says so itself.
       if (codeOf(error) === undefined) throw error;
-    }).finally(() => { this.running = undefined; });
+    }).finally(() => {
+      this.running = undefined;
+      this.options.onProgress(true);
+    });
   }
+
+  get isRunning(): boolean { return this.running !== undefined; }
 
   /** Resolves when it has nothing to do. */
   async idle(): Promise<void> { while (this.running !== undefined) await this.running; }
@@ -57,10 +65,10 @@ export class SegmentsKeeper {
     await this.running;
   }
 
-  private isNeeded(): boolean { return this.isCheckpointDue() || (this.isLow() && this.stalledAt !== this.progress); }
+  private isNeeded(): boolean { return this.isCheckpointDue() || (this.isLow() && (this.stalledAt !== this.progress || this.emptySegments > 0)); }
 
-  /** Changes when units come or go, and when the log enters a segment. */
-  private get progress(): number { return this.options.segments.liveUnits * this.options.segments.count + this.options.log.position.segment; }
+  /** Changes with what there is to clean. */
+  private get progress(): number { return this.options.segments.liveBlocks * 4096 + this.options.segments.liveUnits % 4096; }
 
   private isCheckpointDue(): boolean {
     const { checkpointer, checkpointBytes } = this.options;
@@ -70,11 +78,14 @@ export class SegmentsKeeper {
   private isLow(): boolean { return this.options.segments.freeCount < this.low; }
 
   private async run(): Promise<void> {
+    const before = this.options.cleaner.movedBlocks;
     while (!this.isClosing && this.options.log.state === 'open' && this.isNeeded()) {
-      const isDone = this.isCheckpointDue() ? await this.checkpoint() : await this.makeFree();
-      if (!isDone) this.stalledAt = this.progress;
-      // A failed checkpoint is not tried again at once; the next batch will ask.
-      if (!isDone) return;
+      // Whoever waits for room tries again before everybody is told that there is none.
+      const isDone = this.isCheckpointDue() ? await this.checkpoint() : await this.makeFree(before);
+      this.options.onProgress(false);
+      if (isDone) continue;
+      this.stalledAt = this.progress;
+      return;
     }
   }
 
@@ -84,11 +95,32 @@ export class SegmentsKeeper {
     return isTaken;
   }
 
-  /** @returns false when nothing can be freed */
-  private async makeFree(): Promise<boolean> {
-    const { segments, checkpointer, log } = this.options, inUse = log.inUse;
-    const empty = [...segments.withState(SegmentState.LOG)].filter((segment) => segments.units[segment] === 0 && !inUse.includes(segment)).length;
-    if (empty === 0 && checkpointer.freeSoon === 0) return false;
-    return this.checkpoint();
+  /**
+   * Empties a segment, or takes the checkpoints that make empty ones free. Some are emptied for each checkpoint.
+   *
+   * @param before  blocks moved when this run began: it moves no more than the log has, so that it ends where units don't pack
+   * @returns false when nothing can be freed
+   */
+  private async makeFree(before: number): Promise<boolean> {
+    const { segments, checkpointer, cleaner, log } = this.options, empty = this.emptySegments;
+    const enough = Math.min(8, Math.max(1, segments.count >> 4)), moved = cleaner.movedBlocks - before;
+    const hasRoom = segments.freeCount + (log.position.after >= 0 ? 1 : 0) > this.reserveOf('move');
+    // The less there is, the less a segment has to give.
+    const leastGain = Math.max(1, segments.blocks >> (segments.freeCount > this.reserveOf('unit') ? 3 : 5));
+    if (empty < enough && hasRoom && moved < segments.count * segments.blocks) {
+      const victim = cleaner.choose(leastGain);
+      if (victim >= 0 && await cleaner.clean(victim)) return true;
+    }
+    return empty + checkpointer.freeSoon > 0 && this.checkpoint();
+  }
+
+  /** Segments that the log has left and in which nothing is live. */
+  private get emptySegments(): number {
+    const { segments, log } = this.options, { segment: filling, next, after } = log.position;
+    let count = 0;
+    for (let segment = 0; segment < segments.count; segment++) {
+      if (segments.states[segment] === SegmentState.LOG && segments.units[segment] === 0 && segment !== filling && segment !== next && segment !== after) count++;
+    }
+    return count;
   }
 }

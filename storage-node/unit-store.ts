@@ -12,9 +12,10 @@ import { Refusal } from '../wire/ring-messages.js';
 import { TartanError, type ErrorCode } from '../wire/errors.js';
 import { roundUp } from '../wire/slot-layout.js';
 import { compareVersions, headerFileId, headerStripe, headerUnit, W } from '../wire/unit-header.js';
-import type { AlignedMemory, AppendClient, Batch } from './batch.js';
+import type { AlignedMemory, AppendClient, Batch, MovedEntry } from './batch.js';
 import { BLOCK_BYTES, type Disk } from './disk.js';
 import { Checkpointer } from './checkpointer.js';
+import { Cleaner } from './cleaner.js';
 import type { FileIndex } from './file-index.js';
 import { E, EntryFlag, IndexTable, type EntryFields } from './index-table.js';
 import { EntryKind, unitEntryWords, writePair } from './log-format.js';
@@ -56,6 +57,9 @@ export interface UnitLocation {
   headerBlock: number; headerByte: number; headerBytes: number; payloadBlock: number;
 }
 
+/** A unit that append() took and could not place yet. */
+interface ParkedUnit { readonly client: AppendClient; readonly token: number; readonly words: Uint32Array; readonly headerBytes: number; readonly payload: Uint8Array }
+
 /** One line of an inventory. */
 export interface HeldUnit {
   readonly stripe: number; readonly unit: number; readonly writerEpoch: number; readonly counter: number;
@@ -70,6 +74,10 @@ export interface StoreStats {
   readonly durability: Durability; readonly failed: boolean; readonly units: number;
   readonly capacityBytes: number; readonly usedBytes: number; readonly liveBytes: number; readonly deadBytes: number;
   readonly batches: number; readonly unitsStored: number; readonly duplicates: number; readonly refused: number; readonly damaged: number;
+  /** Units that wait for room, and what the cleaner copied. */
+  readonly parked: number; readonly movedUnits: number; readonly movedBytes: number;
+  /** Bytes written to the disk by those that were asked to be. */
+  readonly writeAmplification: number;
   /** Of the log: free, with nothing dead in them, and the others that the log has filled. */
   readonly segmentsFree: number; readonly segmentsClean: number; readonly segmentsDirty: number;
   readonly checkpoints: number; readonly checkpointBytes: number;
@@ -90,7 +98,10 @@ export class UnitStore {
   private readonly deleting = new Set<number>();
   private readonly segments: Segments;
   private readonly checkpointer: Checkpointer;
+  private readonly cleaner: Cleaner;
   private readonly keeper: SegmentsKeeper;
+  /** Units that wait for segments to become free. */
+  private parked: ParkedUnit[] = [];
   private closed: Promise<void> | undefined;
   private readonly counts = { unitsStored: 0, duplicates: 0, refused: 0, damaged: 0 };
 
@@ -132,8 +143,12 @@ export class UnitStore {
       disk: options.disk, index: this.index, segments: this.segments, log: this.log, tag: superblock, allocate,
       base: opened.base, slot: opened.slot, otherArea: opened.otherArea, highestGeneration: opened.highestGeneration, empty: opened.empty,
     });
+    this.cleaner = new Cleaner({
+      disk: options.disk, index: this.index, segments: this.segments, log: this.log, tag: superblock, allocate,
+      onDamaged: (entry) => { this.flagDamaged(entry); },
+    });
     this.keeper = new SegmentsKeeper({
-      segments: this.segments, log: this.log, checkpointer: this.checkpointer, checkpointBytes: options.checkpointBytes ?? 256 << 20, tailBytes: end.blocks * BLOCK_BYTES,
+      segments: this.segments, log: this.log, checkpointer: this.checkpointer, cleaner: this.cleaner, onProgress: (isLast) => { this.retryParked(isLast); }, checkpointBytes: options.checkpointBytes ?? 256 << 20, tailBytes: end.blocks * BLOCK_BYTES,
     });
   }
 
@@ -147,9 +162,29 @@ export class UnitStore {
    */
   append(client: AppendClient, token: number, words: Uint32Array, w: number, headerBytes: number, payload: Uint8Array): number {
     const refusal = this.tryAppend(client, token, words, w, headerBytes, payload);
+    if (refusal === Refusal.DISK_FULL && this.park({ client, token, words: words.slice(w, w + (headerBytes >> 2)), headerBytes, payload })) return QUEUED;
     if (refusal === Refusal.NONE) this.counts.duplicates++;
     else if (refusal !== QUEUED) this.counts.refused++;
     return refusal;
+  }
+
+  /** Keeps a unit for which there is no room while some is being made. @returns false: none is */
+  private park(unit: ParkedUnit): boolean {
+    this.keep();
+    if (this.durability === 'discard' || !this.keeper.isRunning) return false;
+    this.parked.push(unit);
+    return true;
+  }
+
+  /** @param isLast  no more room will be made now */
+  private retryParked(isLast: boolean): void {
+    for (const unit of this.parked.splice(0)) {
+      const refusal = this.tryAppend(unit.client, unit.token, unit.words, 0, unit.headerBytes, unit.payload);
+      if (refusal === QUEUED) continue;
+      if (refusal === Refusal.DISK_FULL && !isLast) { this.parked.push(unit); continue; }
+      if (refusal === Refusal.NONE) this.counts.duplicates++; else this.counts.refused++;
+      unit.client.onAppended(unit.token, refusal);
+    }
   }
 
   private tryAppend(client: AppendClient, token: number, words: Uint32Array, w: number, headerBytes: number, payload: Uint8Array): number {
@@ -252,6 +287,10 @@ export class UnitStore {
     const entry = file === undefined ? 0 : this.index.find(file, stripe, unit, location.writerEpoch, location.counter);
     if (entry === 0 || this.index.headerBlock(entry) !== location.headerBlock || this.index.headerByte(entry) !== location.headerByte) return;
     if ((this.index.flags(entry) & (EntryFlag.PENDING | EntryFlag.DAMAGED)) !== 0) return;
+    this.flagDamaged(entry);
+  }
+
+  private flagDamaged(entry: number): void {
     this.index.setFlag(entry, EntryFlag.DAMAGED, true);
     this.counts.damaged++;
   }
@@ -358,12 +397,15 @@ export class UnitStore {
 
   stats(): StoreStats {
     const { segments } = this, used = [...segments.withState(SegmentState.LOG)].reduce((sum, segment) => sum + segments.filled[segment]!, 0);
+    const movedBytes = this.cleaner.movedBlocks * BLOCK_BYTES;
     const filled = [...segments.withState(SegmentState.LOG)].filter((segment) => !this.log.inUse.includes(segment));
     const clean = filled.filter((segment) => segments.live[segment]! + segments.blocks / 8 >= segments.filled[segment]!).length;
     return {
       durability: this.durability, failed: this.failed, units: this.index.count,
       capacityBytes: segments.count * segments.bytes, usedBytes: used * BLOCK_BYTES,
       liveBytes: segments.liveBlocks * BLOCK_BYTES, deadBytes: (used - segments.liveBlocks) * BLOCK_BYTES, batches: this.log.batches, ...this.counts,
+      parked: this.parked.length, movedUnits: this.cleaner.movedUnits, movedBytes,
+      writeAmplification: this.log.bytesWritten === 0 ? 1 : (this.log.bytesWritten + this.checkpointer.bytesWritten) / Math.max(BLOCK_BYTES, this.log.bytesWritten - movedBytes),
       segmentsFree: segments.freeCount, segmentsClean: clean, segmentsDirty: filled.length - clean,
       checkpoints: this.checkpointer.taken, checkpointBytes: this.checkpointer.bytesWritten, recovery: this.recovery,
     };
@@ -405,8 +447,12 @@ export class UnitStore {
       if (refusal === Refusal.NONE) this.becomeDurable(batch, i);
       else this.index.remove(batch.files[i]!, batch.stripes[i]!, batch.entries[i]!);
     }
-    if (refusal === Refusal.NONE) for (const control of batch.controls) control.apply();
+    if (refusal === Refusal.NONE) {
+      for (const move of batch.moves) this.applyMove(batch, move);
+      for (const control of batch.controls) control.apply();
+    }
     for (let i = 0; i < batch.units; i++) batch.clients[i]!.onAppended(batch.tokens[i]!, refusal);
+    for (const move of batch.moves) move.onMoved(refusal);
     for (const { client, token } of batch.waiters) client.onAppended(token, refusal);
     if (refusal === Refusal.NONE) this.counts.unitsStored += batch.units;
     else this.counts.refused += batch.units + batch.waiters.length;
@@ -432,6 +478,19 @@ export class UnitStore {
       file.superseded.add(stripe);
       this.freeSuperseded(file);
     }
+  }
+
+  /** The index follows a copy, if the unit is still held where it was copied from. */
+  private applyMove(batch: Batch, move: MovedEntry): void {
+    const file = this.index.peekFile(move.fileId);
+    const entry = file === undefined ? 0 : this.index.findAt(file, move.stripe, move.headerBlock, move.headerByte);
+    if (entry === 0) return;
+    const place = batch.placeOfMove(move), blocks = this.index.payloadBlocks(entry);
+    this.segments.remove(move.headerBlock, blocks);
+    this.index.setPlace(entry, place.headerBlock, place.headerByte, place.payloadBlock);
+    // What was copied had been checked.
+    this.index.setFlag(entry, EntryFlag.DAMAGED, false);
+    this.segments.add(place.headerBlock, blocks);
   }
 
   private fieldsOf(file: FileIndex, stripe: number, unit: number, words: Uint32Array, w: number, headerBytes: number): EntryFields {
