@@ -23,6 +23,8 @@ export interface ChildSpec {
   readonly logs: string;
   /** Ends with this process, also when this one is killed (needs setpriv from util-linux; without it, not so). */
   readonly dependent?: boolean;
+  /** How long it may take to be ready. Default 30,000: machines that are emulated need more. */
+  readonly readyMs?: number;
   /** A command that runs the one given to it in its place, e.g. in another network namespace. */
   readonly prefix?: readonly string[];
   /** Added to the environment. */
@@ -61,14 +63,15 @@ export async function startChild(spec: ChildSpec, onSpawned: (record: ProcessRec
   const record: ProcessRecord = { id: spec.id, role: spec.role, host: spec.host, identity: identityOf(child.pid), port: 0, controlPort: 0, metricsPort: 0 };
   onSpawned(record);
 
-  const deadline = performance.now() + READY_MS;
+  const readyMs = spec.readyMs ?? READY_MS;
+  const deadline = performance.now() + readyMs;
   for (;;) {
     const ready = readyLine(output);
     if (ready !== undefined) return { ...record, ...ready };
     if (ended) throw endedEarly(spec.id, errors);
     if (performance.now() > deadline) {
       await stopProcess(record.identity, 0);
-      throw new TartanError('ERR_DEADLINE', `Cannot start ${spec.id}: it was not ready within ${READY_MS / 1000} s, see ${errors}`);
+      throw new TartanError('ERR_DEADLINE', `Cannot start ${spec.id}: it was not ready within ${readyMs / 1000} s, see ${errors}`);
     }
     await delay(POLL_MS);
   }
