@@ -31,7 +31,7 @@ class VerbsCluster {
     if (!isSwitch) mkdirSync(this.state.node(id), { recursive: true });
     const own = isSwitch ? ['--deadline-ms', String(DEADLINE_MS)] : ['--store', this.state.node(id), '--size', String(64 << 20), '--durability', 'volatile'];
     const record = await startChild({
-      id, role: isSwitch ? 'switch' : 'node', host, logs: this.state.logs, dependent: true, env: { TARTAN_SECRET: SECRET },
+      id, role: isSwitch ? 'switch' : 'node', host, logs: this.state.logs, dependent: true, readyMs: 120_000, env: { TARTAN_SECRET: SECRET },
       args: ['--cluster', this.state.cluster, '--id', id, '--host', host, '--ring-memory', String(48 << 20), '--device', device, ...own],
     }, (spawned) => { this.processes.set(id, spawned); });
     this.processes.set(id, record);
@@ -80,7 +80,8 @@ export function run(t: Test): void {
     const cluster = new VerbsCluster();
     t.teardown(() => cluster.end());
     await createStore(cluster.state);
-    for (const id of ['n1', 'n2', 'n3', 's1']) await cluster.start(id);
+    await Promise.all(['n1', 'n2', 'n3'].map((id) => cluster.start(id)));
+    await cluster.start('s1');
     const client = await cluster.client();
     t.teardown(() => client.close());
     const stored = new Map<string, Buffer>();

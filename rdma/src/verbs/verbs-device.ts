@@ -169,7 +169,7 @@ export class VerbsDevice implements Device, QueuePairOwner {
     const id = this.#nextId++;
     const timer = setTimeout(() => {
       this.#native.abandon(id);
-      this.#settle(id)?.reject(new Error(`no answer within ${timeoutMs} ms; a listening device was expected there`));
+      this.#settle(id)?.reject(new Error(`no answer within ${timeoutMs} ms`));
     }, timeoutMs);
     let address: string | undefined;
     try {
