@@ -15,7 +15,7 @@ import { createHmac, randomBytes, timingSafeEqual } from 'node:crypto';
 import type { Device, QueuePair } from 'tartan-rdma';
 import type { Clock, TimerHandle } from '../wire/clock.js';
 import type { ErrorCode } from '../wire/errors.js';
-import { TartanError } from '../wire/errors.js';
+import { TartanError, codeOf } from '../wire/errors.js';
 import type { Control, Grant, Hello } from '../wire/generated/ring.js';
 import { PROTOCOL_VERSION } from '../wire/ring-messages.js';
 import { MessageChannel } from './channel.js';
@@ -60,7 +60,7 @@ export type HelloWishes = Partial<Omit<Hello, 'protocol' | 'clusterId' | 'nonce'
  * Connects and shakes hands.
  *
  * @param receiveSlots slots of a ring this side will grant the peer (readers: answers under way), for receives
- * @throws {TartanError} ERR_CONNECT, ERR_AUTHENTICATION, ERR_VERSION, or what the server refused with
+ * @throws {TartanError} ERR_CONNECT, ERR_DEVICE_KIND, ERR_AUTHENTICATION, ERR_VERSION, or what the server refused with
  */
 export async function connectSession(context: SessionContext, host: string, port: number, wishes: HelloWishes,
   options: { transport?: 'auto' | 'tcp' | 'shm'; receiveSlots?: number; timeoutMs?: number } = {}): Promise<Session> {
@@ -70,7 +70,9 @@ export async function connectSession(context: SessionContext, host: string, port
   try {
     qp = await device.connect(host, port, { transport: options.transport ?? 'auto', timeoutMs });
   } catch (cause) {
-    throw new TartanError('ERR_CONNECT', cause instanceof Error ? cause.message : `Cannot connect to ${host}:${port}`, { cause });
+    // Nobody is down then: a wish that must not look like a failure of the peer.
+    const code = codeOf(cause) === 'ERR_DEVICE_KIND' ? 'ERR_DEVICE_KIND' : 'ERR_CONNECT';
+    throw new TartanError(code, cause instanceof Error ? cause.message : `Cannot connect to ${host}:${port}`, { cause });
   }
   const channel = new MessageChannel(hub, device, qp, (options.receiveSlots ?? 0) + MESSAGE_RECEIVES);
   const nonce = nonceFrom(context);

@@ -168,7 +168,7 @@ export interface Device {
   allocate(byteLength: number, access?: number): MemoryRegion;
   createCoder(spec: CoderSpec): Coder;
   createCodingQueue(handler: CompletionHandler): CodingQueue;
-  /** @throws {RdmaError} ERR_CONNECT when nobody answers at host:port within the time */
+  /** @throws {RdmaError} ERR_CONNECT when nobody answers at host:port within the time; ERR_DEVICE_KIND when another kind of device does */
   connect(host: string, port: number, options?: ConnectOptions): Promise<QueuePair>;
   /** `onConnection` gets each new queue pair before any completion of it; it must set `handler` and post receives. */
   listen(host: string, port: number, onConnection: (qp: QueuePair) => void): Promise<Listener>;

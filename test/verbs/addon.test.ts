@@ -65,7 +65,7 @@ t.test('kinds of devices that meet tell each other apart', async (t) => {
   const { port } = door.address() as { port: number };
   const soft = openSoftDevice({ name: 'soft' });
   t.teardown(() => soft.close());
-  await t.rejects(soft.connect('127.0.0.1', port, { transport: 'tcp' }), { code: 'ERR_CONNECT', message: /a verbs device listens there.*same kind of device/ });
+  await t.rejects(soft.connect('127.0.0.1', port, { transport: 'tcp' }), { code: 'ERR_DEVICE_KIND', message: /a verbs device listens there.*same kind of device/ });
   const listener = await soft.listen('127.0.0.1', 0, () => {});
   t.equal(await knock('127.0.0.1', port), 'verbs');
   t.equal(await knock('127.0.0.1', listener.port), 'other');

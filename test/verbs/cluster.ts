@@ -134,7 +134,16 @@ export function run(t: Test): void {
       const device = openSoftDevice({ name: 'stranger' });
       t.teardown(() => device.close());
       const node = cluster.processes.get('n1')!;
-      await t.rejects(device.connect(node.host, node.port), { code: 'ERR_CONNECT', message: /verbs device/ });
+      await t.rejects(device.connect(node.host, node.port), { code: 'ERR_DEVICE_KIND', message: /verbs device/ });
+    });
+
+    await t.test('a soft client is refused, reading and writing, and no node is called down for it', async (t) => {
+      const stranger = await cluster.client({ device: 'soft' });
+      t.teardown(() => stranger.close());
+      const before = await stranger.map();
+      await t.rejects(readAll(stranger, 'through the switch'), { code: 'ERR_DEVICE_KIND', message: /same kind of device/ });
+      await t.rejects(stranger.create('never'), { code: 'ERR_DEVICE_KIND' });
+      t.equal((await stranger.map()).epoch, before.epoch);
     });
 
     await t.test('a verbs device is told that only a soft device answers', async (t) => {
@@ -142,7 +151,7 @@ export function run(t: Test): void {
       const verbs = openVerbsDevice({ device: DEVICE });
       t.teardown(() => Promise.all([soft.close(), verbs.close()]));
       const listener = await soft.listen(ADDRESSES[5]!, 0, () => {});
-      await t.rejects(verbs.connect(ADDRESSES[5]!, listener.port), { code: 'ERR_CONNECT', message: /same kind of device/ });
+      await t.rejects(verbs.connect(ADDRESSES[5]!, listener.port), { code: 'ERR_DEVICE_KIND', message: /same kind of device/ });
     });
 
     await t.test('a node is killed: everything reads back, degraded', async (t) => {

@@ -122,7 +122,9 @@ export class SoftDevice implements Device {
       return this.#targets[event[2]] as SoftQueuePair;
     } catch (cause) {
       if (this.#isClosed || this.#closing !== undefined) throw new RdmaError('ERR_CONNECT', `Cannot connect to ${host}:${port}${how}: the device was closed`, { cause });
-      throw new RdmaError('ERR_CONNECT', `Cannot connect to ${host}:${port}${how}: ${(cause as Error).message}; a listening device was expected there`, { cause });
+      const { message } = cause as Error;
+      if (message.startsWith('a verbs device')) throw new RdmaError('ERR_DEVICE_KIND', `Cannot connect to ${host}:${port}${how}: ${message}`, { cause });
+      throw new RdmaError('ERR_CONNECT', `Cannot connect to ${host}:${port}${how}: ${message}; a listening device was expected there`, { cause });
     }
   }
 

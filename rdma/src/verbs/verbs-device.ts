@@ -164,7 +164,7 @@ export class VerbsDevice implements Device, QueuePairOwner {
   async connect(host: string, port: number, options: ConnectOptions = {}): Promise<QueuePair> {
     this.#assertOpen('connect');
     const { transport = 'auto', timeoutMs = 5000 } = options;
-    const fail = (reason: string, cause?: unknown): RdmaError => new RdmaError('ERR_CONNECT', `Cannot connect to ${host}:${port} over ${this.deviceName}: ${reason}`, { cause });
+    const fail = (reason: string, cause?: unknown, code = 'ERR_CONNECT'): RdmaError => new RdmaError(code, `Cannot connect to ${host}:${port} over ${this.deviceName}: ${reason}`, { cause });
     if (transport !== 'auto') throw fail(`transport '${transport}' is the soft device's, a verbs device has only its own`);
     const id = this.#nextId++;
     const timer = setTimeout(() => {
@@ -181,7 +181,7 @@ export class VerbsDevice implements Device, QueuePairOwner {
       if (this.#isClosed || this.#closing !== undefined) throw fail('the device was closed', cause);
       const { message } = cause as Error;
       const who = address === undefined ? 'nobody' : await knock(address, port);
-      if (who === 'other') throw fail(`${message}, but something answers over TCP: a soft device? All of a cluster must use the same kind of device (--device)`, cause);
+      if (who === 'other') throw fail(`${message}, but something answers over TCP: a soft device? All of a cluster must use the same kind of device (--device)`, cause, 'ERR_DEVICE_KIND');
       throw fail(who === 'verbs' ? `${message}, but a verbs device listens there: is there an RDMA route to it?` : `${message}; a listening device was expected there`, cause);
     } finally {
       clearTimeout(timer);
