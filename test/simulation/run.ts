@@ -12,6 +12,7 @@ import { Site } from './machines.js';
 import { Model, Violation, type FileModel } from './model.js';
 import { makePlan, type Plan } from './plan.js';
 import { Faults } from './strike.js';
+import { watchSlots } from './watch-slots.js';
 
 /** Once faults have stopped, everything outstanding completes within so much virtual time. */
 export const PEACE_MS = 60_000;
@@ -68,6 +69,7 @@ class Run {
 
   constructor(private readonly plan: Plan) {
     this.site = new Site(plan);
+    watchSlots((message) => { this.site.misconduct ??= message; });
     this.model = new Model();
     this.load = new Load(this.site, this.model, (error) => { this.failed(error); });
     this.faults = new Faults(this.site, this.load, plan);
