@@ -52,6 +52,8 @@ export function networkSpec(topology: Topology): NetworkSpec {
       for (const beyond of neighbours(via)) {
         if (role === 'writer' && roleOf.get(beyond.name) === 'node') routes.push(`${serviceAddress(topology, beyond.name)}/32 via ${address} metric ${BY_SWITCH + beyondIndex(near, via)}`);
         if (role === 'node' && roleOf.get(beyond.name) === 'writer') routes.push(`10.1.${beyond.link}.0/30 via ${address}`);
+        // Between nodes, for systems whose nodes talk to each other; from the address that there is a way back to.
+        if (role === 'node' && roleOf.get(beyond.name) === 'node' && beyond.name !== host) routes.push(`${serviceAddress(topology, beyond.name)}/32 via ${address} src ${serviceAddress(topology, host)} metric ${BY_SWITCH + beyondIndex(near, via)}`);
       }
     }
     for (const bridge of bridges) {

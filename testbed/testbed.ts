@@ -101,6 +101,9 @@ export class Testbed {
   /** Directory of the cluster store: all hosts share one file system. */
   get cluster(): string { return this.state.cluster; }
 
+  /** For files of whoever uses the testbed; removed with it. */
+  get folder(): string { return this.state.path; }
+
   processes(): ProcessRecord[] { return this.state.running(); }
 
   address(host: string): string { return serviceAddress(this.topology, host); }

@@ -23,7 +23,7 @@ const { run } = await built('network') as typeof import('../../testbed/network.j
 const { runStripeSize } = await built('experiments/stripe-size') as typeof import('../../testbed/experiments/stripe-size.js');
 const { runFallback } = await built('experiments/fallback') as typeof import('../../testbed/experiments/fallback.js');
 
-const HOLDER = fileURLToPath(new URL('../../dist/test/testbed/hold.js', import.meta.url));
+const HOLDER = join(fileURLToPath(new URL('../../dist/test/testbed/', import.meta.url)), 'hold.js');
 const GONE_MS = 10_000;
 
 const lacking = (() => { try { requireMachine(); return undefined; } catch (error) { return (error as Error).message; } })();

@@ -79,17 +79,17 @@ async function run(context: ExperimentContext): Promise<Result> {
     ],
     notes: [`Each write is one stripe of ${K} × ${UNIT_BYTES / 1024} KiB, on its own until it is acknowledged. The way through the switch is one hop of software longer; what it saves is the writer's link.`, `iperf3 over the writer's link: ${digits(link / 1e6)} MB/s.`, ...(plan.writes * plan.repetitions < 1000 ? ['p99.9 of fewer than 1000 writes is their maximum.'] : [])],
     chart: {
-      title: { text: 'Latency of single-stripe durable writes', subtitle: [`xor(2+1), ${UNIT_BYTES / 1024} KiB units, links of ${formatMbit(rateMbit)}, synced; logarithmic`] },
+      title: { text: 'Latency of single-stripe durable writes', subtitle: [`xor(2+1), ${UNIT_BYTES / 1024} KiB units, links of ${formatMbit(rateMbit)}, synced`] },
       data: { values: rows.flatMap((row) => PERCENTILES.map(([name]) => ({ percentile: name, ms: row[name.replace('.', '')], mode: row['parity'] === 'switch' ? 'parity in the switch' : 'parity on the host', load: row['load'] === 'idle' ? 'nothing else' : 'beside a full writer' }))) },
       facet: { field: 'load', type: 'nominal', title: null, sort: ['nothing else', 'beside a full writer'] }, columns: 2,
       spec: {
         width: 260, height: 240,
         layer: [
           { mark: { type: 'line', strokeDash: [2, 3], strokeWidth: 1.5 } }, { mark: { type: 'point', filled: true, size: 80, opacity: 1 } },
-          { mark: { type: 'text', dx: 9, align: 'left', fontSize: 10 }, encoding: { text: { field: 'ms', type: 'quantitative', format: '.3~s' } } },
+          { mark: { type: 'text', dx: 9, dy: -6, align: 'left', fontSize: 10 }, encoding: { text: { field: 'ms', type: 'quantitative', format: '.3~s' } } },
         ],
         encoding: {
-          x: { field: 'percentile', type: 'ordinal', title: null, axis: { labelAngle: 0 }, sort: PERCENTILES.map(([name]) => name) }, y: { field: 'ms', type: 'quantitative', title: 'until durable (ms)', scale: { type: 'log' } },
+          x: { field: 'percentile', type: 'ordinal', title: null, axis: { labelAngle: 0 }, sort: PERCENTILES.map(([name]) => name) }, y: { field: 'ms', type: 'quantitative', title: 'until durable (ms)', scale: { type: 'log', nice: false } },
           color: { field: 'mode', type: 'nominal', title: null, scale: { domain: ['parity in the switch', 'parity on the host'], range: [COLOURS.switch, COLOURS.host] }, legend: { orient: 'bottom' } },
         },
       },

@@ -74,7 +74,7 @@ async function run(context: ExperimentContext): Promise<Result> {
     references: [{ figure: 'aggregate throughput over adapters', value: 'proportional to their number', source: 'the reference prototype, Fig. 8' }],
     notes: ['Raw device writes of 64 KiB, both directions at once: no code, no storage.', 'The line is proportional to the first point.'],
     chart: {
-      title: { text: 'Aggregate bidirectional throughput of the switch host', subtitle: [`links of ${formatMbit(rateMbit)}, device writes of 64 KiB; median, least and most; hollow: does not count`] },
+      title: { text: 'Throughput of the switch host, both directions', subtitle: [`links of ${formatMbit(rateMbit)}, device writes of 64 KiB; median, least and most`, 'dashed: proportional; hollow: the CPUs were not idle enough to count'] },
       width: 420, height: 260, data: { values: rows.map((row) => ({ ...row, proportional: single * Number(row['links']) / 1e6 })) },
       layer: [
         { mark: { type: 'line', strokeDash: [5, 4], color: COLOURS.link }, encoding: { x: { field: 'links', type: 'quantitative' }, y: { field: 'proportional', type: 'quantitative' } } },

@@ -41,7 +41,7 @@ export interface StreamFigures {
 export async function measureStreams(testbed: Testbed, points: readonly StreamPoint[]): Promise<StreamFigures> {
   const before = linkBytes(testbed.network), cpuBefore = cpuTimes();
   const results = await Promise.all(points.map(({ writer, name, code, unitBytes, parity, warmupSeconds, seconds }) => testbed.worker(writer).call('stream', {
-    access: { cluster: testbed.cluster, parity, ringMemoryBytes: ringMemory(testbed, code, unitBytes, seconds), deadlineMs: testbed.deadlineMs }, file: { name, code, unitBytes }, warmupSeconds, seconds,
+    access: { cluster: testbed.cluster, parity, ringMemoryBytes: ringMemory(testbed, code, unitBytes, seconds / points.length), deadlineMs: testbed.deadlineMs }, file: { name, code, unitBytes }, warmupSeconds, seconds,
   })));
   const idle = idleShare(cpuBefore, cpuTimes());
   const after = linkBytes(testbed.network);
@@ -84,12 +84,14 @@ export function requireShapedLinks({ code, parity, totalBytes, atWriters, atNode
 
 /**
  * A writer's window for this link. Bytes wait in it for the link: with the default a slow link's window would take longer
- * to pass than the whole measurement. A quarter of it, at least 8 stripes; the library gives a ring an eighth of its memory.
+ * to pass than the whole measurement. An eighth of it, at least 8 stripes; the library gives a ring an eighth of its memory.
+ *
+ * @param seconds  of the measurement, divided by the writers that share links
  */
 function ringMemory(testbed: Testbed, code: string, unitBytes: number, seconds: number): number {
   const { k, m } = parseCode(code);
   const linkBytesPerSecond = Math.max(...testbed.topology.links.map((link) => link.rateMbit)) * 125_000;
-  return 8 * Math.min(32 << 20, Math.max(linkBytesPerSecond * seconds / 4, 8 * (k + m) * (unitBytes + 4096), 1 << 20));
+  return 8 * Math.min(32 << 20, Math.max(linkBytesPerSecond * seconds / 8, 8 * (k + m) * (unitBytes + 4096), 1 << 20));
 }
 
 function hostOf(interfaceName: string): string { return interfaceName.slice(0, interfaceName.indexOf('-')); }

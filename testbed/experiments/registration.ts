@@ -66,15 +66,15 @@ async function run(context: ExperimentContext): Promise<Result> {
     references: [{ figure: 'why ring buffers', value: 'registration per transfer costs more than the transfer', source: 'the reference prototype' }],
     notes: ['The soft device registers by mapping memory: no pinning, no translation table in an adapter. With a real adapter registration costs more, so this is the lower bound of what rings save.', 'One transfer at a time; both fill the memory that they send.'],
     chart: {
-      title: { text: 'Time of one transfer', subtitle: [`device write, one at a time, link of ${formatMbit(rateMbit)}; median, least and most; logarithmic`] },
+      title: { text: 'Time of one transfer', subtitle: [`device writes, one at a time, link of ${formatMbit(rateMbit)}`, 'median, least and most'] },
       width: 420, height: 260, data: { values: rows.map((row) => ({ ...row, from: 1e6 / Number(row['most']), to: 1e6 / Number(row['least']) })) },
       encoding: {
         x: { field: 'sizeKiB', type: 'ordinal', title: 'transfer (KiB)', axis: { labelAngle: 0, grid: false } },
         color: { field: 'memory', type: 'nominal', title: null, scale: { domain: ['ring', 'registered each time'], range: [COLOURS.switch, COLOURS.host] }, legend: { orient: 'bottom', symbolType: 'stroke', symbolStrokeWidth: 3 } },
       },
       layer: [
-        { mark: { type: 'errorbar', ticks: { size: 6 } }, encoding: { y: { field: 'from', type: 'quantitative', title: 'µs', scale: { type: 'log' } }, y2: { field: 'to' } } },
-        { mark: { type: 'line', point: { filled: true, size: 55 } }, encoding: { y: { field: 'usPerTransfer', type: 'quantitative', title: 'µs', scale: { type: 'log' } } } },
+        { mark: { type: 'errorbar', ticks: { size: 6 } }, encoding: { y: { field: 'from', type: 'quantitative', title: 'time of one transfer (µs)', scale: { type: 'log', nice: false } }, y2: { field: 'to' } } },
+        { mark: { type: 'line', point: { filled: true, size: 55 } }, encoding: { y: { field: 'usPerTransfer', type: 'quantitative', title: 'time of one transfer (µs)', scale: { type: 'log' } } } },
       ],
     } as Result['chart'],
   };

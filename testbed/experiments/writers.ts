@@ -72,7 +72,7 @@ async function run(context: ExperimentContext): Promise<Result> {
     references: [],
     notes: ['2+1 over three nodes: a node link carries half of every byte, so three of them are full at twice a link\'s rate; a second switch has three more.', 'Thin lines: what the links allow.'],
     chart: {
-      title: { text: 'Aggregate throughput of several writers', subtitle: [`xor(2+1), 64 KiB units, links of ${formatMbit(rateMbit)}; thin: what the links allow; hollow: does not count`] },
+      title: { text: 'Aggregate throughput of several writers', subtitle: [`xor(2+1), 64 KiB units, links of ${formatMbit(rateMbit)}`, 'dashed: what the links allow; hollow: the CPUs were not idle enough to count'] },
       data: { values: rows.map((row) => ({ ...row, mode: row['parity'] === 'switch' ? 'parity in the switch' : 'parity on the host', of: `${String(row['switches'])} switch${row['switches'] === 1 ? '' : 'es'}` })) },
       facet: { field: 'of', type: 'nominal', title: null }, columns: 2,
       spec: {
