@@ -1,5 +1,5 @@
 /**
- * The verbs-shaped interface behind which every device stands: `soft`, `sim` and, later, `verbs`.
+ * The verbs-shaped interface behind which every device stands: `verbs`, `soft` and `sim`.
  *
  * Intuition: JavaScript is the brain, the device moves and codes the bytes. JavaScript fills fixed-size work
  * requests (see records.ts) in a ring and calls `ring()` once for a batch; the device delivers completions in

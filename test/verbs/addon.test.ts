@@ -1,6 +1,6 @@
 /** The verbs device where there may be no RDMA device, or no rdma-core at all: it says what is missing. */
 import { spawnSync } from 'node:child_process';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
@@ -8,6 +8,7 @@ import { fileURLToPath } from 'node:url';
 import t from 'tap';
 import { openDevice, openSoftDevice, openVerbsDevice, RdmaError, verbsDevices } from 'tartan-rdma';
 import { closeDoor, knock, openDoor } from '../../rdma/dist/verbs/door.js';
+import { EventType } from '../../rdma/dist/verbs/native.js';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
 
@@ -57,6 +58,12 @@ t.test('built without rdma-core\'s headers, the addon loads and says so', async 
   t.equal(built.status, 0, built.stderr);
   const addon = createRequire(import.meta.url)(stub) as { open(): unknown; devices(): unknown };
   for (const call of [() => addon.open(), () => addon.devices()]) t.throws(call, { message: /without rdma-core's headers: apt-get install libibverbs-dev/ });
+});
+
+t.test('the events of events.h are those of native.ts', async (t) => {
+  const header = readFileSync(join(root, 'rdma/native/verbs/events.h'), 'utf8');
+  const numbers = Object.fromEntries([...header.matchAll(/^ {2}(\w+) = (\d+),/gm)].map(([, name, value]) => [name!.toUpperCase(), Number(value)]));
+  t.same(numbers, EventType);
 });
 
 t.test('kinds of devices that meet tell each other apart', async (t) => {
