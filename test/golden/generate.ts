@@ -1,10 +1,12 @@
 /**
- * Writes test/golden/vectors.json: small inputs and what they encode to, by the reference coder.
- * `npx tsx test/golden/generate.ts` is the command. The file changes only together with docs/wire-format.md.
+ * Writes test/golden/vectors.json: small inputs and what they encode to, by the reference coder; and packets.json: what a
+ * switch makes of stripe packets.
+ * `npx tsx test/golden/generate.ts` is the command. The files change only together with docs/wire-format.md.
  */
 import { writeFileSync } from 'node:fs';
 import { crc32c, encode, parseCode, summary } from '../../erasure/code/index.js';
 import { unitLength } from '../../erasure/layout/index.js';
+import { goldenPackets } from './packets.js';
 import { raid6Syndrome, toHex } from './vectors.js';
 import type { CodeVector, GoldenVectors, Raid6Vector } from './vectors.js';
 
@@ -62,3 +64,4 @@ const vectors: GoldenVectors = {
 };
 
 writeFileSync(new URL('vectors.json', import.meta.url), `${JSON.stringify(vectors, undefined, 2)}\n`);
+writeFileSync(new URL('packets.json', import.meta.url), `${JSON.stringify(goldenPackets(), undefined, 2)}\n`);

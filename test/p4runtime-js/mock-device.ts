@@ -55,7 +55,6 @@ export class MockDevice {
   }
 
   apply({ type, entity }: v1.Update): void {
-    if (this.p4info === undefined) fail(Status.FAILED_PRECONDITION, 'no pipeline');
     if (entity?.entity === undefined || type === v1.Update_Type.UNSPECIFIED) fail(Status.INVALID_ARGUMENT, 'type or entity is missing');
     if (entity.entity.$case === 'counterEntry') return this.#writeCounter(type, entity.entity.value);
     this.#check(entity, type);

@@ -39,14 +39,14 @@ export class MockServer {
     this.#deviceId = deviceId;
     this.#server.addService(v1.P4RuntimeService, {
       write: this.#unary((request: v1.WriteRequest) => this.#write(request)),
-      read: (call: { request: v1.ReadRequest; write(response: v1.ReadResponse): void; end(): void; destroy(error: Error): void }) => {
+      read: (call: { request: v1.ReadRequest; write(response: v1.ReadResponse): void; end(): void; emit(event: 'error', error: Error): void }) => {
         try {
           this.#requireDevice(call.request.deviceId);
           // In several messages: a client must not count on one.
           for (const entity of this.device.read(call.request.entities)) call.write({ entities: [entity] });
           call.end();
         } catch (error) {
-          call.destroy(plain(error));
+          call.emit('error', plain(error));
         }
       },
       setForwardingPipelineConfig: this.#unary((request: v1.SetForwardingPipelineConfigRequest) => {
@@ -93,6 +93,7 @@ export class MockServer {
   #write(request: v1.WriteRequest): v1.WriteResponse {
     this.#requirePrimary(request);
     if (request.atomicity !== v1.WriteRequest_Atomicity.CONTINUE_ON_ERROR) fail(Status.UNIMPLEMENTED, 'only CONTINUE_ON_ERROR');
+    if (this.p4info === undefined) fail(Status.FAILED_PRECONDITION, 'no pipeline');
     const errors = request.updates.map((update): v1.Error => {
       try {
         this.device.apply(update);
@@ -147,8 +148,8 @@ export class MockServer {
 
   #arbitrate(stream: Stream, before: Controller | undefined, update: v1.MasterArbitrationUpdate): Controller {
     const role = update.role?.name ?? '', electionId = fromWire(update.electionId);
-    this.#requireDevice(update.deviceId);
     if (before !== undefined && (before.deviceId !== update.deviceId || before.role !== role)) fail(Status.FAILED_PRECONDITION, 'device and role of a stream do not change');
+    this.#requireDevice(update.deviceId);
     if (electionId !== undefined && this.#controllers.some((each) => each !== before && each.role === role && each.electionId === electionId)) fail(Status.INVALID_ARGUMENT, `election id ${electionId} is in use`);
     const primaryBefore = this.#primaryOf(role);
     const controller = before ?? { stream, deviceId: update.deviceId, role, electionId };
