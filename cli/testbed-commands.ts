@@ -25,6 +25,8 @@ export async function testbed(options: TestbedCommandOptions): Promise<void> {
       if (options.json) process.stdout.write(`${JSON.stringify({ cluster: running.cluster, rateMbit, hosts })}\n`);
       else {
         process.stdout.write(`${table([['HOST', 'ROLE', 'PROCESS', 'TO RUN SOMETHING THERE'], ...hosts.map((each) => [each.name, each.role, String(each.process ?? '-'), `${each.enter} COMMAND`])])}\n`);
+        const writer = hosts.find((each) => each.role === 'writer');
+        if (writer !== undefined) process.stdout.write(`to store a file: ${writer.enter} env TARTAN_SECRET=$(cat ${running.secretFile}) npx tartan --dir ${running.folder} put FILE --transport tcp\n`);
         process.stdout.write(`links of ${formatMbit(rateMbit)}; the cluster store is ${running.cluster}; Ctrl-C takes it down\n`);
       }
       // Only an interruption ends it.

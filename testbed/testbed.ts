@@ -6,7 +6,7 @@
  * and namespaces end with it) is removed by the next.
  */
 import { randomBytes } from 'node:crypto';
-import { mkdirSync, readdirSync, rmSync } from 'node:fs';
+import { mkdirSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { startChild, stopProcess } from '../cli/child-process.js';
@@ -104,6 +104,9 @@ export class Testbed {
   /** For files of whoever uses the testbed; removed with it. */
   get folder(): string { return this.state.path; }
 
+  /** Holds the cluster's secret, for commands that are to reach it. */
+  get secretFile(): string { return join(this.state.path, 'secret'); }
+
   processes(): ProcessRecord[] { return this.state.running(); }
 
   address(host: string): string { return serviceAddress(this.topology, host); }
@@ -164,6 +167,7 @@ export class Testbed {
 
   private async startProcesses(): Promise<void> {
     await createStore(this.state);
+    writeFileSync(this.secretFile, this.secret, { mode: 0o600 });
     const settled = await Promise.allSettled(hostsOf(this.topology, 'node').map(({ name }) => this.start(name)));
     for (const each of settled) if (each.status === 'rejected') throw each.reason;
     for (const { name } of hostsOf(this.topology, 'switch')) await this.start(name);
