@@ -11,5 +11,8 @@ if (noBmv2 !== false) {
 } else {
   const device = await Bmv2Switch.start();
   t.teardown(() => device.close());
-  conformance(t, { address: device.address, deviceId: DEVICE_ID, deviations: new Set(['promotes-connected', 'writes-without-controller', 'zero-id-is-primary']) });
+  conformance(t, { address: device.address, deviceId: DEVICE_ID, deviations: new Set([
+    'promotes-connected', 'writes-without-controller', 'zero-id-is-primary', 'any-device', 'empty-pipeline', 'saved-is-visible',
+    'commit-without-save-unknown', 'reconcile-fails', 'clone-never-truncates', 'counter-index-unknown',
+  ]) });
 }
