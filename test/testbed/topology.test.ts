@@ -151,7 +151,7 @@ t.test('medians, spreads and percentiles', async (t) => {
 });
 
 const RESULT: Result = {
-  name: 'sample', title: 'A <sample>', summary: 'sample: 1.5 × the host', notes: ['A note & more.'], references: [{ figure: 'gain', value: '+44 %', source: 'Fig. 9' }],
+  name: 'sample', title: 'A <sample>', summary: 'sample: 1.5 × the host', notes: ['A note & more.'], references: [{ figure: 'gain', value: '+44 %', ours: '+48 %', source: 'Fig. 9' }],
   setting: { command: 'tartan experiment sample', date: '2026-01-01', machine: 'a machine', kernel: 'Linux', links: '100 Mbit/s', durability: 'discard', repetitions: 3, loadBefore: 0.25 },
   columns: [{ name: 'unit', unit: 'KiB', about: 'stripe unit' }, { name: 'rate', unit: 'MB/s', about: 'rate' }, { name: 'said', unit: '', about: '' }],
   rows: [{ unit: 4, rate: 11.98765432, said: 'a "b", c' }, { unit: 64, rate: null, said: true }],
@@ -187,7 +187,7 @@ t.test('the report holds charts, goals and references in one file, and says what
   const html = reportHtml([RESULT], [{ name: 'files', message: 'no Ceph <here>' }], () => Buffer.from('picture'));
   t.ok(html.includes(`data:image/png;base64,${Buffer.from('picture').toString('base64')}`));
   t.notMatch(html, /(src|href)="(?!data:|#)/, 'nothing outside is needed');
-  for (const text of ['A &lt;sample&gt;', '+44 %', 'Fig. 9', 'ratio ≥ 1.4', '>met<', '>not measured<', 'no Ceph &lt;here&gt;', 'A note &amp; more.', '100 Mbit/s', 'durability: discard', '3 repetitions', '<td class="n">11.99</td>']) t.ok(html.includes(text), text);
+  for (const text of ['A &lt;sample&gt;', '<td>+44 %</td><td><b>+48 %</b></td>', 'Fig. 9', 'ratio ≥ 1.4', '>met<', '>not measured<', 'no Ceph &lt;here&gt;', 'A note &amp; more.', '100 Mbit/s', 'durability: discard', '3 repetitions', '<td class="n">11.99</td>']) t.ok(html.includes(text), text);
 });
 
 t.test('experiments have names of their own', async (t) => {

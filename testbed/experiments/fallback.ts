@@ -193,7 +193,7 @@ function resultOf({ setting, plan, rateMbit, naive, idle, runs, kept }: Findings
       { name: 'mode', unit: '', about: 'where new stripes\' parity is computed' }, { name: 'event', unit: '', about: 'what happened in this interval' },
       { name: 'detectionMs', unit: 'ms', about: 'until the writer changed its mode' }, { name: 'gapMs', unit: 'ms', about: 'longest time without an acknowledged byte until the next event; 20 ms and less counts as none' },
     ],
-    references: [{ figure: 'fallback when the switch loses its programmability', value: 'the writer computes the parity, at the naive rate', source: 'the reference prototype; no times given' }],
+    references: [{ figure: 'fallback when the switch loses its programmability', value: 'the writer computes the parity, at the naive rate', ours: `${digits(share)} × the naive rate`, source: 'the reference prototype; no times given' }],
     notes: [
       `Gaps are the longest of ${plan.repetitions} round${plan.repetitions === 1 ? '' : 's'}; the chart and the rows show the first.`,
       `Detection by silence takes the deadline, ${plan.deadlineMs} ms; after a return the writer waits ${plan.holdMs} ms before it goes back.`,

@@ -71,7 +71,7 @@ async function run(context: ExperimentContext): Promise<Result> {
       { name: 'ofProportional', unit: '', about: 'share of links × the rate of one' }, { name: 'ofIperf', unit: '', about: 'share of links × 2 × iperf3 over one link, one direction' }, { name: 'iperfMbPerS', unit: 'MB/s', about: 'iperf3, one direction' },
       { name: 'idle', unit: '', about: 'least share of idle CPU' }, { name: 'counts', unit: '', about: 'at least 20 % idle' }, { name: 'repetitions', unit: '', about: '' },
     ],
-    references: [{ figure: 'aggregate throughput over adapters', value: 'proportional to their number', source: 'the reference prototype, Fig. 8' }],
+    references: [{ figure: 'aggregate throughput over adapters', value: 'proportional to their number', ours: `${digits(Number(last['ofProportional']))} of proportional with ${count}`, source: 'the reference prototype, Fig. 8' }],
     notes: ['Raw device writes of 64 KiB, both directions at once: no code, no storage.', 'The line is proportional to the first point.'],
     chart: {
       title: { text: 'Throughput of the switch host, both directions', subtitle: [`links of ${formatMbit(rateMbit)}, device writes of 64 KiB; median, least and most`, 'dashed: proportional; hollow: the CPUs were not idle enough to count'] },

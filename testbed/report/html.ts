@@ -45,7 +45,7 @@ function section(result: Result, png: Uint8Array): string {
   return `<h2 id="${result.name}">${escape(result.title)}</h2>
 <p class="lead">${escape(result.summary)}</p>
 <img alt="${escape(result.title)}" src="data:image/png;base64,${Buffer.from(png).toString('base64')}">
-${result.references.length === 0 ? '' : `<table><tr><th>reference figure</th><th>theirs</th><th>where</th></tr>${result.references.map((each) => `<tr><td>${escape(each.figure)}</td><td>${escape(each.value)}</td><td>${escape(each.source)}</td></tr>`).join('')}</table>`}
+${result.references.length === 0 ? '' : `<table><tr><th>reference figure</th><th>theirs</th><th>ours</th><th>where theirs is from</th></tr>${result.references.map((each) => `<tr><td>${escape(each.figure)}</td><td>${escape(each.value)}</td><td><b>${escape(each.ours)}</b></td><td>${escape(each.source)}</td></tr>`).join('')}</table>`}
 ${result.goals.length === 0 ? '' : `<table><tr><th>goal</th><th>reached</th><th></th></tr>${result.goals.map((each) => `<tr><td>${escape(each.goal)}</td><td>${escape(each.reached)}</td><td>${verdict(each.met)}</td></tr>`).join('')}</table>`}
 <ul>${result.notes.map((each) => `<li>${escape(each)}</li>`).join('')}</ul>
 <details><summary>${result.rows.length} rows</summary>${tableOf(result)}</details>

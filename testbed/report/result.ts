@@ -7,7 +7,7 @@ export type Row = Readonly<Record<string, Cell>>;
 export interface Column { readonly name: string; /** '' when it has none */ readonly unit: string; readonly about: string }
 
 /** A figure of somebody else's, shown beside ours. */
-export interface Reference { readonly figure: string; readonly value: string; readonly source: string }
+export interface Reference { readonly figure: string; readonly value: string; /** The same of this run. */ readonly ours: string; readonly source: string }
 
 export interface Goal { readonly goal: string; readonly reached: string; /** null: nothing that counts was measured */ readonly met: boolean | null }
 
