@@ -1,11 +1,14 @@
 /** The same packets through the real BMv2: it, the executor and the reference coder must agree, copy by copy. */
 import t from 'tap';
+import { readFileSync } from 'node:fs';
 import { connect, counterEntry, lpm, tableEntry } from 'tartan-p4runtime';
 import { DropReason } from '../../wire/packet-header.js';
 import { classes, loadProgram } from './artefacts.js';
 import { Bmv2Executor } from './bmv2-executor.js';
 import { Bmv2Switch, DEVICE_ID, noBmv2 } from './bmv2-switch.js';
 import { TO_SWITCH, udpFrame } from './frames.js';
+import type { GoldenPacket } from '../golden/packets.js';
+import { fromHex } from '../golden/vectors.js';
 import { seeded, trial } from './packet-fuzz.js';
 import { WRITER_PORT, groupEntries, serviceEntry } from './parity-entries.js';
 
@@ -60,3 +63,20 @@ for (const [name, programClass] of Object.entries(classes)) {
     t.ok(Object.values(wanted).some((count) => count > 0n));
   });
 }
+
+t.test('the golden packets on BMv2', { skip: noBmv2 }, async (t) => {
+  const device = await Bmv2Switch.start();
+  t.teardown(() => device.close());
+  const client = await connect({ address: device.address, deviceId: DEVICE_ID });
+  t.teardown(() => client.close());
+  await client.arbitrate(1);
+  const packets = JSON.parse(readFileSync(new URL('../golden/packets.json', import.meta.url), 'utf8')) as GoldenPacket[];
+  // One switch, one pipeline after the other: as an agent changes classes.
+  for (const { what, program: name, group, k, m, frame, units } of packets) {
+    const { json, program } = loadProgram(name);
+    await client.setPipeline({ p4info: program.p4info, deviceConfig: Buffer.from(json), cookie: BigInt(group) });
+    await client.insert(serviceEntry(program), ...groupEntries(program, group, k, m));
+    const real = await device.process(WRITER_PORT, fromHex(frame), k + m);
+    t.same(real.map(({ port, bytes }) => ({ port, frame: Buffer.from(bytes).toString('hex') })), units, `${name}: ${what}`);
+  }
+});
