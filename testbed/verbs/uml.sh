@@ -54,11 +54,16 @@ TMPDIR=/dev/shm LD_PRELOAD="$cache/uml-ptrace.so" setsid nice -n 5 "$cache/linux
   con=null con0=null,fd:1 out="$out" </dev/null 9>&- &
 pid=$!
 trap 'kill -9 -- "-$pid" 2>/dev/null || true' EXIT
-(sleep "$limit" & wait $!; touch "$out/.late"; kill -9 -- "-$pid") >/dev/null 2>&1 &
-watch=$!
 rm -f "$out/.late"
+(
+  trap 'kill "$nap"; exit' TERM
+  sleep "$limit" & nap=$!
+  wait "$nap"
+  touch "$out/.late"
+  kill -9 -- "-$pid"
+) >/dev/null 2>&1 &
+watch=$!
 wait "$pid" 2>/dev/null || true
-pkill -P "$watch" 2>/dev/null || true
 kill "$watch" 2>/dev/null || true
 if [[ -e $out/.status ]]; then result=$(cat "$out/.status"); elif [[ -e $out/.late ]]; then result=124; else result=125; fi
 rm -f "$out/.status" "$out/.stage2" "$out/.init" "$out/.late"
