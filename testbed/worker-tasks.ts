@@ -42,7 +42,14 @@ export const tasks = {
       const writer = await client.create(file.name, { code: file.code, unitBytes: file.unitBytes });
       const begun = performance.now();
       const marks: { at: number; bytes: number; cpu: NodeJS.CpuUsage }[] = [];
-      const mark = (): void => { marks.push({ at: performance.now(), bytes: writer.progress.acknowledgedBytes, cpu: process.cpuUsage() }); };
+      // From one acknowledgement to another: with stripes of megabytes, bytes at two arbitrary moments would be steps, not a rate.
+      let last = { at: begun, bytes: 0 };
+      const observe = (): void => {
+        const bytes = writer.progress.acknowledgedBytes;
+        if (bytes !== last.bytes) last = { at: performance.now(), bytes };
+      };
+      writer.on('drain', observe);
+      const mark = (): void => { marks.push({ ...last, cpu: process.cpuUsage() }); };
       const timers = [setTimeout(mark, warmupSeconds * 1000), setTimeout(mark, (warmupSeconds + seconds) * 1000)];
       try {
         await fillUntil(writer, () => marks.length === 2 || performance.now() - begun > (warmupSeconds + seconds) * 2000);
@@ -51,7 +58,7 @@ export const tasks = {
       }
       const { stripesRedriven, modeChanges } = await finish(writer);
       const [from, to] = marks;
-      if (from === undefined || to === undefined) throw new Error('the time was over before it was measured');
+      if (from === undefined || to === undefined || to.at <= from.at) throw new Error('too little was acknowledged in the time to tell a rate');
       return {
         bytesPerSecond: (to.bytes - from.bytes) / (to.at - from.at) * 1000, totalBytes: writer.progress.acknowledgedBytes, stripesRedriven, modeChanges,
         cpuSeconds: (to.cpu.user - from.cpu.user + to.cpu.system - from.cpu.system) / 1e6,
