@@ -173,6 +173,10 @@ for (const name of ['parity-k2-1500', 'forward']) {
     const host = { ...routed, dstIp: 0x0a000107, dstPort: 53 };
     t.same(shown(executor.process(1, udpFrame(host, Buffer.from('hello')))), shown([{ port: 6, bytes: udpFrame(hop(host, 0xccn), Buffer.from('hello')) }]), 'the longest prefix');
 
+    // One in 256 headers makes the adjusted checksum wrap.
+    const wrapping = Array.from({ length: 65536 }, (_, identification) => ({ ...routed, identification })).find((addresses) => udpFrame(addresses, Buffer.of(1))[24] === 0xff)!;
+    t.same(shown(executor.process(1, udpFrame(wrapping, Buffer.of(1)))), shown([{ port: 5, bytes: udpFrame(hop(wrapping, 0xbbn), Buffer.of(1)) }]), 'a checksum that wraps');
+
     const withOptions = Uint8Array.from([...udpFrame(routed, Buffer.alloc(20)).subarray(0, 34), 1, 1, 1, 1, ...Buffer.alloc(28)]);
     withOptions[14] = 0x46;
     sealIpv4(withOptions);
