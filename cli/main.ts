@@ -11,7 +11,7 @@ import { StateDirectory } from './state-directory.js';
 
 interface Options {
   dir?: string; json?: boolean; nodes: string; host: string; basePort: string; durability: string;
-  transport?: 'auto' | 'tcp' | 'shm'; device?: string; ringMemory?: string; size: string; wipe?: boolean; code: string; unit: string; force?: boolean; parity?: 'auto' | 'host';
+  transport?: 'auto' | 'tcp' | 'shm'; device?: string; ringMemory?: string; size: string; wipe?: boolean; code: string; unit: string; force?: boolean; parity?: 'auto' | 'host'; rate?: string;
 }
 
 const DEFAULT_RING_MEMORY = '256MiB';
@@ -96,6 +96,17 @@ fileCommand('rm', 'removes a file').argument('<name>').action(async (name: strin
   const { files, client } = await forFiles(self);
   await files.remove(name, client);
 });
+
+for (const [verb, text] of [['rebuild', 'restores what nodes lack: after one came back, or got a new disk'], ['scrub', 'reads every unit back, and restores what is damaged or lacks']] as const) {
+  fileCommand(verb, text)
+    .argument('[names...]', 'default: all files')
+    .option('--rate <bytes>', 'at most so many bytes a second')
+    .action(async (names: string[], _: unknown, self: Command) => {
+      const { options, client } = await forFiles(self);
+      const { repair } = await import('./repair-commands.js');
+      await repair({ ...client, names, verify: verb === 'scrub', bytesPerSecond: options.rate === undefined ? undefined : parseBytes(options.rate, '--rate') });
+    });
+}
 
 const switchCommand = command('switch', 'gives the switch its program, or takes it away');
 for (const [verb, text] of [['load', 'makes the switch compute parity'], ['unload', 'makes the switch forward packets only']] as const) {

@@ -165,6 +165,12 @@ export function epochFloor({ floors }: FileRecord, stripe: number): number {
   return 0;
 }
 
+/** Whether the record calls this version of a stripe committed. What it calls so stays so; what it doesn't may be all the same. */
+export function isCommitted(record: FileRecord, stripe: number, writerEpoch: number, counter: number): boolean {
+  return compareVersions(writerEpoch, counter, record.commitEpoch, record.commitCounter) <= 0 && writerEpoch >= epochFloor(record, stripe)
+    && (writerEpoch >= record.decidedEpoch || stripe < record.decidedStripes);
+}
+
 /** Each takeover begins where the file's length was, so the list ascends; a decision at the same stripe replaces the one before. */
 function raised(floors: readonly EpochFloor[], stripe: number, epoch: number): EpochFloor[] {
   return [...floors.filter((floor) => floor.stripe < stripe), { stripe, epoch }].slice(-MAX_FLOORS);

@@ -153,12 +153,15 @@ async function readPresent(store: ClusterStore): Promise<{ revision: number; val
   }
 }
 
-/** The next epoch, which entries whose state it changes remember. */
+/** The next epoch, which entries whose state or store it changes remember. */
 function withNodes(map: ClusterMap, nodes: readonly NodeEntry[]): ClusterMap {
   const epoch = map.epoch + 1;
   const stamped = nodes.map((node) => {
     const old = map.nodes.find(({ id }) => id === node.id);
-    return old?.state === node.state ? { ...node, ...(old.since !== undefined && { since: old.since }) } : { ...node, since: epoch };
+    const isNewStore = node.store !== undefined && old?.store !== node.store;
+    const storeSince = isNewStore ? epoch : old?.storeSince;
+    const since = old?.state === node.state && !(isNewStore && old.store !== undefined) ? old.since : epoch;
+    return { ...node, ...(since !== undefined && { since }), ...(storeSince !== undefined && { storeSince }) };
   });
   return { ...map, epoch, changes: map.changes + 1, nodes: stamped };
 }
@@ -167,9 +170,11 @@ function withNodes(map: ClusterMap, nodes: readonly NodeEntry[]): ClusterMap {
 function upsert<Entry extends NodeEntry | SwitchEntry>(entries: readonly Entry[], entry: Registration<Entry>, initial: Entry['state']): readonly Entry[] {
   const old = entries.find(({ id }) => id === entry.id);
   const { id, host, port, controlPort } = entry;
-  const made = { id, host, port, state: entry.state ?? old?.state ?? initial, controlPort } as Entry;
+  const stores = entry as { readonly store?: string }, known = old as { readonly store?: string } | undefined;
+  const store = stores.store ?? known?.store;
+  const made = { id, host, port, state: entry.state ?? old?.state ?? initial, controlPort, ...(store !== undefined && { store }) } as Entry;
   if (!old) return [...entries, made];
-  if (old.host === host && old.port === port && old.controlPort === controlPort && old.state === made.state) return entries;
+  if (old.host === host && old.port === port && old.controlPort === controlPort && old.state === made.state && known?.store === store) return entries;
   return entries.map((other) => (other === old ? made : other));
 }
 

@@ -14,6 +14,10 @@ export interface NodeEntry {
   readonly id: string; readonly host: string; readonly port: number; readonly state: 'up' | 'down'; /** control (gRPC) and metrics port, 0: none */ readonly controlPort: number;
   /** Map epoch with which its present state began: from then on an 'up' node was recorded missing by nobody. */
   readonly since?: number;
+  /** Uuid of its unit store: another one under the same id is a disk that holds nothing of what was written before. */
+  readonly store?: string;
+  /** Map epoch with which that store came: what it lacks of older units proves nothing. */
+  readonly storeSince?: number;
 }
 export interface SwitchEntry { readonly id: string; readonly host: string; readonly port: number; readonly state: 'programmable' | 'forwarding' | 'down'; readonly controlPort: number }
 

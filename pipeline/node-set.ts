@@ -16,7 +16,7 @@ export interface NodeSetOptions {
   readonly context: SessionContext;
   /** Node ids in placement order. */
   readonly nodes: readonly string[];
-  readonly role: 'writer' | 'switch' | 'reader';
+  readonly role: 'writer' | 'switch' | 'reader' | 'rebuilder';
   readonly name: string;
   readonly fileId: number;
   /** Ring wanted of each node; 0: none. */

@@ -66,7 +66,7 @@ export class Joining {
   async join(store: UnitStore, host: string, port: number, controlPort: number): Promise<void> {
     const { clusterStore, id, maps } = this.options;
     this.store = store;
-    maps.adopt(await registerNode(clusterStore, { id, host, port, controlPort }));
+    maps.adopt(await registerNode(clusterStore, { id, host, port, controlPort, store: store.superblock.storeUuid }));
     await this.comeUp();
     this.rejoining = false;
     this.onMap();

@@ -9,8 +9,9 @@
  */
 import { Access, Opcode, RdmaError, type Coder, type CodingQueue, type Device, type Listener, type MemoryRegion, type QueuePair } from 'tartan-rdma';
 import type { ClusterStore } from '../cluster/cluster-store.js';
+import { readFile } from '../cluster/files.js';
 import { readIdentity } from '../cluster/membership.js';
-import type { ClusterMap } from '../cluster/records.js';
+import type { ClusterMap, FileRecord } from '../cluster/records.js';
 import type { MessageChannel } from '../pipeline/channel.js';
 import { Hub } from '../pipeline/hub.js';
 import { RingMemory } from '../pipeline/ring-memory.js';
@@ -27,6 +28,7 @@ import { MapKeeper } from './map-keeper.js';
 import { Placements } from './placements.js';
 import { ReadServer, type Reader } from './read-server.js';
 import { answerRequest } from './requests.js';
+import { Scrubber } from './scrubber.js';
 import { UnitRing, type RingHost } from './unit-ring.js';
 import { UnitStore, type AlignedMemory, type Durability, type StoreStats } from './unit-store.js';
 
@@ -101,6 +103,7 @@ export class StorageNode {
   private store!: UnitStore;
   private placements!: Placements;
   private reads!: ReadServer;
+  private scrubber!: Scrubber;
   private ringHost!: RingHost;
   private joining: Joining | undefined;
   private listener: Listener | undefined;
@@ -166,8 +169,9 @@ export class StorageNode {
     this.coder = device.createCoder({ k: 1, inputUnits: [0], outputUnits: [], matrix: new Uint8Array(0), digest: digestLayout });
     this.coding = device.createCodingQueue((opcode, status, wrId) => { if (opcode === Opcode.VERIFY) this.verified(wrId, status); });
     const readBytes = this.options.readMemoryBytes ?? Math.min(READ_MEMORY_BYTES, this.memory.limit / 4);
-    this.reads = new ReadServer(this.store, device, this.coding, this.coder, this.memory, this.counters, readBytes, READ_VERIFY,
-      (fileId, stripe, unit) => { this.log(`node ${id}: unit ${unit} of stripe ${stripe} of file ${fileId} fails its checksum on disk`); });
+    const onDamage = (fileId: number, stripe: number, unit: number): void => { this.log(`node ${id}: unit ${unit} of stripe ${stripe} of file ${fileId} fails its checksum on disk`); };
+    this.reads = new ReadServer(this.store, device, this.coding, this.coder, this.memory, this.counters, readBytes, READ_VERIFY, onDamage);
+    this.scrubber = new Scrubber(this.store, device, this.coder, this.memory, onDamage);
     this.ringHost = {
       clusterId: identity.clusterId, store: this.store, maps: this.maps, placements: this.placements, counters: this.counters,
       verify: (ring, slot, headerOffset, headerBytes, payloadOffset, payloadBytes) => {
@@ -197,6 +201,7 @@ export class StorageNode {
     for (const connection of [...this.connections]) this.end(connection, 'the node is stopping');
     await Promise.all(this.ending);
     await this.reads?.stop();
+    await this.scrubber?.stop();
     await this.coding?.destroy();
     this.coder?.destroy();
     await (this.store === undefined ? this.options.disk.close() : this.store.close());
@@ -208,7 +213,8 @@ export class StorageNode {
     await this.serving.catch((cause: unknown) => { throw new TartanError('ERR_CLOSED', `Cannot serve '${hello.name}': node ${this.id} could not start`, { cause }); });
     if (this.stopping !== undefined) throw new TartanError('ERR_CLOSED', `Cannot serve '${hello.name}': node ${this.id} is stopping`);
     const connection: Connection = { channel, ring: undefined, ringBytes: 0, reads: 0, requests: 0, heardAt: this.options.clock.now(), name: hello.name, ended: false };
-    const granted = hello.unitBytes > 0 ? this.grantRing(connection, hello) : { rkey: 0, slots: 0, slotBytes: 0 };
+    const rebuilds = hello.role === 'rebuilder' ? await readFile(this.options.clusterStore, hello.fileId) : undefined;
+    const granted = hello.unitBytes > 0 ? this.grantRing(connection, hello, rebuilds) : { rkey: 0, slots: 0, slotBytes: 0 };
     this.connections.add(connection);
     this.counters.connections++;
     channel.mapEpoch = this.maps.epoch;
@@ -225,7 +231,7 @@ export class StorageNode {
   }
 
   /** @throws {TartanError} ERR_RING_MEMORY, ERR_UNIT_BYTES */
-  private grantRing(connection: Connection, { name, unitBytes, slots: wanted }: Hello): Pick<Grant, 'rkey' | 'slots' | 'slotBytes'> {
+  private grantRing(connection: Connection, { name, unitBytes, slots: wanted }: Hello, rebuilds: FileRecord | undefined): Pick<Grant, 'rkey' | 'slots' | 'slotBytes'> {
     const attempt = `grant '${name}' a ring on node ${this.id}`;
     if (unitBytes < MIN_UNIT_BYTES || unitBytes > MAX_UNIT_BYTES || !Number.isInteger(Math.log2(unitBytes))) {
       throw new TartanError('ERR_UNIT_BYTES', `Cannot ${attempt}: units of ${unitBytes} bytes, expected a power of two from ${MIN_UNIT_BYTES} to ${MAX_UNIT_BYTES}`);
@@ -241,7 +247,7 @@ export class StorageNode {
       throw cause instanceof RdmaError ? new TartanError('ERR_RING_MEMORY', `Cannot ${attempt}: ${cause.message}`, { cause }) : cause;
     }
     do this.nextRing = (this.nextRing + 1) % MAX_RINGS; while (this.rings.has(this.nextRing));
-    const ring = new UnitRing(this.ringHost, this.nextRing, connection.channel, region, bytes / slotBytes, unitBytes);
+    const ring = new UnitRing(this.ringHost, this.nextRing, connection.channel, region, bytes / slotBytes, unitBytes, rebuilds);
     this.rings.set(ring.id, ring);
     connection.ring = ring;
     connection.ringBytes = bytes;
@@ -260,7 +266,7 @@ export class StorageNode {
   private async serve(connection: Connection, request: Request, mapEpoch: number): Promise<void> {
     connection.requests++;
     this.counters.requests++;
-    const reply = await answerRequest({ store: this.store, maps: this.maps, placements: this.placements, id: this.id }, request, mapEpoch);
+    const reply = await answerRequest({ store: this.store, maps: this.maps, placements: this.placements, scrubber: this.scrubber, id: this.id }, request, mapEpoch);
     connection.requests--;
     connection.channel.sendControl({ kind: { $case: 'reply', value: reply } });
   }

@@ -157,10 +157,7 @@ export class ReadServer {
   }
 
   private isNamed({ header, location, fileId, stripe, unit }: ReadSlot): boolean {
-    const words = new Uint32Array(header.buffer, header.byteOffset + location.headerByte, location.headerBytes >> 2);
-    return words[0] === UNIT_MAGIC && headerFileId(words, 0) === fileId && headerStripe(words, 0) === stripe && headerUnit(words, 0) === unit
-      && words[W.WRITER_EPOCH] === location.writerEpoch && words[W.COUNTER] === location.counter
-      && words[W.UNIT_LENGTH] === location.unitLength && words[W.PAYLOAD_CRC] === location.payloadCrc;
+    return isUnit(new Uint32Array(header.buffer, header.byteOffset + location.headerByte, location.headerBytes >> 2), 0, location, fileId, stripe, unit);
   }
 
   private send(slot: ReadSlot): void {
@@ -220,6 +217,13 @@ export class ReadServer {
       if (this.pool(slot).length === 0) break;
     }
   }
+}
+
+/** Whether the header at `w`, as read from the disk, names what the index has at this place. Its seal is for VERIFY to check. */
+export function isUnit(words: Uint32Array, w: number, location: UnitLocation, fileId: number, stripe: number, unit: number): boolean {
+  return words[w] === UNIT_MAGIC && headerFileId(words, w) === fileId && headerStripe(words, w) === stripe && headerUnit(words, w) === unit
+    && words[w + W.WRITER_EPOCH] === location.writerEpoch && words[w + W.COUNTER] === location.counter
+    && words[w + W.UNIT_LENGTH] === location.unitLength && words[w + W.PAYLOAD_CRC] === location.payloadCrc;
 }
 
 const noRequest = new Uint32Array(READ_WORDS);

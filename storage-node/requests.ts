@@ -4,9 +4,10 @@ import { Control, type Reply, type Request, type UnitEntry } from '../wire/gener
 import { FRAME_WORDS, MESSAGE_BYTES } from '../wire/ring-messages.js';
 import type { MapKeeper } from './map-keeper.js';
 import type { Placements } from './placements.js';
+import type { Checked, Scrubber } from './scrubber.js';
 import type { UnitStore } from './unit-store.js';
 
-export interface RequestHost { readonly store: UnitStore; readonly maps: MapKeeper; readonly placements: Placements; readonly id: string }
+export interface RequestHost { readonly store: UnitStore; readonly maps: MapKeeper; readonly placements: Placements; readonly scrubber: Scrubber; readonly id: string }
 
 /** An entry takes up to about 60 bytes encoded: so many are tried, fewer when they don't fit. */
 const MOST_ENTRIES = 128;
@@ -34,14 +35,17 @@ export async function answerRequest(host: RequestHost, request: Request, mapEpoc
   return reply;
 }
 
-async function answer({ store, maps, placements, id }: RequestHost, request: Request, reply: Reply): Promise<void> {
+async function answer({ store, maps, placements, scrubber, id }: RequestHost, request: Request, reply: Reply): Promise<void> {
   const op = request.op;
   switch (op?.$case) {
     case 'fence':
       reply.writerEpoch = await store.fence(op.value.fileId, op.value.writerEpoch);
       return;
     case 'inventory':
-      takeInventory(store, op.value.fileId, op.value.fromStripe, op.value.limit, reply);
+      takeInventory(store, op.value.fileId, op.value.fromStripe, op.value.limit, op.value.verify === true, reply);
+      if (op.value.verify === true) {
+        reply.units = withChecks(reply.units, await scrubber.check(op.value.fileId, reply.units));
+      }
       return;
     case 'recordMissing': {
       const { fileId, stripe, writerEpoch, counter, mask, requestEpoch } = op.value;
@@ -68,13 +72,26 @@ async function answer({ store, maps, placements, id }: RequestHost, request: Req
 }
 
 /** Whole stripes, as many as fit one message. */
-function takeInventory(store: UnitStore, fileId: number, fromStripe: number, wanted: number, reply: Reply): void {
+function takeInventory(store: UnitStore, fileId: number, fromStripe: number, wanted: number, verify: boolean, reply: Reply): void {
   for (let limit = wanted === 0 ? MOST_ENTRIES : Math.min(wanted, MOST_ENTRIES); ; limit = Math.floor(limit / 2)) {
     const { units, more } = store.inventory(fileId, fromStripe, limit);
-    reply.units = units.map((unit): UnitEntry => ({ ...unit, missing: Number(unit.missing) }));
+    reply.units = units.map((unit): UnitEntry => ({ ...unit, missing: Number(unit.missing), summary: verify ? SUMMARY_ROOM : NO_SUMMARY }));
     reply.more = more;
     // The longest form of what is filled in afterwards.
     const size = Control.encode({ kind: { $case: 'reply', value: { ...reply, mapEpoch: 0xffffffff } } }).finish().length;
     if (size <= MESSAGE_ROOM || limit <= 1) return;
   }
 }
+
+/** Units freed while they were checked are left out. */
+function withChecks(units: readonly UnitEntry[], checked: readonly Checked[]): UnitEntry[] {
+  return units.flatMap((unit, i) => {
+    const found = checked[i];
+    if (found === undefined) return [];
+    return [found === 'damaged' ? { ...unit, damaged: true, summary: NO_SUMMARY } : { ...unit, summary: Buffer.from(found.summary) }];
+  });
+}
+
+const NO_SUMMARY = Buffer.alloc(0);
+/** Takes the room of a summary that is not known yet. */
+const SUMMARY_ROOM = Buffer.alloc(16);

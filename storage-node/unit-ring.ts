@@ -14,10 +14,12 @@
  */
 import type { MemoryRegion } from 'tartan-rdma';
 import { Status } from 'tartan-rdma';
+import { isCommitted } from '../cluster/files.js';
+import type { FileRecord } from '../cluster/records.js';
 import type { MessageChannel } from '../pipeline/channel.js';
 import { ACK_WORDS, MessageType, Refusal, unitImmHeaderBytes, unitImmSlot } from '../wire/ring-messages.js';
 import { PAGE_BYTES, roundUp, unitSlotBytes } from '../wire/slot-layout.js';
-import { checkHeader, DATA_HEADER_BYTES, headerFileId, MAX_HEADER_BYTES, W } from '../wire/unit-header.js';
+import { checkHeader, DATA_HEADER_BYTES, headerFileId, headerStripe, MAX_HEADER_BYTES, W } from '../wire/unit-header.js';
 import type { MapKeeper } from './map-keeper.js';
 import type { Placement, Placements } from './placements.js';
 import { QUEUED, type AppendClient, type UnitStore } from './unit-store.js';
@@ -53,8 +55,10 @@ export class UnitRing implements AppendClient {
    * @param id         names the ring in VERIFY completions
    * @param unitBytes  largest payload of a slot
    * @param region     `slots` × unitSlotBytes(unitBytes) bytes that the peer may write
+   * @param rebuilds   the peer restores units of this file: only committed ones are taken, of older owners too
    */
-  constructor(private readonly host: RingHost, readonly id: number, private readonly channel: MessageChannel, readonly region: MemoryRegion, readonly slots: number, private readonly unitBytes: number) {
+  constructor(private readonly host: RingHost, readonly id: number, private readonly channel: MessageChannel, readonly region: MemoryRegion, readonly slots: number, private readonly unitBytes: number,
+    private readonly rebuilds?: FileRecord) {
     this.slotBytes = unitSlotBytes(unitBytes);
     this.words = new Uint32Array(region.buffer);
     this.bytes = new Uint8Array(region.buffer);
@@ -122,7 +126,13 @@ export class UnitRing implements AppendClient {
     if (placement === undefined) { this.wait(slot, this.host.placements.fetch(fileId), (found) => { this.judge(slot, found); }); return; }
     const refusal = typeof placement === 'number' ? placement : placement.judge(this.words, w);
     if (refusal !== Refusal.NONE) { this.answer(slot, refusal); return; }
+    if (this.rebuilds !== undefined && !this.mayRebuild(this.rebuilds, w)) { this.answer(slot, Refusal.NOT_COMMITTED); return; }
     this.append(slot, w);
+  }
+
+  private mayRebuild(record: FileRecord, w: number): boolean {
+    const { words } = this;
+    return headerFileId(words, w) === record.id && isCommitted(record, headerStripe(words, w), words[w + W.WRITER_EPOCH]!, words[w + W.COUNTER]!);
   }
 
   private append(slot: number, w: number): void {
@@ -134,7 +144,7 @@ export class UnitRing implements AppendClient {
     if (padded !== payload.length) payload = payload.subarray(0, padded);
     if (length < padded) payload.fill(0, length);
     this.state[slot] = APPENDING;
-    const refusal = this.host.store.append(this, slot, this.words, w, headerBytes, payload);
+    const refusal = this.host.store.append(this, slot, this.words, w, headerBytes, payload, this.rebuilds !== undefined);
     if (refusal !== QUEUED) this.answer(slot, refusal);
   }
 

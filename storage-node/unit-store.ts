@@ -58,12 +58,14 @@ export interface UnitLocation {
 }
 
 /** A unit that append() took and could not place yet. */
-interface ParkedUnit { readonly client: AppendClient; readonly token: number; readonly words: Uint32Array; readonly headerBytes: number; readonly payload: Uint8Array }
+interface ParkedUnit { readonly client: AppendClient; readonly token: number; readonly words: Uint32Array; readonly headerBytes: number; readonly rebuilt: boolean; readonly payload: Uint8Array }
 
 /** One line of an inventory. */
 export interface HeldUnit {
   readonly stripe: number; readonly unit: number; readonly writerEpoch: number; readonly counter: number;
   readonly stripeLength: number; readonly payloadCrc: number; readonly mapEpoch: number;
+  /** A read found its checksum wrong. */
+  readonly damaged: boolean;
   /** Bit u: unit u of this version is known missing. */
   readonly missing: bigint;
 }
@@ -157,12 +159,13 @@ export class UnitStore {
    *
    * @param words, w, headerBytes  its header; copied before this returns
    * @param payload  whole blocks, zero-padded; must stay as it is until the callback, if one comes
+   * @param rebuilt  a unit of a committed version: older owners' are welcome too
    * @returns QUEUED: `client.onAppended(token, …)` will be called, never from within this call. Otherwise a Refusal, final:
    *          NONE when the same unit is durable already
    */
-  append(client: AppendClient, token: number, words: Uint32Array, w: number, headerBytes: number, payload: Uint8Array): number {
-    const refusal = this.tryAppend(client, token, words, w, headerBytes, payload);
-    if (refusal === Refusal.DISK_FULL && this.park({ client, token, words: words.slice(w, w + (headerBytes >> 2)), headerBytes, payload })) return QUEUED;
+  append(client: AppendClient, token: number, words: Uint32Array, w: number, headerBytes: number, payload: Uint8Array, rebuilt = false): number {
+    const refusal = this.tryAppend(client, token, words, w, headerBytes, payload, rebuilt);
+    if (refusal === Refusal.DISK_FULL && this.park({ client, token, words: words.slice(w, w + (headerBytes >> 2)), headerBytes, payload, rebuilt })) return QUEUED;
     if (refusal === Refusal.NONE) this.counts.duplicates++;
     else if (refusal !== QUEUED) this.counts.refused++;
     return refusal;
@@ -179,7 +182,7 @@ export class UnitStore {
   /** @param isLast  no more room will be made now */
   private retryParked(isLast: boolean): void {
     for (const unit of this.parked.splice(0)) {
-      const refusal = this.tryAppend(unit.client, unit.token, unit.words, 0, unit.headerBytes, unit.payload);
+      const refusal = this.tryAppend(unit.client, unit.token, unit.words, 0, unit.headerBytes, unit.payload, unit.rebuilt);
       if (refusal === QUEUED) continue;
       if (refusal === Refusal.DISK_FULL && !isLast) { this.parked.push(unit); continue; }
       if (refusal === Refusal.NONE) this.counts.duplicates++; else this.counts.refused++;
@@ -187,14 +190,14 @@ export class UnitStore {
     }
   }
 
-  private tryAppend(client: AppendClient, token: number, words: Uint32Array, w: number, headerBytes: number, payload: Uint8Array): number {
+  private tryAppend(client: AppendClient, token: number, words: Uint32Array, w: number, headerBytes: number, payload: Uint8Array, rebuilt: boolean): number {
     if (this.log.refusal !== Refusal.NONE) return this.log.refusal;
     const fileId = headerFileId(words, w), stripe = headerStripe(words, w), unit = headerUnit(words, w);
     if (this.index.isDeleted(fileId) || this.deleting.has(fileId)) return Refusal.NO_UNIT;
     const file = this.index.file(fileId);
     const writerEpoch = words[w + W.WRITER_EPOCH]!, counter = words[w + W.COUNTER]!;
-    if (writerEpoch < file.fence) return Refusal.STALE_WRITER_EPOCH;
-    file.fence = writerEpoch;
+    if (writerEpoch < file.fence && !rebuilt) return Refusal.STALE_WRITER_EPOCH;
+    file.fence = Math.max(file.fence, writerEpoch);
     if (file.raiseMark(writerEpoch, words[w + W.COMMIT_MARK]!)) this.freeSuperseded(file);
 
     const held = this.index.find(file, stripe, unit, writerEpoch, counter);
@@ -528,7 +531,7 @@ export class UnitStore {
       const writerEpoch = this.index.get(entry, E.WRITER_EPOCH), counter = this.index.get(entry, E.COUNTER);
       units.push({
         stripe, unit: this.index.unit(entry), writerEpoch, counter, stripeLength: this.index.get(entry, E.STRIPE_LENGTH),
-        payloadCrc: this.index.get(entry, E.PAYLOAD_CRC), mapEpoch: this.index.get(entry, E.MAP_EPOCH),
+        payloadCrc: this.index.get(entry, E.PAYLOAD_CRC), mapEpoch: this.index.get(entry, E.MAP_EPOCH), damaged: (this.index.flags(entry) & EntryFlag.DAMAGED) !== 0,
         missing: this.index.missing(entry) | file.missingOf(stripe, writerEpoch, counter),
       });
     }

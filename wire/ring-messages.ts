@@ -39,12 +39,15 @@ export const READ_FAILED_WORDS = 4;
 export const Refusal = {
   NONE: 0, STALE_WRITER_EPOCH: 1, STALE_MAP: 2, NAME_CONFLICT: 3, STALE_VERSION: 4, NOT_MINE: 5, DISK_FULL: 6, DISK: 7,
   CHECKSUM: 8, MALFORMED: 9, NO_UNIT: 10, CLUSTER: 11, CAPACITY: 12, CLOSED: 13, UNREACHABLE: 14, MAP_UNAVAILABLE: 15,
+  /** A rebuilt unit of a version that the file's record does not call committed. */
+  NOT_COMMITTED: 16,
 } as const;
 
 const codes: Record<number, string> = {
   0: '', 1: 'ERR_STALE_EPOCH', 2: 'ERR_STALE_MAP', 3: 'ERR_NAME_CONFLICT', 4: 'ERR_STALE_VERSION', 5: 'ERR_NOT_MINE',
   6: 'ERR_DISK_FULL', 7: 'ERR_DISK', 8: 'ERR_CHECKSUM', 9: 'ERR_MALFORMED', 10: 'ERR_NO_UNIT', 11: 'ERR_CLUSTER',
   12: 'ERR_MALFORMED', 13: 'ERR_CLOSED', 14: 'ERR_CONNECT', 15: 'ERR_MAP_UNAVAILABLE',
+  16: 'ERR_UNDECIDED',
 };
 
 /** The error code behind a refusal number. */

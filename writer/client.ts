@@ -17,6 +17,8 @@ import { TartanError, codeOf } from '../wire/errors.js';
 import type { ClientContext } from './context.js';
 import { FileReader } from './file-reader.js';
 import { FileWriter } from './file-writer.js';
+import type { RebuildOptions, RebuildReport } from './rebuild.js';
+import { rebuildFile } from './rebuild.js';
 import { recoverTail } from './takeover.js';
 
 export interface ConnectOptions {
@@ -128,6 +130,22 @@ export class Client {
     const reader = await FileReader.open(this.context, await lookupFile(this.context.store, name), (closed) => this.readers.delete(closed));
     this.readers.add(reader);
     return reader;
+  }
+
+  /**
+   * Restores what the file's nodes lack: after one came back or got a new disk. Writers and readers go on meanwhile; may be
+   * interrupted and called again.
+   *
+   * @returns what was found and done; a stripe that can't be restored is counted there, not thrown
+   * @throws {TartanError} ERR_NOT_FOUND, ERR_RING_MEMORY, ERR_MAP_UNAVAILABLE
+   */
+  async rebuild(name: string, options: RebuildOptions = {}): Promise<RebuildReport> {
+    return rebuildFile(this.context, await lookupFile(this.context.store, name), false, options);
+  }
+
+  /** As rebuild(), after every node has read its units back and checked them, and parity was compared with data. */
+  async scrub(name: string, options: RebuildOptions = {}): Promise<RebuildReport> {
+    return rebuildFile(this.context, await lookupFile(this.context.store, name), true, options);
   }
 
   list(): Promise<FileRecord[]> { return listFiles(this.context.store); }

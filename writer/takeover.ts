@@ -9,7 +9,8 @@
  *
  * A version that no fenced node shows may exist all the same, when k or more of its units' nodes are not fenced and all
  * others may have been down when it was written, and so be missing from it. The map says since when a node is up, the
- * file's record under which map its owner began: only a fenced node that was up all the time proves a hole.
+ * file's record under which map its owner began: only a fenced node that was up all the time proves a hole. Nor does a node
+ * with a new disk speak for the time before it: the map says since when it has its store.
  */
 import { decide } from '../cluster/files.js';
 import type { FileRecord } from '../cluster/records.js';
@@ -30,6 +31,8 @@ const INVENTORY_LIMIT = 40;
 /** One version of one stripe, as the fenced nodes' inventories show it. */
 export interface VersionEvidence {
   epoch: number; counter: number; dataLength: number;
+  /** The oldest map epoch under which a unit seen of it was written. Absent: any. */
+  mapEpoch?: number;
   /** Units held, by index. */
   readonly units: Set<number>;
   /** Units that holders recorded as missing. */
@@ -51,21 +54,26 @@ export type Verdict =
  * @param committed whether a version is known committed (it must not be rolled back)
  * @param witness   for each unit, whether its node is fenced and was up all the time since the file's last decision
  * @param fullBytes data bytes of a full stripe: a newer version of one has the same bytes
+ * @param storeSince for each unit, the map epoch with which its node got the store that it has; it lacks what is older
+ * @param decidedMapEpoch nothing undecided was written under an older map
  */
 export function judgeStripe(k: number, versions: readonly VersionEvidence[], fenced: readonly boolean[], committed: (version: VersionEvidence) => boolean,
-  witness: readonly boolean[] = fenced, fullBytes = Infinity): Verdict {
-  const verdict = judgeSeen(k, versions, fenced, committed);
+  witness: readonly boolean[] = fenced, fullBytes = Infinity,
+  storeSince: readonly number[] = [], decidedMapEpoch = Infinity): Verdict {
+  const verdict = judgeSeen(k, versions, fenced, committed, storeSince);
   const isFinal = verdict.kind === 'lost' || verdict.kind === 'undecided' || (verdict.kind === 'complete' && verdict.version.dataLength >= fullBytes);
-  const canHide = !isFinal && fenced.filter((isFenced) => !isFenced).length >= k && !witness.includes(true);
+  const silent = fenced.filter((isFenced, unit) => !isFenced || (storeSince[unit] ?? 0) > decidedMapEpoch).length;
+  const canHide = !isFinal && silent >= k && !witness.includes(true);
   return canHide ? { kind: 'hidden' } : verdict;
 }
 
-function judgeSeen(k: number, versions: readonly VersionEvidence[], fenced: readonly boolean[], committed: (version: VersionEvidence) => boolean): Verdict {
+function judgeSeen(k: number, versions: readonly VersionEvidence[], fenced: readonly boolean[], committed: (version: VersionEvidence) => boolean,
+  storeSince: readonly number[]): Verdict {
   const newestFirst = [...versions].sort((a, b) => compareVersions(b.epoch, b.counter, a.epoch, a.counter));
   for (const version of newestFirst) {
     if (version.units.size >= k) return { kind: 'complete', version };
     if (committed(version)) return { kind: 'lost', version };
-    const provablyUnfinished = fenced.some((isFenced, unit) => isFenced && !version.units.has(unit) && !version.missing.has(unit));
+    const provablyUnfinished = fenced.some((isFenced, unit) => isFenced && (storeSince[unit] ?? 0) <= (version.mapEpoch ?? Infinity) && !version.units.has(unit) && !version.missing.has(unit));
     if (!provablyUnfinished) return { kind: 'undecided', version };
   }
   return { kind: 'hole' };
@@ -91,7 +99,8 @@ export async function recoverTail(context: ClientContext, session: FileSession, 
     for (; ; stripe++) {
       const verdict = judgeStripe(code.k, evidence.get(stripe) ?? [], unitsOn(layout, code.k + code.m, stripe, fencedNodes),
         (version) => compareVersions(version.epoch, version.counter, file.commitEpoch, file.commitCounter) <= 0,
-        unitsOn(layout, code.k + code.m, stripe, witnesses), full);
+        unitsOn(layout, code.k + code.m, stripe, witnesses), full,
+        Array.from({ length: code.k + code.m }, (_, unit) => nodes.entry(nodeOfUnit(layout, stripe, unit))?.storeSince ?? 0), file.decidedMapEpoch);
       if (verdict.kind === 'hidden') throw new TartanError('ERR_UNDECIDED', `Cannot decide stripe ${stripe} of '${file.name}': a version of it may be on nodes that are down, and of those that are up none was up all the time`);
       if (verdict.kind === 'hole') break;
       const { version } = verdict;
@@ -218,6 +227,7 @@ function note(evidence: Map<number, VersionEvidence[]>, entry: UnitEntry): void 
     version = { epoch: entry.writerEpoch, counter: entry.counter, dataLength: entry.stripeLength, units: new Set(), missing: new Set() };
     versions.push(version);
   }
+  version.mapEpoch = Math.min(version.mapEpoch ?? Infinity, entry.mapEpoch);
   version.units.add(entry.unit);
   for (let unit = 0; unit < 36; unit++) if (Math.floor(entry.missing / 2 ** unit) % 2 === 1) version.missing.add(unit);
 }

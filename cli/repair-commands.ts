@@ -1,0 +1,48 @@
+/** `tartan rebuild` and `tartan scrub`: what nodes lack, or hold damaged, restored from the other units. */
+import { TartanError } from '../wire/errors.js';
+import type { RebuildReport } from '../writer/index.js';
+import { withClient, type ClientOptions } from './file-commands.js';
+import { ProgressBar } from './progress-bar.js';
+import { formatBytes, table } from './quantities.js';
+
+export interface RepairOptions extends ClientOptions {
+  /** Files; none: all. */
+  readonly names: readonly string[];
+  readonly verify: boolean;
+  readonly bytesPerSecond: number | undefined;
+}
+
+/** @throws {TartanError} ERR_TOO_MANY_LOST when something could not be restored; the others are done then */
+export async function repair(options: RepairOptions): Promise<void> {
+  await withClient(options, async (client) => {
+    const names = options.names.length > 0 ? options.names : (await client.list()).map(({ name }) => name);
+    const reports: RebuildReport[] = [];
+    for (const name of names) {
+      const { length } = await client.stat(name);
+      const bar = new ProgressBar(`${options.verify ? 'scrub' : 'rebuild'} ${name}`, length);
+      const settings = {
+        ...(options.bytesPerSecond !== undefined && { bytesPerSecond: options.bytesPerSecond }),
+        onProgress: ({ stripesDone, stripes }: RebuildReport) => { bar.update(stripes === 0 ? 0 : (stripesDone / stripes) * length, ''); },
+      };
+      try {
+        reports.push(await (options.verify ? client.scrub(name, settings) : client.rebuild(name, settings)));
+      } finally {
+        bar.finish();
+      }
+    }
+    if (options.json) process.stdout.write(`${JSON.stringify(reports)}\n`);
+    else if (reports.length > 0) process.stdout.write(`${table([HEAD, ...reports.map(row)])}\n`);
+    const down = [...new Set(reports.flatMap(({ nodesDown }) => nodesDown))];
+    if (down.length > 0) process.stderr.write(`not looked at, for they are down: ${down.join(' ')}\n`);
+    const lost = sum(reports, (each) => each.stripesLost), failed = sum(reports, (each) => each.unitsFailed + each.parityMismatches);
+    if (lost + failed > 0) throw new TartanError('ERR_TOO_MANY_LOST', `Cannot restore everything: ${lost} stripes have fewer units than they need, ${failed} units could not be restored now`);
+  });
+}
+
+const HEAD = ['NAME', 'STRIPES', 'CHECKED', 'MISSING', 'DAMAGED', 'RESTORED', 'BYTES', 'LOST'];
+
+function row(each: RebuildReport): string[] {
+  return [each.name, String(each.stripesDone), String(each.unitsChecked), String(each.unitsMissing), String(each.unitsDamaged), String(each.unitsRestored), formatBytes(each.bytesRestored), String(each.stripesLost)];
+}
+
+function sum(reports: readonly RebuildReport[], of: (report: RebuildReport) => number): number { return reports.reduce((total, each) => total + of(each), 0); }

@@ -1,0 +1,360 @@
+/**
+ * Restores what a file's nodes lack, from what they hold: after a node came back, got a new disk, or lost a sector.
+ *
+ *     inventories ─▶ per stripe: newest committed version, who lacks it ─▶ read k units ─▶ decode, encode ─▶ write what lacks
+ *        (scrub: each unit read back and checked by its node, parity against data by their summaries)
+ *
+ * Nothing is remembered: what lacks is found by asking, so a rebuild that was interrupted is begun again, and finds less to
+ * do. Only committed versions are restored, under their own names: writers and readers go on meanwhile, a version that is
+ * superseded while it is restored is refused by its node, and that is no failure.
+ *
+ * Invariants: what is written was read with every checksum checked; a slot is filled again only when its operation has
+ * settled; a node that is down, and what it lacks, is left alone.
+ */
+import type { MemoryRegion } from 'tartan-rdma';
+import { Access } from 'tartan-rdma';
+import { isCommitted, readFile } from '../cluster/files.js';
+import { readMap } from '../cluster/membership.js';
+import type { ClusterMap, FileRecord } from '../cluster/records.js';
+import type { Code } from '../erasure/code/index.js';
+import { encode, parseCode } from '../erasure/code/index.js';
+import type { Layout } from '../erasure/layout/index.js';
+import { makeLayout, nodeOfUnit, stripeCount, stripeDataLength, unitLength } from '../erasure/layout/index.js';
+import { NodeSet } from '../pipeline/node-set.js';
+import { writeDataHeaders } from '../pipeline/stripe-headers.js';
+import { StripePipeline } from '../pipeline/stripe-pipeline.js';
+import { sleep } from '../wire/clock.js';
+import { TartanError, codeOf } from '../wire/errors.js';
+import type { UnitEntry } from '../wire/generated/ring.js';
+import { Refusal } from '../wire/ring-messages.js';
+import type { StripeSlotLayout } from '../wire/slot-layout.js';
+import { stripeSlotLayout } from '../wire/slot-layout.js';
+import { compareVersions } from '../wire/unit-header.js';
+import type { ClientContext } from './context.js';
+import { StripeReader } from './stripe-reader.js';
+
+export interface RebuildOptions {
+  /** Most bytes restored and, for a scrub, read back in a second. Default: no bound. */
+  readonly bytesPerSecond?: number;
+  /** Called now and then, and at the end. */
+  readonly onProgress?: (report: RebuildReport) => void;
+  /** Ends it early; what is under way is finished. */
+  readonly signal?: AbortSignal;
+}
+
+/** Counts of one file, growing while it is rebuilt. */
+export interface RebuildReport {
+  readonly name: string;
+  /** Committed stripes, and how many of them have been looked at. */
+  stripes: number; stripesDone: number;
+  /** Units that nodes which are up did not hold, or held with a checksum that fails. */
+  unitsMissing: number; unitsDamaged: number;
+  /** Units read back and checked (scrub). */
+  unitsChecked: number;
+  /** Stripes whose parity does not belong to their data although every checksum holds (scrub). */
+  parityMismatches: number;
+  unitsRestored: number; bytesRestored: number;
+  /** Superseded while they were being restored: nothing lacks any more. */
+  unitsSuperseded: number;
+  /** Could not be restored now: their node was lost, or refused. */
+  unitsFailed: number;
+  /** Stripes of which fewer than k units can be had. */
+  stripesLost: number;
+  /** Nodes that were down: what they lack is not known. */
+  nodesDown: string[];
+}
+
+/** Stripes whose inventories are compared at once. */
+const CHUNK_STRIPES = 512;
+const INVENTORY_LIMIT = 64;
+/** Units that a node checks for one answer: it must come within the deadline. */
+const CHECK_LIMIT = 8;
+const WINDOW_BYTES = 16 << 20;
+const MAX_WINDOW_SLOTS = 16;
+const NODE_SLOTS = 32;
+const MAP_ATTEMPTS = 5;
+
+interface Version { readonly epoch: number; readonly counter: number; readonly stripeLength: number; readonly held: Map<number, UnitEntry>; missing: number }
+
+/**
+ * Restores one file's missing units.
+ *
+ * @param verify  reads every unit back first (scrub)
+ * @throws {TartanError} ERR_RING_MEMORY, ERR_MAP_UNAVAILABLE, ERR_CONNECT; what can't be restored is counted, not thrown
+ */
+export async function rebuildFile(context: ClientContext, file: FileRecord, verify: boolean, options: RebuildOptions = {}): Promise<RebuildReport> {
+  const rebuilder = new Rebuilder(context, file, await readMap(context.store), verify, options);
+  try {
+    await rebuilder.run();
+    return rebuilder.report;
+  } finally {
+    await rebuilder.destroy();
+  }
+}
+
+class Rebuilder {
+  readonly report: RebuildReport;
+  private readonly code: Code;
+  private readonly layout: Layout;
+  private readonly slots: StripeSlotLayout;
+  private readonly nodes: NodeSet;
+  private readonly reader: StripeReader;
+  private readonly pipeline: StripePipeline;
+  private readonly ringBytes: number;
+  private readonly region: MemoryRegion;
+  private readonly words: Uint32Array;
+  private readonly bytes: Uint8Array;
+  private readonly free: number[] = [];
+  private readonly settled: (((refusal: number) => void) | undefined)[];
+  /** When what has been moved so far may have been, by the rate that is allowed: ms of the clock. */
+  private dueMs: number;
+
+  constructor(private readonly context: ClientContext, private readonly file: FileRecord, map: ClusterMap, private readonly verify: boolean, private readonly options: RebuildOptions) {
+    const code = this.code = parseCode(file.code);
+    this.layout = makeLayout({ nodes: file.nodes.length, k: code.k, m: code.m, unitBytes: file.unitBytes });
+    this.report = {
+      name: file.name, stripes: stripeCount(this.layout, file.length), stripesDone: 0, unitsMissing: 0, unitsDamaged: 0, unitsChecked: 0, parityMismatches: 0,
+      unitsRestored: 0, bytesRestored: 0, unitsSuperseded: 0, unitsFailed: 0, stripesLost: 0, nodesDown: [],
+    };
+    this.slots = stripeSlotLayout(code.k, code.m, file.unitBytes);
+    const { slotBytes } = this.slots;
+    this.reader = new StripeReader(context, file, code, this.layout, map);
+    try {
+      this.ringBytes = context.memory.take(Math.min(Math.max(WINDOW_BYTES, slotBytes), MAX_WINDOW_SLOTS * slotBytes), slotBytes, slotBytes, `rebuild '${file.name}': a stripe of ${code.name} with ${file.unitBytes}-byte units does not fit`);
+    } catch (error) {
+      void this.reader.destroy();
+      throw error;
+    }
+    this.region = context.device.allocate(this.ringBytes, Access.LOCAL);
+    this.words = new Uint32Array(this.region.buffer);
+    this.bytes = new Uint8Array(this.region.buffer);
+    const ops = this.ringBytes / slotBytes;
+    for (let op = ops - 1; op >= 0; op--) this.free.push(op);
+    this.settled = new Array<undefined>(ops).fill(undefined);
+    let pipeline: StripePipeline | undefined;
+    const nodes = this.nodes = new NodeSet(map, {
+      context, nodes: file.nodes, role: 'rebuilder', name: context.name, fileId: file.id, unitBytes: file.unitBytes, slots: NODE_SLOTS, receiveSlots: 0,
+      transport: context.transport, heartbeatMs: context.heartbeatMs, deadlineMs: context.deadlineMs,
+      owner: {
+        locate: (op, unit, place) => { pipeline!.locate(op, unit, place); },
+        onWritten: (link, op, unit, ok) => { pipeline!.onWritten(link, op, unit, ok); },
+        onAnswer: (link, op, unit, refusal, epoch) => { pipeline!.onAnswer(link, op, unit, refusal, epoch); },
+        onLinkDown: () => {},
+      },
+    });
+    this.pipeline = pipeline = new StripePipeline({
+      hub: context.hub, code, layout: this.layout, slots: this.slots, region: this.region, maxOps: ops, sealed: false, linkTo: (index) => nodes.linkTo(index),
+      owner: { onReleased: () => {}, onSettled: (op, refusal) => { this.settled[op]?.(refusal); } },
+    });
+    this.dueMs = context.clock.now();
+  }
+
+  async run(): Promise<void> {
+    await this.nodes.connectUp(this.context.deadlineMs);
+    await this.reader.connect();
+    const { report, file } = this;
+    report.nodesDown = file.nodes.filter((_, index) => this.nodes.isDown(index) || this.nodes.linkTo(index) === undefined);
+    for (let from = 0; from < report.stripes; from += CHUNK_STRIPES) {
+      if (this.options.signal?.aborted === true) break;
+      const to = Math.min(from + CHUNK_STRIPES, report.stripes);
+      const chunk = await this.gather(from, to);
+      if (chunk === undefined) return; // removed meanwhile: nothing of it is to be restored
+      const underWay = new Set<Promise<void>>();
+      for (let stripe = from; stripe < to; stripe++) {
+        const versions = chunk.get(stripe) ?? [];
+        const work = this.restore(stripe, versions).finally(() => { underWay.delete(work); report.stripesDone++; });
+        underWay.add(work);
+        if (underWay.size >= this.settled.length) await Promise.race(underWay);
+      }
+      await Promise.all(underWay);
+      this.options.onProgress?.(report);
+    }
+    this.options.onProgress?.(report);
+  }
+
+  async destroy(): Promise<void> {
+    await this.nodes.destroy('done');
+    await this.reader.destroy();
+    await this.pipeline.destroy();
+    await this.region.deregister();
+    this.context.memory.give(this.ringBytes);
+  }
+
+  // --- what there is
+
+  /** The committed versions of the stripes [from, to), as the nodes that can be asked hold them. Undefined: the file is gone. */
+  private async gather(from: number, to: number): Promise<Map<number, Version[]> | undefined> {
+    const chunk = new Map<number, Version[]>();
+    const outcomes = await Promise.all(this.nodes.upIndexes().map(async (index) => {
+      if (this.nodes.linkTo(index) === undefined) return true;
+      try {
+        await this.gatherFrom(index, from, to, chunk);
+        return true;
+      } catch (error) {
+        const code = codeOf(error);
+        if (code === undefined) throw error;
+        if (code === 'ERR_NO_UNIT' || code === 'ERR_NOT_FOUND') return false;
+        // A node that fails now is as one that is down: what it lacks is not known.
+        this.nodes.drop(index, `it does not answer: ${String(error)}`);
+        const id = this.file.nodes[index]!;
+        if (!this.report.nodesDown.includes(id)) this.report.nodesDown.push(id);
+        return true;
+      }
+    }));
+    return outcomes.includes(false) || await this.isRemoved() ? undefined : chunk;
+  }
+
+  private async gatherFrom(index: number, from: number, to: number, chunk: Map<number, Version[]>): Promise<void> {
+    for (let next = from; next < to;) {
+      const asked = next;
+      const reply = await this.withMap(() => {
+        const link = this.nodes.linkTo(index);
+        if (link === undefined) throw new TartanError('ERR_CONNECT', `Cannot ask node ${this.file.nodes[index]}: its connection is down`);
+        return link.request({ $case: 'inventory', value: { fileId: this.file.id, fromStripe: asked, limit: this.verify ? CHECK_LIMIT : INVENTORY_LIMIT, verify: this.verify } });
+      });
+      let bytes = 0;
+      for (const entry of reply.units) {
+        if (entry.stripe >= to || !isCommitted(this.file, entry.stripe, entry.writerEpoch, entry.counter)) continue;
+        if (this.note(chunk, entry) && this.verify) {
+          this.report.unitsChecked++;
+          bytes += this.lengthOf(entry.stripeLength, entry.unit);
+        }
+      }
+      if (!reply.more || reply.units.length === 0) return;
+      // A first stripe with very many versions may be cut: it is asked for once.
+      const last = reply.units[reply.units.length - 1]!.stripe;
+      next = Math.max(last + 1, next + 1);
+      await this.pace(bytes);
+    }
+  }
+
+  /** @returns whether it was new */
+  private note(chunk: Map<number, Version[]>, entry: UnitEntry): boolean {
+    let versions = chunk.get(entry.stripe);
+    if (versions === undefined) chunk.set(entry.stripe, versions = []);
+    let version = versions.find(({ epoch, counter }) => epoch === entry.writerEpoch && counter === entry.counter);
+    if (version === undefined) versions.push(version = { epoch: entry.writerEpoch, counter: entry.counter, stripeLength: entry.stripeLength, held: new Map(), missing: 0 });
+    if (version.held.has(entry.unit)) return false;
+    version.held.set(entry.unit, entry);
+    version.missing = union(version.missing, entry.missing);
+    return true;
+  }
+
+  // --- one stripe
+
+  private async restore(stripe: number, versions: readonly Version[]): Promise<void> {
+    const { code, report } = this;
+    const newest = versions.reduce<Version | undefined>((best, each) => (best === undefined || compareVersions(each.epoch, each.counter, best.epoch, best.counter) > 0 ? each : best), undefined);
+    const good = newest === undefined ? [] : [...newest.held.values()].filter(({ damaged }) => damaged !== true);
+    if (newest === undefined || newest.stripeLength < stripeDataLength(this.layout, this.file.length, stripe) || good.length < code.k) { report.stripesLost++; return; }
+    const lacking: number[] = [];
+    for (let unit = 0; unit < code.k + code.m; unit++) {
+      const held = newest.held.get(unit), index = nodeOfUnit(this.layout, stripe, unit);
+      if (this.nodes.isDown(index) || this.nodes.linkTo(index) === undefined || (held !== undefined && held.damaged !== true)) continue;
+      lacking.push(unit);
+      if (held === undefined) report.unitsMissing++; else report.unitsDamaged++;
+    }
+    if (this.verify && !paritySummariesFit(code, good)) report.parityMismatches++;
+    if (lacking.length === 0) return;
+    const refusal = await this.writeUnits(stripe, newest, lacking);
+    if (refusal === Refusal.NONE) {
+      const bytes = lacking.reduce((sum, unit) => sum + this.lengthOf(newest.stripeLength, unit), 0);
+      report.unitsRestored += lacking.length;
+      report.bytesRestored += bytes;
+      await this.pace(bytes);
+    } else if (refusal === Refusal.STALE_VERSION || refusal === Refusal.NO_UNIT) report.unitsSuperseded += lacking.length;
+    else report.unitsFailed += lacking.length;
+  }
+
+  /** Reads the stripe, whole or decoded, and writes the lacking units. @returns the first refusal, or NONE */
+  private async writeUnits(stripe: number, version: Version, lacking: readonly number[]): Promise<number> {
+    const op = this.free.pop()!;
+    try {
+      const slotOffset = op * this.slots.slotBytes;
+      try {
+        const read = await this.reader.read({ stripe, dataLength: version.stripeLength, epoch: version.epoch, counter: version.counter, exact: true });
+        this.bytes.set(read.bytes, slotOffset + this.slots.unitsOffset);
+        read.release();
+      } catch (error) {
+        if (codeOf(error) === undefined) throw error;
+        return Refusal.UNREACHABLE;
+      }
+      const { k, m } = this.code;
+      // What is restored is not missing any more, nor what its holder has; the rest stays recorded, here too.
+      const present = maskOf([...lacking, ...version.held.keys()]);
+      const missing = without(version.missing, present), skipped = without(maskOf(Array.from({ length: k + m }, (_, unit) => unit)), maskOf(lacking));
+      for (let attempt = 1; ; attempt++) {
+        const identity = { codeId: this.code.id, clusterId: this.context.clusterId, fileId: this.file.id, mapEpoch: this.nodes.map.epoch, writerEpoch: version.epoch, commitMark: 0 };
+        writeDataHeaders(this.words, slotOffset, this.slots, identity, stripe, version.stripeLength, version.counter, low(missing), high(missing));
+        const refusal = await new Promise<number>((resolve) => {
+          this.settled[op] = resolve;
+          this.pipeline.start(op, slotOffset, stripe, version.stripeLength, low(skipped), high(skipped));
+        });
+        if (refusal !== Refusal.STALE_MAP || attempt === MAP_ATTEMPTS) return refusal;
+        await this.renewMap();
+      }
+    } finally {
+      this.free.push(op);
+    }
+  }
+
+  // --- the map, the rate
+
+  private async withMap<T>(ask: () => Promise<T>): Promise<T> {
+    for (let attempt = 1; ; attempt++) {
+      try {
+        return await ask();
+      } catch (error) {
+        if (codeOf(error) !== 'ERR_STALE_MAP' || attempt === MAP_ATTEMPTS) throw error;
+        await this.renewMap();
+      }
+    }
+  }
+
+  private async renewMap(): Promise<void> {
+    const map = await readMap(this.context.store);
+    if (map.epoch > this.nodes.map.epoch) this.nodes.map = map;
+    if (map.epoch > this.reader.nodes.map.epoch) this.reader.nodes.map = map;
+  }
+
+  private async isRemoved(): Promise<boolean> {
+    try {
+      return (await readFile(this.context.store, this.file.id)).state === 'deleted';
+    } catch (error) {
+      if (codeOf(error) === 'ERR_NOT_FOUND') return true;
+      if (codeOf(error) === undefined) throw error;
+      return false; // the store is away: what is committed stays so
+    }
+  }
+
+  private async pace(bytes: number): Promise<void> {
+    const { bytesPerSecond } = this.options;
+    if (bytesPerSecond === undefined || bytes === 0) return;
+    const now = this.context.clock.now();
+    this.dueMs = Math.max(this.dueMs, now) + (bytes / bytesPerSecond) * 1000;
+    if (this.dueMs > now) await sleep(this.context.clock, this.dueMs - now);
+  }
+
+  private lengthOf(stripeLength: number, unit: number): number { return unitLength(stripeLength, this.file.unitBytes, unit, this.code.k); }
+}
+
+/** Whether parity summaries are those of the data summaries; true when not all of what it takes is known. */
+function paritySummariesFit(code: Code, units: readonly UnitEntry[]): boolean {
+  const summaryOf = (unit: number): Uint8Array | undefined => units.find((each) => each.unit === unit)?.summary;
+  const data = Array.from({ length: code.k }, (_, unit) => summaryOf(unit));
+  if (data.some((each) => each === undefined)) return true;
+  const expected = encode(code, data as Uint8Array[]);
+  return expected.every((parity, i) => {
+    const held = summaryOf(code.k + i);
+    return held === undefined || Buffer.compare(held, parity) === 0;
+  });
+}
+
+// Sets of units as numbers below 2^36: beyond what bit operators take.
+const TWO_32 = 0x1_0000_0000;
+const low = (mask: number): number => mask % TWO_32;
+const high = (mask: number): number => Math.floor(mask / TWO_32);
+const maskOf = (units: readonly number[]): number => [...new Set(units)].reduce((mask, unit) => mask + 2 ** unit, 0);
+const join = (lowBits: number, highBits: number): number => (highBits >>> 0) * TWO_32 + (lowBits >>> 0);
+const union = (a: number, b: number): number => join(low(a) | low(b), high(a) | high(b));
+const without = (a: number, b: number): number => join(low(a) & ~low(b), high(a) & ~high(b));
