@@ -36,10 +36,11 @@ const timelines = new Map<string, Timeline>();
 
 export const tasks = {
   /** Writes one file sequentially for a time, filled in place, whatever lies in the ring; ends when all is acknowledged. */
-  async stream({ access, file, warmupSeconds, seconds }: { access: Access; file: FileSpec; warmupSeconds: number; seconds: number }): Promise<StreamResult> {
+  async stream({ access, file, warmupSeconds, seconds, startAtMs = 0 }: { access: Access; file: FileSpec; warmupSeconds: number; seconds: number; /** Date.now() when all writers begin together */ startAtMs?: number }): Promise<StreamResult> {
     const client = await open(access);
     try {
       const writer = await client.create(file.name, { code: file.code, unitBytes: file.unitBytes });
+      if (startAtMs > Date.now()) await new Promise((resolve) => { setTimeout(resolve, startAtMs - Date.now()); });
       const begun = performance.now();
       const marks: { at: number; bytes: number; cpu: NodeJS.CpuUsage }[] = [];
       // From one acknowledgement to another: with stripes of megabytes, bytes at two arbitrary moments would be steps, not a rate.

@@ -17,6 +17,9 @@ export const LEAST_IDLE = 0.2;
 /** Headers, TCP, IP, Ethernet, acknowledgements of the other direction: 4 KiB units have the most. */
 const MOST_OVERHEAD = 0.12;
 
+/** Processes start and connect on a busy machine within this. */
+const START_MS = 1500, START_EACH_MS = 250;
+
 export interface StreamPoint {
   readonly writer: string;
   readonly name: string;
@@ -40,8 +43,10 @@ export interface StreamFigures {
 /** Several points at once are several writers: their rates add up. */
 export async function measureStreams(testbed: Testbed, points: readonly StreamPoint[]): Promise<StreamFigures> {
   const before = linkBytes(testbed.network), cpuBefore = cpuTimes();
+  // Who measures while others are still starting has the links to itself: all begin together, when the last should be ready.
+  const startAtMs = points.length > 1 ? Date.now() + START_MS + START_EACH_MS * points.length : 0;
   const results = await Promise.all(points.map(({ writer, name, code, unitBytes, parity, warmupSeconds, seconds }) => testbed.worker(writer).call('stream', {
-    access: { cluster: testbed.cluster, parity, ringMemoryBytes: ringMemory(testbed, code, unitBytes, seconds / points.length), deadlineMs: testbed.deadlineMs }, file: { name, code, unitBytes }, warmupSeconds, seconds,
+    access: { cluster: testbed.cluster, parity, ringMemoryBytes: ringMemory(testbed, code, unitBytes, seconds / points.length), deadlineMs: testbed.deadlineMs }, file: { name, code, unitBytes }, warmupSeconds, seconds, startAtMs,
   })));
   const idle = idleShare(cpuBefore, cpuTimes());
   const after = linkBytes(testbed.network);
