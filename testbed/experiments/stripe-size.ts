@@ -18,7 +18,7 @@ import { LEAST_IDLE, measureStreams } from './measure-stream.js';
 
 const KIB = 1024;
 const FULL = { codes: ['xor(2+1)', 'rs(4,2)', 'rs(8,4)', 'copies(1,2)'], units: [4, 8, 16, 32, 64, 128, 256, 512], repetitions: 3, warmupSeconds: 1, seconds: 4 };
-const QUICK = { codes: ['xor(2+1)'], units: [4, 16, 64, 256], repetitions: 2, warmupSeconds: 0.7, seconds: 2 };
+const QUICK = { codes: ['xor(2+1)'], units: [4, 16, 32, 128], repetitions: 2, warmupSeconds: 0.7, seconds: 2 };
 
 export interface StripeSizePlan { readonly codes: readonly string[]; readonly units: readonly number[]; readonly repetitions: number; readonly warmupSeconds: number; readonly seconds: number }
 
