@@ -17,7 +17,8 @@ export const CEPH_PLUGINS = ['jerasure', 'isa', 'shec', 'clay'] as const;
 export type CephPlugin = typeof CEPH_PLUGINS[number];
 
 const MON_PORT = 6789;
-const READY_MS = 60_000;
+const READY_MS = 120_000;
+const ATTEMPTS = 4;
 const COMMAND_MS = 30_000;
 const STOP_MS = 5_000;
 const PLACEMENT_GROUPS = 16;
@@ -125,9 +126,19 @@ export class CephCluster {
     closeSync(out);
   }
 
-  /** One administrative command, from the monitor's own host. */
-  private ceph(...args: string[]): Promise<string> {
-    return run([...this.testbed.network.enter('s1'), 'timeout', String(COMMAND_MS / 1000), 'ceph', '-c', this.config, ...args], COMMAND_MS + 5_000);
+  /**
+   * One administrative command, from the monitor's own host. A monitor that has just started, on CPUs that many OSDs start on
+   * too, now and then refuses one ("problem getting command descriptions"): it is asked again.
+   */
+  private async ceph(...args: string[]): Promise<string> {
+    for (let attempt = 1; ; attempt++) {
+      try {
+        return await run([...this.testbed.network.enter('s1'), 'timeout', String(COMMAND_MS / 1000), 'ceph', '-c', this.config, ...args], COMMAND_MS + 5_000);
+      } catch (error) {
+        if (attempt === ATTEMPTS) throw error;
+        await delay(1000);
+      }
+    }
   }
 
   /** The first write waits until the pool's placement groups are active (what says so by itself needs a manager, which is not run). */
