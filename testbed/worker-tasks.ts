@@ -10,6 +10,8 @@ import { Timeline } from './timeline.js';
 
 const MOST_RESERVED = 1 << 20;
 const DRAIN_MS = 200;
+/** A stream that has not been measured after so many times its duration is given up. */
+const PATIENCE = 6000;
 
 export interface Access { readonly cluster: string; readonly parity: 'switch' | 'host'; readonly ringMemoryBytes?: number; readonly deadlineMs?: number; readonly holdMs?: number }
 export interface FileSpec { readonly name: string; readonly code: string; readonly unitBytes: number }
@@ -45,17 +47,23 @@ export const tasks = {
       const marks: { at: number; bytes: number; cpu: NodeJS.CpuUsage }[] = [];
       // From one acknowledgement to another: with stripes of megabytes, bytes at two arbitrary moments would be steps, not a rate.
       let last = { at: begun, bytes: 0 };
+      // The first window is acknowledged late and at once, many connections filling together: a rate begins after it.
+      const windowBytes = writer.internals.window.region.byteLength;
+      let ending: NodeJS.Timeout | undefined;
+      const mark = (): void => { marks.push({ ...last, cpu: process.cpuUsage() }); };
       const observe = (): void => {
         const bytes = writer.progress.acknowledgedBytes;
-        if (bytes !== last.bytes) last = { at: performance.now(), bytes };
+        if (bytes === last.bytes) return;
+        last = { at: performance.now(), bytes };
+        if (marks.length > 0 || bytes < windowBytes || last.at - begun < warmupSeconds * 1000) return;
+        mark();
+        ending = setTimeout(mark, seconds * 1000);
       };
       writer.on('drain', observe);
-      const mark = (): void => { marks.push({ ...last, cpu: process.cpuUsage() }); };
-      const timers = [setTimeout(mark, warmupSeconds * 1000), setTimeout(mark, (warmupSeconds + seconds) * 1000)];
       try {
-        await fillUntil(writer, () => marks.length === 2 || performance.now() - begun > (warmupSeconds + seconds) * 2000);
+        await fillUntil(writer, () => marks.length === 2 || performance.now() - begun > (warmupSeconds + seconds) * PATIENCE);
       } finally {
-        for (const timer of timers) clearTimeout(timer);
+        clearTimeout(ending);
       }
       const { stripesRedriven, modeChanges } = await finish(writer);
       const [from, to] = marks;
