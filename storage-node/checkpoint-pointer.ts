@@ -48,8 +48,8 @@ export async function writePointer(disk: Disk, slot: number, pointer: Pointer, t
 /** @returns the pointer, 'blank', or 'bad' */
 export async function readPointer(disk: Disk, slot: number, tag: Tag, block: Uint8Array): Promise<Pointer | 'blank' | 'bad'> {
   await disk.read(block, POINTER_BLOCKS[slot]! * BLOCK_BYTES);
-  if (block.every((byte) => byte === 0)) return 'blank';
   const words = new Uint32Array(block.buffer, block.byteOffset, BLOCK_BYTES >> 2);
+  if (words.every((word) => word === 0)) return 'blank';
   const holds = words[0] === POINTER_MAGIC && words[1] === STORE_FORMAT_VERSION && words[2] === tag.tagLow && words[3] === tag.tagHigh
     && words[15]! <= MOST_CHECKPOINT_SEGMENTS && words[CRC_WORD] === pointerCrc(block);
   if (!holds) return 'bad';

@@ -18,13 +18,16 @@ const RECORDS_AT_ONCE = 4096;
 /** The segments as they are between two batches. */
 export interface SegmentSnapshot { readonly words: Uint32Array; readonly empty: readonly number[] }
 
-/** @param inUse  segments that the log is in, or has announced */
-export function snapshotSegments(segments: Segments, inUse: readonly number[]): SegmentSnapshot {
+/**
+ * @param inUse  segments that the log is in, or has announced
+ * @param soon   segments that are free once this checkpoint is durable: whoever reads it finds them so
+ */
+export function snapshotSegments(segments: Segments, inUse: readonly number[], soon: readonly number[]): SegmentSnapshot {
   const words = new Uint32Array(segments.count * 4), empty: number[] = [];
   for (let segment = 0; segment < segments.count; segment++) {
     const isEmpty = segments.states[segment] === SegmentState.LOG && segments.units[segment] === 0 && !inUse.includes(segment);
     if (isEmpty) empty.push(segment);
-    words[segment * 4] = isEmpty ? SegmentState.EMPTY : segments.states[segment]!;
+    words[segment * 4] = soon.includes(segment) ? SegmentState.FREE : isEmpty ? SegmentState.EMPTY : segments.states[segment]!;
     words[segment * 4 + 1] = segments.filled[segment]!;
     writePair(words, segment * 4 + 2, segments.sequences[segment]!);
   }

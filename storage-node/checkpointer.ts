@@ -98,6 +98,8 @@ export class Checkpointer {
       this.newestBytes = writer.bytesWritten;
       this.logBytes = shot.logBytes;
       this.freeEmpty(shot.segments.empty);
+      // Whatever opening found torn is not in this checkpoint, and the log before it is not read again.
+      log.trustTail();
       return true;
     } catch (error) {
       if (codeOf(error) === undefined || log.state === 'failed') throw error;
@@ -132,7 +134,7 @@ export class Checkpointer {
     const { log, index, segments } = this.options;
     return new Promise((resolve) => {
       log.atBoundary(() => {
-        resolve({ position: log.position, logBytes: log.bytesWritten, index: index.snapshot(), segments: snapshotSegments(segments, log.inUse) });
+        resolve({ position: log.position, logBytes: log.bytesWritten, index: index.snapshot(), segments: snapshotSegments(segments, log.inUse, this.empty) });
       });
     });
   }

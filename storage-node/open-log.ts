@@ -9,6 +9,7 @@ import { CheckpointReader, pieceBlocks } from './checkpoint-stream.js';
 import { readCheckpoint } from './checkpoint.js';
 import { BLOCK_BYTES, type Disk } from './disk.js';
 import { IndexTable } from './index-table.js';
+import { MAX_HEADER_AREA_BYTES } from './log-format.js';
 import { readLog, RECOVERY_WINDOW_BYTES, type LogEnd, type UncertainUnit } from './recovery.js';
 import { Replay } from './replay.js';
 import { Segments, SegmentState } from './segments.js';
@@ -51,7 +52,7 @@ export interface OpenedLog {
 }
 
 export async function openLog(disk: Disk, identity: StoreIdentity, random: () => number, nowMs: number, allocate: (bytes: number) => AlignedMemory): Promise<OpenedLog> {
-  const window = allocate(RECOVERY_WINDOW_BYTES);
+  const window = allocate(Math.min(RECOVERY_WINDOW_BYTES, Math.max(disk.size, 2 * MAX_HEADER_AREA_BYTES)));
   try {
     const superblock = await openSuperblock(disk, identity, random, nowMs, window.bytes);
     const found = await loadCheckpoint(disk, superblock, window, allocate);
@@ -63,6 +64,7 @@ export async function openLog(disk: Disk, identity: StoreIdentity, random: () =>
       throw new TartanError('ERR_CHECKSUM', `Cannot open the store: batch ${end.position.sequence} at block ${end.damagedBlock} is damaged, and later batches show that it was durable; the units in them cannot be told from lost ones`);
     }
     const torn = await dropTorn(disk, replay, end.uncertain, allocate);
+    replay.finish();
     for (const segment of [end.position.segment, end.position.next, end.position.after]) if (segment >= 0) segments.mark(segment, SegmentState.LOG);
     index.forEach((entry) => { segments.add(index.headerBlock(entry), index.payloadBlocks(entry)); });
     // What was found may be in a cache only; from here on it is acknowledged when a duplicate comes.
@@ -139,7 +141,7 @@ function setStates(segments: Segments, states: Uint8Array, areas: readonly numbe
 async function dropTorn(disk: Disk, replay: Replay, uncertain: readonly UncertainUnit[], allocate: (bytes: number) => AlignedMemory): Promise<UncertainUnit[]> {
   const torn: UncertainUnit[] = [];
   if (uncertain.length === 0) return torn;
-  const memory = allocate(MAX_UNIT_BYTES);
+  const memory = allocate(roundUp(Math.min(MAX_UNIT_BYTES, uncertain.reduce((most, { unitLength }) => Math.max(most, unitLength), BLOCK_BYTES)), BLOCK_BYTES));
   try {
     for (const unit of [...uncertain].reverse()) {
       if (!replay.holdsAt(unit.fileId, unit.stripe, unit)) continue;

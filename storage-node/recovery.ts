@@ -189,23 +189,31 @@ function uncertainUnit(words: Uint32Array, header: number, place: UnitPlace, fal
   };
 }
 
-/** The log's blocks through one buffer: small batches that lie together cost one read. */
+/**
+ * The log's blocks through one buffer: small batches that lie together cost one read. Where batches lie far apart, as their
+ * payloads between them are large, less is read at a time.
+ */
 class Window {
   private from = 0;
   private count = 0;
+  /** Calls since the last read: a batch takes three. */
+  private calls = FAR_APART + 1;
   constructor(private readonly disk: Disk, private readonly bytes: Uint8Array) {}
 
   /** Words of `count` blocks from `block` on; valid until the next call. */
   async words(block: number, count: number): Promise<Uint32Array> {
     if (block < this.from || block + count > this.from + this.count) {
-      const left = this.disk.size / BLOCK_BYTES - block;
-      this.count = Math.min(Math.floor(this.bytes.length / BLOCK_BYTES), left);
+      const left = this.disk.size / BLOCK_BYTES - block, most = this.calls > FAR_APART ? this.bytes.length / BLOCK_BYTES : MAX_HEADER_BLOCKS;
+      this.count = Math.min(Math.floor(most), left);
+      this.calls = 0;
       this.from = block;
       await this.disk.read(this.bytes.subarray(0, this.count * BLOCK_BYTES), block * BLOCK_BYTES);
     }
+    this.calls++;
     const offset = this.bytes.byteOffset + (block - this.from) * BLOCK_BYTES;
     return new Uint32Array(this.bytes.buffer, offset, (Math.min(count, this.from + this.count - block) * BLOCK_BYTES) >> 2);
   }
 }
 
+const FAR_APART = 3;
 export const RECOVERY_WINDOW_BYTES = 16 * MAX_HEADER_AREA_BYTES;

@@ -1,6 +1,5 @@
 /** Builds the index from the log's tail. Nothing is checked against rules that were checked when it was written. */
 import { W, headerFileId, headerStripe, headerUnit } from '../wire/unit-header.js';
-import type { FileIndex } from './file-index.js';
 import { E, type IndexTable } from './index-table.js';
 import type { HeaderPlace, LogReader, UnitPlace } from './recovery.js';
 import { discardVersions, freeSuperseded } from './versions.js';
@@ -24,8 +23,7 @@ export class Replay implements LogReader {
     }, 0);
     this.index.setPlace(entry, headerBlock, headerByte, payloadBlock);
     if (this.index.get(entry, E.NEXT) !== 0) file.superseded.add(stripe);
-    const raised = file.raiseMark(writerEpoch, words[w + W.COMMIT_MARK]!);
-    if (raised || file.superseded.has(stripe)) this.freeSuperseded(file);
+    file.raiseMark(writerEpoch, words[w + W.COMMIT_MARK]!);
     return replaced;
   }
 
@@ -74,5 +72,11 @@ export class Replay implements LogReader {
     return file === undefined ? 0 : this.index.findAt(file, stripe, headerBlock, headerByte);
   }
 
-  private freeSuperseded(file: FileIndex): void { freeSuperseded(this.index, file, (stripe, entry) => { this.index.remove(file, stripe, entry); }); }
+  /** Frees superseded versions: last of all, because a newer version may have turned out torn. */
+  finish(): void {
+    for (const id of this.index.fileIds()) {
+      const file = this.index.peekFile(id)!;
+      if (file.superseded.size > 0) freeSuperseded(this.index, file, (stripe, entry) => { this.index.remove(file, stripe, entry); });
+    }
+  }
 }

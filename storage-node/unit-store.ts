@@ -9,7 +9,7 @@
  * that was accepted before it settled, durable or refused; a refused unit leaves no trace in the index.
  */
 import { Refusal } from '../wire/ring-messages.js';
-import { TartanError, type ErrorCode } from '../wire/errors.js';
+import { codeOf, TartanError, type ErrorCode } from '../wire/errors.js';
 import { roundUp } from '../wire/slot-layout.js';
 import { compareVersions, headerFileId, headerStripe, headerUnit, W } from '../wire/unit-header.js';
 import type { AlignedMemory, AppendClient, Batch, MovedEntry } from './batch.js';
@@ -22,7 +22,7 @@ import { EntryKind, unitEntryWords, writePair } from './log-format.js';
 import { LogWriter, type Durability } from './log-writer.js';
 import { openLog, type OpenedLog, type StoreRecovery } from './open-log.js';
 import { SegmentsKeeper } from './segments-keeper.js';
-import { SegmentState, type Segments } from './segments.js';
+import type { Segments } from './segments.js';
 import type { StoreIdentity, Superblock } from './superblock.js';
 import { discardVersions, freeSuperseded } from './versions.js';
 
@@ -102,7 +102,6 @@ export class UnitStore {
   private readonly checkpointer: Checkpointer;
   private readonly cleaner: Cleaner;
   private readonly keeper: SegmentsKeeper;
-  /** Units that wait for segments to become free. */
   private parked: ParkedUnit[] = [];
   private closed: Promise<void> | undefined;
   private readonly counts = { unitsStored: 0, duplicates: 0, refused: 0, damaged: 0 };
@@ -120,8 +119,7 @@ export class UnitStore {
       throw new TartanError('ERR_ARGUMENT', `Cannot open the store with durability 'discard': units held: ${opened.index.count}, expected a new store`);
     }
     const store = new UnitStore(options, allocate, opened);
-    await store.writeVoids(opened);
-    store.log.trustTail();
+    if (await store.settleTorn(opened)) store.log.trustTail();
     store.keep();
     return store;
   }
@@ -399,17 +397,14 @@ export class UnitStore {
   get failed(): boolean { return this.log.state === 'failed'; }
 
   stats(): StoreStats {
-    const { segments } = this, used = [...segments.withState(SegmentState.LOG)].reduce((sum, segment) => sum + segments.filled[segment]!, 0);
-    const movedBytes = this.cleaner.movedBlocks * BLOCK_BYTES;
-    const filled = [...segments.withState(SegmentState.LOG)].filter((segment) => !this.log.inUse.includes(segment));
-    const clean = filled.filter((segment) => segments.live[segment]! + segments.blocks / 8 >= segments.filled[segment]!).length;
+    const { segments } = this, { used, clean, dirty } = segments.summary(this.log.inUse), movedBytes = this.cleaner.movedBlocks * BLOCK_BYTES;
     return {
       durability: this.durability, failed: this.failed, units: this.index.count,
       capacityBytes: segments.count * segments.bytes, usedBytes: used * BLOCK_BYTES,
       liveBytes: segments.liveBlocks * BLOCK_BYTES, deadBytes: (used - segments.liveBlocks) * BLOCK_BYTES, batches: this.log.batches, ...this.counts,
       parked: this.parked.length, movedUnits: this.cleaner.movedUnits, movedBytes,
       writeAmplification: this.log.bytesWritten === 0 ? 1 : (this.log.bytesWritten + this.checkpointer.bytesWritten) / Math.max(BLOCK_BYTES, this.log.bytesWritten - movedBytes),
-      segmentsFree: segments.freeCount, segmentsClean: clean, segmentsDirty: filled.length - clean,
+      segmentsFree: segments.freeCount, segmentsClean: clean, segmentsDirty: dirty,
       checkpoints: this.checkpointer.taken, checkpointBytes: this.checkpointer.bytesWritten, recovery: this.recovery,
     };
   }
@@ -434,6 +429,17 @@ export class UnitStore {
     });
   }
 
+  /** Makes durable what opening found torn: by VOID entries; without room for them by a checkpoint, this or (false) a later one. */
+  private async settleTorn(opened: OpenedLog): Promise<boolean> {
+    try {
+      await this.writeVoids(opened);
+      return true;
+    } catch (error) {
+      if (codeOf(error) !== 'ERR_DISK_FULL') throw error;
+      return this.checkpointer.take();
+    }
+  }
+
   private async writeVoids(opened: OpenedLog): Promise<void> {
     await Promise.all(opened.torn.map((unit) => this.control(EntryKind.VOID, (words, w) => {
       writePair(words, w, unit.fileId);
@@ -450,10 +456,8 @@ export class UnitStore {
       if (refusal === Refusal.NONE) this.becomeDurable(batch, i);
       else this.index.remove(batch.files[i]!, batch.stripes[i]!, batch.entries[i]!);
     }
-    if (refusal === Refusal.NONE) {
-      for (const move of batch.moves) this.applyMove(batch, move);
-      for (const control of batch.controls) control.apply();
-    }
+    if (refusal === Refusal.NONE) for (const move of batch.moves) this.applyMove(batch, move);
+    if (refusal === Refusal.NONE) for (const control of batch.controls) control.apply();
     for (let i = 0; i < batch.units; i++) batch.clients[i]!.onAppended(batch.tokens[i]!, refusal);
     for (const move of batch.moves) move.onMoved(refusal);
     for (const { client, token } of batch.waiters) client.onAppended(token, refusal);

@@ -1,10 +1,11 @@
 import t from 'tap';
 import { POINTER_BLOCKS } from '../../storage-node/checkpoint-pointer.js';
-import { BLOCK_BYTES } from '../../storage-node/disk.js';
+import { BLOCK_BYTES, type Disk } from '../../storage-node/disk.js';
 import { MemoryDisk } from '../../storage-node/memory-disk.js';
 import { LOG_FIRST_BLOCK } from '../../storage-node/superblock.js';
 import type { UnitStore } from '../../storage-node/unit-store.js';
 import { Refusal } from '../../wire/ring-messages.js';
+import { TartanError } from '../../wire/errors.js';
 import { MIB, openStore, picture, readUnit } from './stores.js';
 import { Client, makeUnit, type UnitSpec } from './units.js';
 
@@ -132,4 +133,27 @@ t.test('Segments in which nothing is live any more are used again, without a cop
   t.equal(again.stats().units, 118);
   t.same(await readUnit(again, { fileId: 12, stripe: 117, unitBytes: 512 }), makeUnit({ fileId: 12, stripe: 117, unitBytes: 512 }).payload);
   t.ok(again.isDeleted(3));
+});
+
+t.test('A batch whose write failed, yet reached the disk, is not found in the place of one that went on to the next segment', async (t) => {
+  const inner = new MemoryDisk(4 * MIB), client = new Client();
+  let isLying = false;
+  const disk: Disk = {
+    size: inner.size, read: (into, position) => inner.read(into, position), sync: () => inner.sync(), close: () => inner.close(),
+    writev: async (views, position) => {
+      await inner.writev(views, position);
+      if (!isLying) return;
+      isLying = false;
+      throw new TartanError('ERR_DISK', 'the write failed, says the disk');
+    },
+  };
+  const store = await openStore(disk);
+  // 60 of the segment's 63 blocks; then a unit that would still fit, and one that does not.
+  t.equal(await client.append(store, makeUnit({ stripe: 0, unitBytes: 1 << 18, stripeLength: 59 * BLOCK_BYTES })), Refusal.NONE);
+  isLying = true;
+  t.equal(await client.append(store, makeUnit({ stripe: 1 })), Refusal.DISK);
+  t.equal(await client.append(store, makeUnit({ stripe: 2, unitBytes: 16384 })), Refusal.NONE);
+  const again = await openStore(inner.crash());
+  t.same(again.inventory(1, 0, 10).units.map(({ stripe }) => stripe), [0, 2]);
+  t.same(await readUnit(again, { stripe: 2, unitBytes: 16384 }), makeUnit({ stripe: 2, unitBytes: 16384 }).payload);
 });

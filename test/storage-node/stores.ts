@@ -1,6 +1,5 @@
 /** Opening stores on memory disks, and reading from them as a reader would. */
-import { BLOCK_BYTES } from '../../storage-node/disk.js';
-import type { MemoryDisk } from '../../storage-node/memory-disk.js';
+import { BLOCK_BYTES, type Disk } from '../../storage-node/disk.js';
 import { emptyLocation, UnitStore, type UnitStoreOptions } from '../../storage-node/unit-store.js';
 import { decodeHeader } from '../../wire/unit-header.js';
 import { IDENTITY, randomFrom, type UnitSpec } from './units.js';
@@ -8,7 +7,7 @@ import { IDENTITY, randomFrom, type UnitSpec } from './units.js';
 export const MIB = 1 << 20;
 let salt = 1;
 /** Each opening gets another salt, as in real life. */
-export function openStore(disk: MemoryDisk, options: Partial<UnitStoreOptions> = {}): Promise<UnitStore> {
+export function openStore(disk: Disk, options: Partial<UnitStoreOptions> = {}): Promise<UnitStore> {
   return UnitStore.open({ ...IDENTITY, disk, random: randomFrom(salt++), ...options });
 }
 
