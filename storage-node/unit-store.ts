@@ -594,8 +594,6 @@ function missingEntry(fileId: number, stripe: number, writerEpoch: number, count
 }
 
 /** A place for lookup() to fill. */
-export function emptyLocation(): UnitLocation {
-  return { writerEpoch: 0, counter: 0, unitLength: 0, payloadCrc: 0, headerBlock: 0, headerByte: 0, headerBytes: 0, payloadBlock: 0 };
-}
+export function emptyLocation(): UnitLocation { return { writerEpoch: 0, counter: 0, unitLength: 0, payloadCrc: 0, headerBlock: 0, headerByte: 0, headerBytes: 0, payloadBlock: 0 }; }
 
 function ordinaryMemory(bytes: number): AlignedMemory { return { bytes: new Uint8Array(bytes), release: () => undefined }; }
