@@ -63,7 +63,7 @@ export const mutants: Readonly<Record<string, Mutant>> = {
       return original.call(this);
     });
   } },
-  'missing-not-recorded': { what: 'a node does not keep which units a header calls missing', seed: 2, make: () => {
+  'missing-not-recorded': { what: 'a node does not keep which units a header calls missing', seed: 3, make: () => {
     replace(UnitStore, 'fieldsOf', (original) => function (...args) {
       const fields = original.apply(this, args) as { missingLow: number; missingHigh: number };
       fields.missingLow = fields.missingHigh = 0;
@@ -75,19 +75,19 @@ export const mutants: Readonly<Record<string, Mutant>> = {
     replace(UnitStore, 'fence', () => function (_fileId: number, writerEpoch: number) { return Promise.resolve(writerEpoch); });
     replace(UnitStore, 'adoptFence', () => function () { /* forgotten */ });
   } },
-  'nodes-not-fenced': { what: 'a takeover counts the units of nodes that it did not fence', seed: 7, make: () => {
+  'nodes-not-fenced': { what: 'a takeover counts the units of nodes that it did not fence', seed: 10, make: () => {
     replace(NodeLink, 'request', (original) => function (op: { $case: string; value: { writerEpoch?: number } }, ...rest) {
       if (op.$case === 'fence' && this.index > 0) return Promise.resolve({ writerEpoch: op.value.writerEpoch });
       return original.call(this, op, ...rest);
     });
   } },
-  'commit-mark-early': { what: 'headers call a version committed when it is submitted', seed: 57, make: () => {
+  'commit-mark-early': { what: 'headers call a version committed when it is submitted', seed: 26, make: () => {
     replace(WriteWindow, 'submit', (original) => function (...args) {
       if (!this.undecided) this.identity.commitMark = this.nextCounter;
       return original.apply(this, args);
     });
   } },
-  'old-version-freed-early': { what: 'a node frees the old version of a unit when it takes the new one', seed: 57, make: () => {
+  'old-version-freed-early': { what: 'a node frees the old version of a unit when it takes the new one', seed: 9, make: () => {
     replace(FileIndex, 'raiseMark', (original) => function (epoch: number) { return original.call(this, epoch, 0xffff_ffff); });
   } },
   'credit-twice': { what: 'the switch returns a slot twice', seed: 1, make: () => {
@@ -109,10 +109,10 @@ export const mutants: Readonly<Record<string, Mutant>> = {
   'roll-back-forgets-a-slot': { what: 'a stripe that was refused never settles', seed: 1, make: () => {
     replace(StripePipeline, 'ended', (original) => function (op: number, refusal: number, unit: number) { if (refusal === Refusal.NONE) original.call(this, op, refusal, unit); });
   } },
-  'versions-mixed': { what: 'a reader puts units of two versions together', seed: 5, make: () => {
+  'versions-mixed': { what: 'a reader puts units of two versions together', seed: 85, make: () => {
     replace(StripeReader, 'newest', (original) => function (...args) { return { ...original.apply(this, args) as object, mixed: false }; });
   } },
-  'checksum-unchecked': { what: 'a node stores units without looking at their checksums', seed: 104, make: () => {
+  'checksum-unchecked': { what: 'a node stores units without looking at their checksums', seed: 26, make: () => {
     replace(StorageNode, 'verified', (original) => function (wrId: number) { return original.call(this, wrId, 0); });
   } },
   'few-units-believed': { what: 'a takeover takes every fenced node for one that was up all the time', seed: 4, make: () => {
@@ -128,7 +128,7 @@ export const mutants: Readonly<Record<string, Mutant>> = {
       for (const id of ids) this.answered(id, Refusal.UNREACHABLE);
     });
   } },
-  'old-map-taken': { what: 'a node takes units that were sent under an older map', seed: 5, make: () => {
+  'old-map-taken': { what: 'a node takes units that were sent under an older map', seed: 4, make: () => {
     replace(UnitRing, 'judge', (original) => function (...args) {
       const { host } = this, { maps } = host;
       const epoch = Math.min(maps.epoch, this.words[this.wordOf(args[0]) + W.MAP_EPOCH]);
