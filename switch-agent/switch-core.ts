@@ -46,6 +46,8 @@ export class SwitchCore {
   private readonly options: SwitchCoreOptions;
   private readonly sessions = new Map<MessageChannel, WriterSession>();
   private readonly idle = new Set<MessageChannel>();
+  /** Being torn down: their counts are not in the totals yet. */
+  private readonly leaving = new Set<WriterSession>();
   private readonly totals: SwitchTotals = { stripes: 0, bytes: 0, refused: 0, protocolErrors: 0, rolledBack: 0, unitsCopied: 0, buffers: 0, sessions: 0, ringMemoryUsed: 0 };
   private listener: Listener | undefined;
   private watch: { close(): void } | undefined;
@@ -93,7 +95,7 @@ export class SwitchCore {
 
   counters(): SwitchTotals {
     const sum = { ...this.totals, sessions: this.sessions.size, ringMemoryUsed: this.memory.used };
-    for (const session of this.sessions.values()) addCounters(sum, session);
+    for (const session of [...this.sessions.values(), ...this.leaving]) addCounters(sum, session);
     return sum;
   }
 
@@ -155,7 +157,9 @@ export class SwitchCore {
     this.sessions.delete(channel);
     const end = (async () => {
       if (session === undefined) { await channel.destroy(reason); return; }
+      this.leaving.add(session);
       await session.destroy(reason);
+      this.leaving.delete(session);
       addCounters(this.totals, session);
     })().finally(() => this.ending.delete(end));
     this.ending.add(end);
