@@ -5,7 +5,8 @@ import type { ProcessRecord } from './state-directory.js';
 
 /** @throws {TartanError} what wire/control.ts's SwitchControl throws */
 export async function callSwitch(entry: ProcessRecord, action: (control: SwitchControl) => Promise<SwitchStatus>): Promise<SwitchStatus> {
-  const control = new SwitchControl(entry.host, entry.controlPort);
+  const secret = process.env['TARTAN_SECRET'];
+  const control = new SwitchControl(entry.host, entry.controlPort, secret === undefined ? {} : { secret });
   try {
     return await action(control);
   } finally {

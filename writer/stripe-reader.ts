@@ -144,11 +144,12 @@ export class StripeReader {
     });
   }
 
-  /** Connects to what the map calls up; nodes that can't be reached are read around. @throws {TartanError} ERR_DEVICE_KIND */
+  /** Connects to what the map calls up; nodes that can't be reached are read around. @throws {TartanError} ERR_DEVICE_KIND, ERR_AUTHENTICATION */
   async connect(): Promise<void> {
     const failures = await this.nodes.connectUp(this.context.deadlineMs);
-    const mismatched = failures.find(({ error }) => codeOf(error) === 'ERR_DEVICE_KIND');
-    if (mismatched !== undefined) throw mismatched.error;
+    // These say what is wrong here, not there.
+    const own = failures.find(({ error }) => ['ERR_DEVICE_KIND', 'ERR_AUTHENTICATION'].includes(codeOf(error) ?? ''));
+    if (own !== undefined) throw own.error;
   }
 
   /** Reads one stripe; waits for a slot. The result's bytes are the stripe's data, in ring memory until released. */
