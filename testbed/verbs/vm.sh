@@ -90,6 +90,9 @@ rm -f "$out/.status"
   echo 'exec </dev/null >/dev/console 2>&1'
   echo 'export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 HOME=/tmp'
   for setting in ${VM_ENV:-}; do printf 'export %q\n' "$setting"; done
+  # The machine has a /tmp and a /run of its own: what lies there on this one is shown again where it is needed.
+  echo 'mkdir -p /mnt; mount --bind / /mnt'
+  for path in "$here" "$cache"; do printf 'mkdir -p %q; mount --bind %q %q\n' "$path" "/mnt$path" "$path"; done
   printf 'mkdir -p /lib/modules/%s; mount --bind %q /lib/modules/%s\n' "$kernel" "$cache/unpacked/lib/modules/$kernel" "$kernel"
   echo 'stty -F /dev/console -opost 2>/dev/null; ip link set lo up; ulimit -l unlimited'
   printf 'cd %q; setsid -w' "$here"
