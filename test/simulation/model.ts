@@ -64,6 +64,13 @@ export class FileModel {
 
   constructor(readonly id: number, readonly name: string, readonly code: string, readonly unitBytes: number) {}
 
+  /** The last owner is succeeded, or lost: was a name of its taken by other bytes, and not answered yet? @returns isTainted */
+  lose(): boolean {
+    const last = this.segments[this.segments.length - 1]?.owner.writer.internals;
+    if (last !== undefined && this.forged?.epoch === last.file.writerEpoch && last.window.acknowledgedCounter < this.forged.counter) this.isTainted = true;
+    return this.isTainted;
+  }
+
   get written(): number { return this.segments[this.segments.length - 1]?.owner.written ?? 0; }
 
   get acknowledged(): number { return Math.max(0, ...this.owners.map((owner) => owner.writer.progress.acknowledgedBytes)); }
@@ -96,8 +103,7 @@ export class Model {
       return late;
     }
     file.newestEpoch = writerEpoch;
-    if (previous !== undefined && file.forged?.epoch === previous.writer.internals.file.writerEpoch && previous.writer.internals.window.acknowledgedCounter < file.forged.counter) file.isTainted = true;
-    if (!file.isTainted) this.checkKept(file, kept, previous, name);
+    if (!file.lose()) this.checkKept(file, kept, previous, name);
     for (const owner of file.owners) owner.frozenAt ??= kept;
     const owner: Owner = { number: ++this.owners, host, writer, base: kept, written: kept, frozenAt: undefined, isSecond: previous !== undefined && !previous.writer.destroyed };
     file.owners.push(owner);

@@ -153,7 +153,7 @@ class Run {
       if (writer.progress.acknowledgedBytes !== owner.written) throw new Violation('flush told too early', `'${record.name}' at the end`);
       return true;
     } catch (error) {
-      if (this.model.file(record).isTainted) return false;
+      if (this.model.file(record).lose()) return false;
       if (this.faults.destroyed && ['ERR_TOO_MANY_LOST', 'ERR_UNDECIDED'].includes(codeOf(error) ?? '')) return false;
       if (error instanceof Violation) throw error;
       throw new Violation('file lost', `taking over '${record.name}' when everything works: ${error instanceof Error ? error.stack ?? error.message : String(error)}`);
