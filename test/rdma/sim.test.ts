@@ -216,7 +216,7 @@ t.test('breakConnections() breaks what is there at once; a new connection works'
   w.a.ring();
   await w.sim.run(undefined, 1);
   w.sim.breakConnections('10.0.0.1', '10.0.0.2');
-  t.ok(await w.sim.run(() => qa.state === 'error' && qb.state === 'error' && la.entries.length === 1, 10));
+  t.ok(await w.sim.run(() => qa.state === 'error' && qb.state === 'error' && la.entries.length === 1, 100));
   t.same(la.statuses, [[1, Status.RETRY_EXCEEDED]]);
   t.equal((await w.drive(w.a.connect('10.0.0.2', listener.port))).state, 'connected');
   await w.close();

@@ -86,7 +86,8 @@ void t.test('a node lost during a write: it goes on degraded, and what is missin
   const again = await cluster.client();
   const read = await readAll(again, 'degraded');
   t.ok(read.bytes.equals(data), 'after every process was restarted, the lost node among them');
-  t.ok(read.degraded > 100, `${read.degraded} stripes lack their unit on the node that was lost`);
+  // Of the last 10 MB, written when the node was surely gone, two stripes in three have a data unit on it.
+  t.ok(read.degraded >= 50, `${read.degraded} stripes lack their unit on the node that was lost`);
   await again.close();
   await cluster.tartan('down');
   cluster.loseStore('n2');
