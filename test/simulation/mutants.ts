@@ -71,23 +71,23 @@ export const mutants: Readonly<Record<string, Mutant>> = {
     });
     replace(UnitStore, 'heldUnits', (original) => function (...args) { return (original.apply(this, args) as object[]).map((unit) => ({ ...unit, missing: 0n })); });
   } },
-  'fence-ignored': { what: 'a node says that it fenced a writer epoch, and goes on taking older ones', seed: 2, make: () => {
+  'fence-ignored': { what: 'a node says that it fenced a writer epoch, and goes on taking older ones', seed: 1, make: () => {
     replace(UnitStore, 'fence', () => function (_fileId: number, writerEpoch: number) { return Promise.resolve(writerEpoch); });
     replace(UnitStore, 'adoptFence', () => function () { /* forgotten */ });
   } },
-  'nodes-not-fenced': { what: 'a takeover counts the units of nodes that it did not fence', seed: 10, make: () => {
+  'nodes-not-fenced': { what: 'a takeover counts the units of nodes that it did not fence', seed: 4, make: () => {
     replace(NodeLink, 'request', (original) => function (op: { $case: string; value: { writerEpoch?: number } }, ...rest) {
       if (op.$case === 'fence' && this.index > 0) return Promise.resolve({ writerEpoch: op.value.writerEpoch });
       return original.call(this, op, ...rest);
     });
   } },
-  'commit-mark-early': { what: 'headers call a version committed when it is submitted', seed: 26, make: () => {
+  'commit-mark-early': { what: 'headers call a version committed when it is submitted', seed: 46, make: () => {
     replace(WriteWindow, 'submit', (original) => function (...args) {
       if (!this.undecided) this.identity.commitMark = this.nextCounter;
       return original.apply(this, args);
     });
   } },
-  'old-version-freed-early': { what: 'a node frees the old version of a unit when it takes the new one', seed: 9, make: () => {
+  'old-version-freed-early': { what: 'a node frees the old version of a unit when it takes the new one', seed: 16, make: () => {
     replace(FileIndex, 'raiseMark', (original) => function (epoch: number) { return original.call(this, epoch, 0xffff_ffff); });
   } },
   'credit-twice': { what: 'the switch returns a slot twice', seed: 1, make: () => {
@@ -106,13 +106,13 @@ export const mutants: Readonly<Record<string, Mutant>> = {
       if (isWaiting && ok) { const op = this.slotOp[slot], unit = this.slotUnit[slot]; this.slotState[slot] = 0; this.release(slot); this.owner.onAnswer(this, op, unit, 0, this.nodeMapEpoch); }
     });
   } },
-  'roll-back-forgets-a-slot': { what: 'a stripe that was refused never settles', seed: 1, make: () => {
+  'roll-back-forgets-a-slot': { what: 'a stripe that was refused never settles', seed: 2, make: () => {
     replace(StripePipeline, 'ended', (original) => function (op: number, refusal: number, unit: number) { if (refusal === Refusal.NONE) original.call(this, op, refusal, unit); });
   } },
-  'versions-mixed': { what: 'a reader puts units of two versions together', seed: 85, make: () => {
+  'versions-mixed': { what: 'a reader puts units of two versions together', seed: 47, make: () => {
     replace(StripeReader, 'newest', (original) => function (...args) { return { ...original.apply(this, args) as object, mixed: false }; });
   } },
-  'checksum-unchecked': { what: 'a node stores units without looking at their checksums', seed: 26, make: () => {
+  'checksum-unchecked': { what: 'a node stores units without looking at their checksums', seed: 1, make: () => {
     replace(StorageNode, 'verified', (original) => function (wrId: number) { return original.call(this, wrId, 0); });
   } },
   'few-units-believed': { what: 'a takeover takes every fenced node for one that was up all the time', seed: 4, make: () => {
