@@ -30,12 +30,12 @@ export async function down(state: StateDirectory, wiping: boolean): Promise<void
   for (const each of stopped) process.stdout.write(`${each.id} ${words[each.how]}\n`);
 }
 
-export async function status(state: StateDirectory, json: boolean): Promise<void> {
+export async function status(state: StateDirectory, secret: string | undefined, json: boolean): Promise<void> {
   state.requireRunning();
   const processes = state.processes();
   const store = await openLmdbStore(state.cluster);
   const [map, files] = await Promise.all([readMap(store), listFiles(store)]).finally(() => store.close());
-  const agent = await agentOf(state);
+  const agent = await agentOf(state, secret);
   const bytes = files.reduce((sum, each) => sum + each.length, 0);
   if (json) {
     print({ dir: state.path, mapEpoch: map.epoch, processes: processes.map((each) => ({ ...each, running: isRunning(each.identity) })), map, switch: agent, files: files.length, bytes });
@@ -49,18 +49,18 @@ export async function status(state: StateDirectory, json: boolean): Promise<void
   process.stdout.write(`map epoch ${map.epoch}, ${files.length} file${files.length === 1 ? '' : 's'}, ${formatBytes(bytes)}${agent ? `, switch ${agent.state}${agent.program === '' ? '' : ` (${agent.program})`}` : ''}\n`);
 }
 
-export async function switchProgram(state: StateDirectory, verb: 'load' | 'unload', json: boolean): Promise<void> {
+export async function switchProgram(state: StateDirectory, verb: 'load' | 'unload', secret: string | undefined, json: boolean): Promise<void> {
   const found = state.requireRunning().find((each) => each.role === 'switch');
   if (!found) throw new TartanError('ERR_NOT_RUNNING', `Cannot ${verb} the switch's program: the switch of ${state.path} does not run`);
-  const result = await callSwitch(found, (control) => (verb === 'load' ? control.load('parity') : control.unload()));
+  const result = await callSwitch(found, secret, (control) => (verb === 'load' ? control.load('parity') : control.unload()));
   if (json) print(result);
   else process.stdout.write(`${result.id} is ${result.state}\n`);
 }
 
 /** The switch agent's own word, undefined when it doesn't run or doesn't answer. */
-async function agentOf(state: StateDirectory): Promise<SwitchStatus | undefined> {
+async function agentOf(state: StateDirectory, secret: string | undefined): Promise<SwitchStatus | undefined> {
   const found = state.running().find((each) => each.role === 'switch' && each.controlPort > 0);
-  return found && callSwitch(found, (control) => control.status()).catch(() => undefined);
+  return found && callSwitch(found, secret, (control) => control.status()).catch(() => undefined);
 }
 
 function processTable(processes: readonly ProcessRecord[]): string {

@@ -22,6 +22,8 @@ export interface ClusterOptions {
   readonly sizeBytes: number;
   /** The processes end with this one. */
   readonly dependent: boolean;
+  /** Of the cluster; without it, all of it listens on loopback only. */
+  readonly secret?: string | undefined;
 }
 
 export const SWITCH_ID = 's1';
@@ -82,6 +84,8 @@ async function start(state: StateDirectory, options: ClusterOptions, role: 'swit
   const device = options.device ?? 'soft';
   const started = await startChild({
     id, role, host: options.host, logs: state.logs, dependent: options.dependent,
+    // Not an argument, which everybody may read; never inherited, so that all of a cluster agrees.
+    env: { TARTAN_SECRET: options.secret ?? '' },
     args: [
       '--cluster', state.cluster, '--id', id, '--host', options.host, ...args,
       '--ring-memory', String(options.ringMemoryBytes), '--transport', options.transport, '--device', device,

@@ -88,8 +88,8 @@ class Story {
       await this.get(client, 'first', false);
 
       say('\n2. store it again, and take the switch\'s program away in the middle');
-      await this.put(client, 'unloaded', async () => { await callSwitch(this.switchRecord(), (control) => control.unload()); });
-      await callSwitch(this.switchRecord(), (control) => control.load('parity'));
+      await this.put(client, 'unloaded', async () => { await callSwitch(this.switchRecord(), undefined, (control) => control.unload()); });
+      await callSwitch(this.switchRecord(), undefined, (control) => control.load('parity'));
       say('the switch has its program back');
       await this.get(client, 'unloaded', false);
 

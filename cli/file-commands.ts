@@ -21,6 +21,7 @@ export interface ClientOptions {
   readonly device?: string | undefined;
   readonly ringMemoryBytes?: number | undefined;
   readonly parity?: 'auto' | 'host' | undefined;
+  readonly secret?: string | undefined;
 }
 
 /** Runs `action` with a connection to the cluster that runs in `options.state`. */
@@ -28,8 +29,7 @@ export async function withClient<T>(options: ClientOptions, action: (client: Cli
   // By default what the cluster here was started with: all of it must use the same kind of device.
   const running = options.state.requireRunning();
   const device = options.device ?? running.find((each) => each.device !== undefined)?.device;
-  const { transport, ringMemoryBytes, parity } = options;
-  const secret = process.env['TARTAN_SECRET'];
+  const { transport, ringMemoryBytes, parity, secret } = options;
   const client = await connect({
     cluster: options.state.cluster, name: `tartan-${process.pid}`,
     ...(transport && { transport }), ...(ringMemoryBytes !== undefined && { ringMemoryBytes }), ...(parity && { parity }), ...(device !== undefined && { device }), ...(secret !== undefined && { secret }),

@@ -7,10 +7,11 @@
 import { Command, CommanderError, Option } from 'commander';
 import { codeOf } from '../wire/errors.js';
 import { parseBytes, parseCount } from './quantities.js';
+import { readSecret } from './secret.js';
 import { StateDirectory } from './state-directory.js';
 
 interface Options {
-  dir?: string; json?: boolean; nodes: string; host: string; basePort: string; durability: string;
+  dir?: string; secretFile?: string; json?: boolean; nodes: string; host: string; basePort: string; durability: string;
   transport?: 'auto' | 'tcp' | 'shm'; device?: string; ringMemory?: string; size: string; wipe?: boolean; code: string; unit: string; force?: boolean; parity?: 'auto' | 'host'; rate?: string;
 }
 
@@ -21,6 +22,7 @@ const USAGE_CODES = new Set(['ERR_ARGUMENT', 'ERR_UNKNOWN_CODE', 'ERR_CODE_OUT_O
 const program = new Command('tartan')
   .description('Erasure-coded storage whose parity is computed in the network')
   .option('--dir <dir>', 'where the cluster of this machine is kept (default: $XDG_STATE_HOME/tartan, or ~/.local/state/tartan)')
+  .option('--secret-file <file>', 'holds the cluster\'s secret (default: TARTAN_SECRET in the environment)')
   .showHelpAfterError('(`tartan --help` lists the commands)')
   .exitOverride();
 
@@ -44,7 +46,7 @@ command('up', 'starts a switch and storage nodes in the background')
     await up(StateDirectory.choose(options.dir), {
       nodes: parseCount(options.nodes, '--nodes', 1, 255), host: options.host, basePort: parseCount(options.basePort, '--base-port', 0, 65_000),
       durability: options.durability, transport: options.transport ?? 'auto', device: options.device ?? 'soft', ringMemoryBytes: parseBytes(options.ringMemory ?? DEFAULT_RING_MEMORY, '--ring-memory'),
-      sizeBytes: parseBytes(options.size, '--size'), dependent: false,
+      sizeBytes: parseBytes(options.size, '--size'), dependent: false, secret: readSecret(options.secretFile),
     }, options.json === true);
   });
 
@@ -61,7 +63,7 @@ command('status', 'nodes, switch, map epoch and files')
   .action(async (_: unknown, self: Command) => {
     const options = self.optsWithGlobals<Options>();
     const { status } = await import('./cluster-commands.js');
-    await status(StateDirectory.choose(options.dir), options.json === true);
+    await status(StateDirectory.choose(options.dir), readSecret(options.secretFile), options.json === true);
   });
 
 fileCommand('put', 'stores a file (- is standard input)')
@@ -113,7 +115,7 @@ for (const [verb, text] of [['load', 'makes the switch compute parity'], ['unloa
   switchCommand.command(verb).description(text).addOption(json()).action(async (_: unknown, self: Command) => {
     const options = self.optsWithGlobals<Options>();
     const { switchProgram } = await import('./cluster-commands.js');
-    await switchProgram(StateDirectory.choose(options.dir), verb, options.json === true);
+    await switchProgram(StateDirectory.choose(options.dir), verb, readSecret(options.secretFile), options.json === true);
   });
 }
 
@@ -187,7 +189,7 @@ function fileCommand(name: string, description: string): Command {
 async function forFiles(self: Command) {
   const options = self.optsWithGlobals<Options>();
   const ringMemoryBytes = options.ringMemory === undefined ? undefined : parseBytes(options.ringMemory, '--ring-memory');
-  const client = { state: StateDirectory.choose(options.dir), json: options.json === true, transport: options.transport, device: options.device, ringMemoryBytes, parity: options.parity };
+  const client = { state: StateDirectory.choose(options.dir), json: options.json === true, transport: options.transport, device: options.device, ringMemoryBytes, parity: options.parity, secret: readSecret(options.secretFile) };
   return { files: await import('./file-commands.js'), options, client };
 }
 

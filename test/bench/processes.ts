@@ -156,7 +156,7 @@ export class BenchCluster {
     if (found === undefined) throw new Error('the switch has ended');
     let stripes: number | undefined;
     for (const deadline = performance.now() + COUNTERS_MS; performance.now() < deadline; await delay(20)) {
-      stripes = (await callSwitch(found, (control) => control.status())).counters['tartan_switch_stripes'];
+      stripes = (await callSwitch(found, undefined, (control) => control.status())).counters['tartan_switch_stripes'];
       if (stripes === this.stripesExpected) return;
     }
     throw new Error(`${what}: the switch counts ${stripes} stripes, expected ${this.stripesExpected}`);
