@@ -24,6 +24,7 @@ const BUSY = 75;  // EX_TEMPFAIL: what flock exits with when another process hol
 const PACKAGES = [
   { name: 'g++', needed: true, present: () => spawnSync(process.env.CXX || 'g++', ['--version'], { stdio: 'ignore' }).status === 0 },
   { name: 'libisal2', needed: false, present: () => hasLibrary('libisal.so.2') },
+  { name: 'etcd-server', needed: false, present: () => spawnSync('etcd', ['--version'], { stdio: 'ignore' }).status === 0 },
 ];
 
 await main(process.argv[2], process.argv.slice(3));
@@ -63,7 +64,7 @@ function packages(task) {
   const install = `apt-get update && apt-get install -y ${names.join(' ')}`;
   if (process.getuid?.() !== 0 || spawnSync('apt-get', ['--version'], { stdio: 'ignore' }).status !== 0) {
     if (missing.some((entry) => entry.needed)) return fail(`${names.join(', ')} missing: run \`sudo sh -c '${install}'\``);
-    say(`${names.join(', ')} missing, the tests that compare with it are skipped: \`sudo sh -c '${install}'\``);
+    say(`${names.join(', ')} missing, the tests that want it are skipped: \`sudo sh -c '${install}'\``);
     return;
   }
   const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive' };

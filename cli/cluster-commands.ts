@@ -1,7 +1,7 @@
 /** `tartan up`, `down`, `status` and `switch`: the processes of this machine's cluster. */
 import { listFiles } from '../cluster/files.js';
-import { openLmdbStore } from '../cluster/lmdb-store.js';
 import { readMap } from '../cluster/membership.js';
+import { openClusterStore } from '../cluster/open-store.js';
 import { isRunning } from '../cluster/process-identity.js';
 import type { SwitchStatus } from '../wire/generated/control.js';
 import { TartanError } from '../wire/errors.js';
@@ -25,7 +25,7 @@ export async function down(state: StateDirectory, wiping: boolean): Promise<void
   }
   state.create();
   const stopped = await state.locked(() => stopCluster(state));
-  if (wiping) wipe(state);
+  if (wiping) await wipe(state);
   const words = { ended: 'ended', killed: 'did not end in time, killed', gone: 'was not running' };
   for (const each of stopped) process.stdout.write(`${each.id} ${words[each.how]}\n`);
 }
@@ -33,7 +33,7 @@ export async function down(state: StateDirectory, wiping: boolean): Promise<void
 export async function status(state: StateDirectory, secret: string | undefined, json: boolean): Promise<void> {
   state.requireRunning();
   const processes = state.processes();
-  const store = await openLmdbStore(state.cluster);
+  const store = await openClusterStore(state.cluster);
   const [map, files] = await Promise.all([readMap(store), listFiles(store)]).finally(() => store.close());
   const agent = await agentOf(state, secret);
   const bytes = files.reduce((sum, each) => sum + each.length, 0);

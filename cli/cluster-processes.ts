@@ -1,8 +1,9 @@
 /** One machine's cluster: the store, one switch, some nodes. `up`, `down` and the demo are made of this. */
 import { existsSync, mkdirSync, rmSync } from 'node:fs';
 import { createServer } from 'node:net';
+import { isEtcdLocation } from '../cluster/etcd-location.js';
 import { createCluster } from '../cluster/membership.js';
-import { openLmdbStore } from '../cluster/lmdb-store.js';
+import { openClusterStore } from '../cluster/open-store.js';
 import { TartanError, codeOf } from '../wire/errors.js';
 import { startChild, stopProcess } from './child-process.js';
 import type { ProcessRecord, StateDirectory } from './state-directory.js';
@@ -32,7 +33,8 @@ const STOP_MS = 5_000;
 /** Makes the cluster store unless it is there. */
 export async function createStore(state: StateDirectory): Promise<void> {
   state.create();
-  const store = await openLmdbStore(state.cluster, { create: true });
+  state.keepCluster();
+  const store = await openClusterStore(state.cluster, { create: true });
   try {
     if (await store.get('cluster') === undefined) await createCluster(store);
   } finally {
@@ -113,9 +115,21 @@ export async function stopCluster(state: StateDirectory, graceMs = STOP_MS): Pro
   return stopped;
 }
 
-/** Removes everything that a cluster keeps in its folder, and the folder when nothing else is in it. */
-export function wipe(state: StateDirectory): void {
-  for (const path of [state.cluster, state.logs, `${state.path}/nodes`, `${state.path}/processes.json`]) rmSync(path, { recursive: true, force: true });
+/** Removes everything that a cluster keeps: its keys in an etcd, and what is in its folder. */
+export async function wipe(state: StateDirectory): Promise<void> {
+  if (isEtcdLocation(state.cluster)) await removeKeys(state.cluster);
+  state.removeCluster();
+  for (const path of [state.logs, `${state.path}/nodes`, `${state.path}/processes.json`]) rmSync(path, { recursive: true, force: true });
+}
+
+async function removeKeys(location: string): Promise<void> {
+  const store = await openClusterStore(location);
+  try {
+    const keys = (await store.range('')).map(({ key }) => key);
+    for (let at = 0; at < keys.length; at += 100) await store.transact([], keys.slice(at, at + 100).map((key) => ({ delete: key })));
+  } finally {
+    await store.close();
+  }
 }
 
 async function requireFreePorts(options: ClusterOptions): Promise<void> {

@@ -11,7 +11,7 @@ import { readSecret } from './secret.js';
 import { StateDirectory } from './state-directory.js';
 
 interface Options {
-  dir?: string; secretFile?: string; json?: boolean; nodes: string; host: string; basePort: string; durability: string;
+  dir?: string; clusterStore?: string; secretFile?: string; json?: boolean; nodes: string; host: string; basePort: string; durability: string;
   transport?: 'auto' | 'tcp' | 'shm'; device?: string; ringMemory?: string; size: string; wipe?: boolean; code: string; unit: string; force?: boolean; parity?: 'auto' | 'host'; rate?: string;
 }
 
@@ -22,6 +22,7 @@ const USAGE_CODES = new Set(['ERR_ARGUMENT', 'ERR_UNKNOWN_CODE', 'ERR_CODE_OUT_O
 const program = new Command('tartan')
   .description('Erasure-coded storage whose parity is computed in the network')
   .option('--dir <dir>', 'where the cluster of this machine is kept (default: $XDG_STATE_HOME/tartan, or ~/.local/state/tartan)')
+  .option('--cluster-store <location>', 'the cluster store, when it is not in that folder: etcd://HOST:PORT[,HOST:PORT …][/PREFIX]')
   .option('--secret-file <file>', 'holds the cluster\'s secret (default: TARTAN_SECRET in the environment)')
   .showHelpAfterError('(`tartan --help` lists the commands)')
   .exitOverride();
@@ -43,7 +44,7 @@ command('up', 'starts a switch and storage nodes in the background')
   .action(async (_: unknown, self: Command) => {
     const options = self.optsWithGlobals<Options>();
     const { up } = await import('./cluster-commands.js');
-    await up(StateDirectory.choose(options.dir), {
+    await up(StateDirectory.choose(options.dir, options.clusterStore), {
       nodes: parseCount(options.nodes, '--nodes', 1, 255), host: options.host, basePort: parseCount(options.basePort, '--base-port', 0, 65_000),
       durability: options.durability, transport: options.transport ?? 'auto', device: options.device ?? 'soft', ringMemoryBytes: parseBytes(options.ringMemory ?? DEFAULT_RING_MEMORY, '--ring-memory'),
       sizeBytes: parseBytes(options.size, '--size'), dependent: false, secret: readSecret(options.secretFile),
@@ -55,7 +56,7 @@ command('down', 'ends what `up` started; the data stays')
   .action(async (_: unknown, self: Command) => {
     const options = self.optsWithGlobals<Options>();
     const { down } = await import('./cluster-commands.js');
-    await down(StateDirectory.choose(options.dir), options.wipe === true);
+    await down(StateDirectory.choose(options.dir, options.clusterStore), options.wipe === true);
   });
 
 command('status', 'nodes, switch, map epoch and files')
@@ -63,7 +64,7 @@ command('status', 'nodes, switch, map epoch and files')
   .action(async (_: unknown, self: Command) => {
     const options = self.optsWithGlobals<Options>();
     const { status } = await import('./cluster-commands.js');
-    await status(StateDirectory.choose(options.dir), readSecret(options.secretFile), options.json === true);
+    await status(StateDirectory.choose(options.dir, options.clusterStore), readSecret(options.secretFile), options.json === true);
   });
 
 fileCommand('put', 'stores a file (- is standard input)')
@@ -115,7 +116,7 @@ for (const [verb, text] of [['load', 'makes the switch compute parity'], ['unloa
   switchCommand.command(verb).description(text).addOption(json()).action(async (_: unknown, self: Command) => {
     const options = self.optsWithGlobals<Options>();
     const { switchProgram } = await import('./cluster-commands.js');
-    await switchProgram(StateDirectory.choose(options.dir), verb, readSecret(options.secretFile), options.json === true);
+    await switchProgram(StateDirectory.choose(options.dir, options.clusterStore), verb, readSecret(options.secretFile), options.json === true);
   });
 }
 
@@ -189,7 +190,7 @@ function fileCommand(name: string, description: string): Command {
 async function forFiles(self: Command) {
   const options = self.optsWithGlobals<Options>();
   const ringMemoryBytes = options.ringMemory === undefined ? undefined : parseBytes(options.ringMemory, '--ring-memory');
-  const client = { state: StateDirectory.choose(options.dir), json: options.json === true, transport: options.transport, device: options.device, ringMemoryBytes, parity: options.parity, secret: readSecret(options.secretFile) };
+  const client = { state: StateDirectory.choose(options.dir, options.clusterStore), json: options.json === true, transport: options.transport, device: options.device, ringMemoryBytes, parity: options.parity, secret: readSecret(options.secretFile) };
   return { files: await import('./file-commands.js'), options, client };
 }
 

@@ -1,7 +1,8 @@
 /**
  * What one `tartan up` leaves on a machine, below one folder:
  *
- *   cluster/         the cluster store (LMDB)
+ *   cluster/         the cluster store (LMDB), or
+ *   cluster.location where it is instead: etcd://…
  *   nodes/n1/ …      the unit stores
  *   log/n1.out       a process's standard output: its ready line; log/n1.err: its log
  *   processes.json   the processes that `up` started, for `down` and `status`
@@ -10,9 +11,11 @@
  * A process is known by boot, pid and start time, so that a stale record, left by a crash or a reboot, is never taken
  * for a process that runs, and no stranger with a reused pid is ever signalled.
  */
-import { linkSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, linkSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { homedir } from 'node:os';
 import { join, resolve } from 'node:path';
+import { isEtcdLocation } from '../cluster/etcd-location.js';
+import { absoluteLocation } from '../cluster/open-store.js';
 import type { ProcessIdentity } from '../cluster/process-identity.js';
 import { isRunning, ownIdentity } from '../cluster/process-identity.js';
 import { TartanError, codeOf } from '../wire/errors.js';
@@ -33,16 +36,54 @@ export interface ProcessRecord {
 
 export class StateDirectory {
   readonly path: string;
-  constructor(path: string) { this.path = resolve(path); }
+  /** What the user named as the cluster store. */
+  private readonly given: string | undefined;
 
-  /** `dir`, or $XDG_STATE_HOME/tartan, or ~/.local/state/tartan. */
-  static choose(dir: string | undefined): StateDirectory {
-    if (dir !== undefined && dir !== '') return new StateDirectory(dir);
-    const base = process.env['XDG_STATE_HOME'];
-    return new StateDirectory(join(base !== undefined && base.startsWith('/') ? base : join(homedir(), '.local', 'state'), 'tartan'));
+  /** @throws {TartanError} ERR_ARGUMENT: a malformed etcd:// location */
+  constructor(path: string, clusterStore?: string) {
+    this.path = resolve(path);
+    this.given = clusterStore === undefined || clusterStore === '' ? undefined : absoluteLocation(clusterStore);
   }
 
-  get cluster(): string { return join(this.path, 'cluster'); }
+  /** `dir`, or $XDG_STATE_HOME/tartan, or ~/.local/state/tartan. */
+  static choose(dir: string | undefined, clusterStore?: string): StateDirectory {
+    if (dir !== undefined && dir !== '') return new StateDirectory(dir, clusterStore);
+    const base = process.env['XDG_STATE_HOME'];
+    return new StateDirectory(join(base !== undefined && base.startsWith('/') ? base : join(homedir(), '.local', 'state'), 'tartan'), clusterStore);
+  }
+
+  /** Location of the cluster store, as openClusterStore() takes it. */
+  get cluster(): string { return this.given ?? this.kept ?? this.ownCluster; }
+
+  /**
+   * Remembers the store that the user named, for commands that don't name it.
+   *
+   * @throws {TartanError} ERR_EXISTS: this folder's cluster has another
+   */
+  keepCluster(): void {
+    if (this.given === undefined) return;
+    const present = this.kept ?? (existsSync(join(this.ownCluster, 'data.mdb')) ? this.ownCluster : undefined);
+    if (present === this.given) return;
+    if (present !== undefined) throw new TartanError('ERR_EXISTS', `Cannot keep a cluster with its store at ${this.given} in ${this.path}: the cluster there has its store at ${present}; \`tartan down --wipe\` removes it`);
+    writeFileSync(this.locationFile, `${this.given}\n`, { mode: 0o600 });
+  }
+
+  /** Forgets where the store is, and removes it if it is this folder's own. */
+  removeCluster(): void {
+    rmSync(this.ownCluster, { recursive: true, force: true });
+    rmSync(this.locationFile, { force: true });
+  }
+
+  private get kept(): string | undefined {
+    try {
+      return readFileSync(this.locationFile, 'utf8').trim() || undefined;
+    } catch {
+      return undefined;
+    }
+  }
+
+  private get ownCluster(): string { return join(this.path, 'cluster'); }
+  private get locationFile(): string { return join(this.path, 'cluster.location'); }
   get logs(): string { return join(this.path, 'log'); }
   node(id: string): string { return join(this.path, 'nodes', id); }
   private get processesFile(): string { return join(this.path, 'processes.json'); }
@@ -50,7 +91,8 @@ export class StateDirectory {
 
   create(): void {
     try {
-      for (const folder of [this.path, this.cluster, this.logs, join(this.path, 'nodes')]) mkdirSync(folder, { recursive: true, mode: 0o700 });
+      const folders = [this.path, ...(isEtcdLocation(this.cluster) ? [] : [this.cluster]), this.logs, join(this.path, 'nodes')];
+      for (const folder of folders) mkdirSync(folder, { recursive: true, mode: 0o700 });
     } catch (error) {
       throw new TartanError('ERR_ARGUMENT', `Cannot keep a cluster in ${this.path}: ${(error as Error).message}`, { cause: error });
     }
@@ -74,10 +116,14 @@ export class StateDirectory {
 
   running(): ProcessRecord[] { return this.processes().filter((each) => isRunning(each.identity)); }
 
-  /** @throws {TartanError} ERR_NOT_RUNNING when no process of this cluster runs */
+  /**
+   * What of the cluster runs on this machine.
+   *
+   * @throws {TartanError} ERR_NOT_RUNNING when nothing does, and the cluster is not named by its store: then it may run elsewhere
+   */
   requireRunning(): ProcessRecord[] {
     const running = this.running();
-    if (running.length === 0) throw new TartanError('ERR_NOT_RUNNING', `No cluster runs at ${this.path}: start one with \`tartan up\``);
+    if (running.length === 0 && this.given === undefined) throw new TartanError('ERR_NOT_RUNNING', `No cluster runs at ${this.path}: start one with \`tartan up\``);
     return running;
   }
 

@@ -37,6 +37,8 @@ const POLL_MS = 100;
 
 export class Joining {
   private lease: Lease | undefined;
+  /** Granted to this process, with an unknown fate: a transaction that was never answered may have put the key under one. */
+  private readonly granted = new Map<string, Lease>();
   private readonly timers = new Set<TimerHandle>();
   private store: UnitStore | undefined;
   /** On the way to 'up', or about to be. */
@@ -136,9 +138,15 @@ export class Joining {
   private async tryAppear(leaseMs: number): Promise<boolean> {
     const { clusterStore, id } = this.options;
     const lease = await clusterStore.grantLease(leaseMs);
+    this.granted.set(lease.id, lease);
     const { succeeded } = await clusterStore.transact([{ key: nodeLeaseKey(id), modRevision: 0 }], [{ put: nodeLeaseKey(id), value: JSON.stringify({ id }), lease: lease.id }]);
-    if (succeeded) this.lease = lease; else await lease.revoke();
-    return succeeded;
+    this.lease = succeeded ? lease : this.granted.get((await clusterStore.get(nodeLeaseKey(id)))?.lease ?? '');
+    for (const other of this.granted.values()) {
+      if (other === this.lease) continue;
+      await other.revoke();
+      this.granted.delete(other.id);
+    }
+    return this.lease !== undefined;
   }
 
   private async renew(leaseMs: number): Promise<void> {
@@ -147,10 +155,13 @@ export class Joining {
     } catch (error) {
       // The store may be away for a while; only when it says that the lease is gone is it.
       if (codeOf(error) !== 'ERR_NOT_FOUND') return;
+      this.granted.delete(this.lease!.id);
       this.lease = undefined;
-      const taken = await this.tryAppear(leaseMs).then((appeared) => !appeared, () => false);
-      if (taken && !this.stopped) this.options.onDisplaced();
     }
+    if (this.lease !== undefined || this.stopped) return;
+    // A store that goes away in between is asked again at the next renewal.
+    const taken = await this.tryAppear(leaseMs).then((appeared) => !appeared, () => false);
+    if (taken && !this.stopped) this.options.onDisplaced();
   }
 
   private every(ms: number, run: () => Promise<void>): void {

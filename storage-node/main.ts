@@ -5,7 +5,7 @@ import { pino } from 'pino';
 import { codeOf } from '../wire/errors.js';
 import { runStorageNode, type StorageNodeSettings } from './run-node.js';
 
-const USAGE = 'usage: storage-node --cluster DIR --id ID --store PATH [--size BYTES] [--host 127.0.0.1] [--port 0] [--control-port 0] [--durability sync|volatile|discard] [--ring-memory BYTES] [--transport auto|tcp|shm] [--device soft|verbs|verbs:NAME|auto] [--secret-file FILE]';
+const USAGE = 'usage: storage-node --cluster DIR|etcd://HOST:PORT/PREFIX --id ID --store PATH [--size BYTES] [--host 127.0.0.1] [--port 0] [--control-port 0] [--durability sync|volatile|discard] [--ring-memory BYTES] [--transport auto|tcp|shm] [--device soft|verbs|verbs:NAME|auto] [--secret-file FILE]';
 
 function settingsFrom(args: string[]): Omit<StorageNodeSettings, 'log' | 'onDisplaced'> {
   const { values } = parseArgs({ args, options: {

@@ -2,7 +2,7 @@
 import { statSync } from 'node:fs';
 import { join } from 'node:path';
 import { openDevice } from 'tartan-rdma';
-import { openLmdbStore } from '../cluster/lmdb-store.js';
+import { openClusterStore } from '../cluster/open-store.js';
 import { Hub } from '../pipeline/hub.js';
 import { realClock } from '../wire/clock.js';
 import { serveControl } from '../wire/control.js';
@@ -51,7 +51,7 @@ export async function runStorageNode(settings: StorageNodeSettings): Promise<Run
   const opened: (() => Promise<void>)[] = [];
   const closeAll = async (): Promise<void> => { for (let close = opened.pop(); close !== undefined; close = opened.pop()) await close(); };
   try {
-    const clusterStore = await openLmdbStore(cluster);
+    const clusterStore = await openClusterStore(cluster);
     opened.push(() => clusterStore.close());
     const device = openDevice(settings.device ?? 'soft', { name: id, host, log });
     opened.push(() => device.close());

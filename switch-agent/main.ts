@@ -3,8 +3,8 @@ import { readFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 import { openDevice } from 'tartan-rdma';
 import { pino } from 'pino';
-import { openLmdbStore } from '../cluster/lmdb-store.js';
 import { readIdentity } from '../cluster/membership.js';
+import { openClusterStore } from '../cluster/open-store.js';
 import { Hub } from '../pipeline/hub.js';
 import { realClock } from '../wire/clock.js';
 import { serveControl } from '../wire/control.js';
@@ -14,7 +14,7 @@ import { isLoopback } from '../wire/loopback.js';
 import { serveMetrics, switchCounters } from './metrics.js';
 import { PROGRAM, SwitchCore } from './switch-core.js';
 
-const USAGE = 'usage: switch-agent --cluster DIR --id ID [--host 127.0.0.1] [--port 0] [--control-port 0] [--metrics-port 0] [--ring-memory BYTES] [--transport auto|tcp|shm] [--device soft|verbs|verbs:NAME|auto] [--deadline-ms 1000] [--secret-file FILE]';
+const USAGE = 'usage: switch-agent --cluster DIR|etcd://HOST:PORT/PREFIX --id ID [--host 127.0.0.1] [--port 0] [--control-port 0] [--metrics-port 0] [--ring-memory BYTES] [--transport auto|tcp|shm] [--device soft|verbs|verbs:NAME|auto] [--deadline-ms 1000] [--secret-file FILE]';
 
 interface Settings {
   cluster: string; id: string; host: string; port: number; controlPort: number; metricsPort: number; ringMemoryBytes: number;
@@ -46,7 +46,7 @@ async function run(settings: Settings): Promise<void> {
   const { cluster, id, host, secret, deadlineMs } = settings;
   const log = pino({ name: `switch-${id}` }, process.stderr);
   if (secret === undefined && !isLoopback(host)) throw new TartanError('ERR_SECRET_REQUIRED', `Cannot listen on ${host}: beyond loopback a cluster secret is required (TARTAN_SECRET or --secret-file)`);
-  const store = await openLmdbStore(cluster);
+  const store = await openClusterStore(cluster);
   const device = openDevice(settings.device, { name: id, host, log: (message) => { log.info(message); } });
   const identity = await readIdentity(store);
   // The control port must be known before the switch registers itself; until then it answers that it is down.

@@ -3,8 +3,8 @@ import type { Device } from 'tartan-rdma';
 import { openDevice } from 'tartan-rdma';
 import type { ClusterStore } from '../cluster/cluster-store.js';
 import { createFile, deleteFile, listFiles, lookupFile, readFile, takeOver } from '../cluster/files.js';
-import { openLmdbStore } from '../cluster/lmdb-store.js';
 import { readIdentity, readMap } from '../cluster/membership.js';
+import { openClusterStore } from '../cluster/open-store.js';
 import type { ClusterMap, FileRecord } from '../cluster/records.js';
 import { parseCode } from '../erasure/code/index.js';
 import { makeLayout } from '../erasure/layout/index.js';
@@ -22,7 +22,7 @@ import { rebuildFile } from './rebuild.js';
 import { recoverTail } from './takeover.js';
 
 export interface ConnectOptions {
-  /** Directory of the embedded cluster store, or a store. */
+  /** Directory of the embedded cluster store, `etcd://HOST:PORT[,HOST:PORT …][/PREFIX]`, or a store. */
   readonly cluster: string | ClusterStore;
   /** A device, or the name of one to open for this client: 'soft' (default), 'verbs:rxe0', 'auto'. The cluster's kind. */
   readonly device?: Device | string;
@@ -55,7 +55,7 @@ export async function connect(options: ConnectOptions): Promise<Client> {
   const owned: (() => Promise<void>)[] = [];
   let store: ClusterStore;
   if (typeof options.cluster === 'string') {
-    store = await openLmdbStore(options.cluster);
+    store = await openClusterStore(options.cluster);
     owned.push(() => store.close());
   } else {
     store = options.cluster;
