@@ -34,7 +34,7 @@ export async function repair(options: RepairOptions): Promise<void> {
     else if (reports.length > 0) process.stdout.write(`${table([HEAD, ...reports.map(row)])}\n`);
     const down = [...new Set(reports.flatMap(({ nodesDown }) => nodesDown))];
     if (down.length > 0) process.stderr.write(`not looked at, for they are down: ${down.join(' ')}\n`);
-    const lost = sum(reports, (each) => each.stripesLost), failed = sum(reports, (each) => each.unitsFailed + each.parityMismatches);
+    const lost = sum(reports, (each) => each.stripesLost), failed = sum(reports, (each) => each.unitsFailed + each.parityMismatches - each.mismatchesRepaired);
     if (lost + failed > 0) throw new TartanError('ERR_TOO_MANY_LOST', `Cannot restore everything: ${lost} stripes have fewer units than they need, ${failed} units could not be restored now`);
   });
 }

@@ -39,6 +39,8 @@ export class Checkpointer {
   private readonly areas: number[][] = [[], []];
   /** Left by the log, and nothing live in them, when the newest checkpoint was taken. */
   private empty: number[];
+  /** Where the newest ends: what the log holds from there on is read when the store is opened. */
+  private tail: LogPosition;
   private isTaking = false;
   private needed = 1;
   private neededAt = -1;
@@ -50,6 +52,13 @@ export class Checkpointer {
     this.areas[1 - this.slot] = [...options.otherArea];
     this.empty = [...options.empty];
     this.newestBytes = options.base.words * 4;
+    this.tail = options.base;
+  }
+
+  /** Whether opening would read this block of the log. */
+  isInTail(block: number): boolean {
+    const { segments } = this.options, segment = segments.of(block);
+    return segment === this.tail.segment ? block >= this.tail.block : segments.sequences[segment]! >= this.tail.sequence;
   }
 
   /** Bytes of log that would be replayed on top of the newest; without those read at opening. */
@@ -97,6 +106,7 @@ export class Checkpointer {
       this.bytesWritten += writer.bytesWritten + BLOCK_BYTES;
       this.newestBytes = writer.bytesWritten;
       this.logBytes = shot.logBytes;
+      this.tail = shot.position;
       this.freeEmpty(shot.segments.empty);
       // Whatever opening found torn is not in this checkpoint, and the log before it is not read again.
       log.trustTail();

@@ -120,3 +120,15 @@ export function batchHolds(words: Uint32Array): boolean { return words[B.CRC] ==
 export function unitSeal(header: Uint8Array, sealOffset: number): number {
   return crc32c(header.subarray(sealOffset + 4), crc32c(header.subarray(0, sealOffset)));
 }
+
+/** What a MISSING entry holds. */
+export function missingEntry(fileId: number, stripe: number, writerEpoch: number, counter: number, mask: bigint): (words: Uint32Array, w: number) => void {
+  return (words, w) => {
+    writePair(words, w, fileId);
+    writePair(words, w + 2, stripe);
+    words[w + 4] = writerEpoch;
+    words[w + 5] = counter;
+    words[w + 6] = Number(mask & 0xffffffffn);
+    words[w + 7] = Number((mask >> 32n) & 0xffffffffn);
+  };
+}

@@ -66,6 +66,11 @@ async function answer({ store, maps, placements, scrubber, id }: RequestHost, re
       await store.discard(op.value.fileId, op.value.fromStripe, op.value.writerEpoch);
       reply.writerEpoch = store.fileMark(op.value.fileId).writerEpoch;
       return;
+    case 'condemn': {
+      const { fileId, stripe, unit, writerEpoch, counter, payloadCrc } = op.value;
+      store.condemn(fileId, stripe, unit, writerEpoch, counter, payloadCrc);
+      return;
+    }
     default:
       throw new TartanError('ERR_MALFORMED', `Cannot serve a request on node ${id}: it names no operation that this version knows`);
   }
@@ -75,7 +80,7 @@ async function answer({ store, maps, placements, scrubber, id }: RequestHost, re
 function takeInventory(store: UnitStore, fileId: number, fromStripe: number, wanted: number, verify: boolean, reply: Reply): void {
   for (let limit = wanted === 0 ? MOST_ENTRIES : Math.min(wanted, MOST_ENTRIES); ; limit = Math.floor(limit / 2)) {
     const { units, more } = store.inventory(fileId, fromStripe, limit);
-    reply.units = units.map((unit): UnitEntry => ({ ...unit, missing: Number(unit.missing), summary: verify ? SUMMARY_ROOM : NO_SUMMARY }));
+    reply.units = units.map((unit): UnitEntry => ({ ...unit, missing: Number(unit.missing), summary: verify ? SUMMARY_ROOM : NONE, dataCrcs: verify ? CRCS_ROOM : NONE }));
     reply.more = more;
     // The longest form of what is filled in afterwards.
     const size = Control.encode({ kind: { $case: 'reply', value: { ...reply, mapEpoch: 0xffffffff } } }).finish().length;
@@ -88,10 +93,10 @@ function withChecks(units: readonly UnitEntry[], checked: readonly Checked[]): U
   return units.flatMap((unit, i) => {
     const found = checked[i];
     if (found === undefined) return [];
-    return [found === 'damaged' ? { ...unit, damaged: true, summary: NO_SUMMARY } : { ...unit, summary: Buffer.from(found.summary) }];
+    return [found === 'damaged' ? { ...unit, damaged: true, summary: NONE, dataCrcs: NONE } : { ...unit, summary: Buffer.from(found.summary), dataCrcs: Buffer.from(found.dataCrcs) }];
   });
 }
 
-const NO_SUMMARY = Buffer.alloc(0);
-/** Takes the room of a summary that is not known yet. */
-const SUMMARY_ROOM = Buffer.alloc(16);
+const NONE = Buffer.alloc(0);
+/** These take the room of what is not known yet: a summary, the CRCs of 32 data units. */
+const SUMMARY_ROOM = Buffer.alloc(16), CRCS_ROOM = Buffer.alloc(128);

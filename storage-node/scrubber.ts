@@ -17,8 +17,11 @@ const HEADER_AREA_BYTES = 2 * BLOCK_BYTES;
 
 export type NamedUnit = Pick<HeldUnit, 'stripe' | 'unit' | 'writerEpoch' | 'counter' | 'stripeLength'>;
 
-/** What scrub found of one unit: its summary (16 bytes), or that it is damaged; undefined: freed meanwhile. */
-export type Checked = { readonly summary: Uint8Array } | 'damaged' | undefined;
+/**
+ * What scrub found of one unit: its summary (16 bytes) and, of a parity unit, the CRC32Cs of its data units (4 bytes each); or
+ * that it is damaged; undefined: freed meanwhile.
+ */
+export type Checked = { readonly summary: Uint8Array; readonly dataCrcs: Uint8Array } | 'damaged' | undefined;
 
 export class Scrubber {
   readonly counters = { unitsScrubbed: 0, bytesScrubbed: 0, unitsDamaged: 0 };
@@ -79,7 +82,10 @@ export class Scrubber {
     } catch (error) {
       if (codeOf(error) === undefined) throw error;  // a sector that can't be read is damaged as well
     }
-    if (holds) return { summary: new Uint8Array(region.buffer.slice((w + W.SUMMARY) * 4, (w + W.SUMMARY) * 4 + 16)) };
+    if (holds) {
+      const at = w * 4, list = at + W.CRC_LIST * 4;
+      return { summary: new Uint8Array(region.buffer.slice(at + W.SUMMARY * 4, at + W.SUMMARY * 4 + 16)), dataCrcs: new Uint8Array(region.buffer.slice(list, Math.max(list, at + location.headerBytes))) };
+    }
     this.counters.unitsDamaged++;
     this.store.markDamaged(fileId, stripe, unit, location);
     this.onDamage(fileId, stripe, unit);

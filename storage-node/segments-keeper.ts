@@ -31,6 +31,7 @@ export class SegmentsKeeper {
   /** The {@link progress} at which nothing more could be freed; only when that changes is it tried again. */
   private stalledAt = -1;
   private tailAtOpening: number;
+  private isWanted = false;
 
   constructor(private readonly options: KeeperOptions) { this.tailAtOpening = options.tailBytes; }
 
@@ -40,6 +41,12 @@ export class SegmentsKeeper {
   reserveOf(room: Room): number {
     const { reserve } = this.options.checkpointer;
     return room === 'control' ? reserve : room === 'move' ? reserve + CONTROL_SEGMENTS : reserve + CONTROL_SEGMENTS + CLEANER_SEGMENTS;
+  }
+
+  /** Damage was found in what opening would read: it must not find it. */
+  wantCheckpoint(): void {
+    this.isWanted = true;
+    this.kick();
   }
 
   /** Looks whether there is something to do; never waits. */
@@ -72,7 +79,7 @@ export class SegmentsKeeper {
 
   private isCheckpointDue(): boolean {
     const { checkpointer, checkpointBytes } = this.options;
-    return this.tailAtOpening + checkpointer.tailBytes > Math.max(checkpointBytes, 16 * checkpointer.newestBytes);
+    return this.isWanted || this.tailAtOpening + checkpointer.tailBytes > Math.max(checkpointBytes, 16 * checkpointer.newestBytes);
   }
 
   private isLow(): boolean { return this.options.segments.freeCount < this.low; }
@@ -90,6 +97,7 @@ export class SegmentsKeeper {
   }
 
   private async checkpoint(): Promise<boolean> {
+    this.isWanted = false;
     const isTaken = await this.options.checkpointer.take();
     if (isTaken) this.tailAtOpening = 0;
     return isTaken;

@@ -18,7 +18,7 @@ import { Checkpointer } from './checkpointer.js';
 import { Cleaner } from './cleaner.js';
 import type { FileIndex } from './file-index.js';
 import { E, EntryFlag, IndexTable, type EntryFields } from './index-table.js';
-import { EntryKind, unitEntryWords, writePair } from './log-format.js';
+import { EntryKind, missingEntry, unitEntryWords, writePair } from './log-format.js';
 import { LogWriter, type Durability } from './log-writer.js';
 import { openLog, type OpenedLog, type StoreRecovery } from './open-log.js';
 import { SegmentsKeeper } from './segments-keeper.js';
@@ -203,7 +203,8 @@ export class UnitStore {
       const flags = this.index.flags(held);
       const same = this.index.get(held, E.PAYLOAD_CRC) === words[w + W.PAYLOAD_CRC] && this.index.get(held, E.UNIT_LENGTH) === words[w + W.UNIT_LENGTH]
         && this.index.get(held, E.STRIPE_LENGTH) === words[w + W.STRIPE_LENGTH];
-      if (!same) return Refusal.NAME_CONFLICT;
+      // Whoever rebuilds has shown that the unit of this name is another one than the damaged copy says.
+      if (!same && !(rebuilt && (flags & EntryFlag.DAMAGED) !== 0)) return Refusal.NAME_CONFLICT;
       const missing = this.newlyMissing(file, stripe, held, words, w);
       if (missing !== 0n && (flags & EntryFlag.DAMAGED) === 0) return this.appendMissing(client, token, fileId, file, stripe, unit, writerEpoch, counter, missing);
       if ((flags & EntryFlag.PENDING) !== 0) {
@@ -291,9 +292,19 @@ export class UnitStore {
     this.flagDamaged(entry);
   }
 
+  /** A unit is sound and yet not its stripe's: from now on it counts as damaged, if it is held with exactly this payload. */
+  condemn(fileId: number, stripe: number, unit: number, writerEpoch: number, counter: number, payloadCrc: number): void {
+    const file = this.index.peekFile(fileId);
+    const entry = file === undefined ? 0 : this.index.find(file, stripe, unit, writerEpoch, counter);
+    if (entry === 0 || this.index.get(entry, E.PAYLOAD_CRC) !== payloadCrc || (this.index.flags(entry) & (EntryFlag.PENDING | EntryFlag.DAMAGED)) !== 0) return;
+    this.flagDamaged(entry);
+  }
+
   private flagDamaged(entry: number): void {
     this.index.setFlag(entry, EntryFlag.DAMAGED, true);
     this.counts.damaged++;
+    // Read again at the next opening, its batch would pass for lost, and all after it.
+    if (this.durability !== 'discard' && this.checkpointer.isInTail(this.index.headerBlock(entry))) this.keeper.wantCheckpoint();
   }
 
   /**
@@ -580,18 +591,6 @@ export class UnitStore {
 
 /** One object for all insertions: insert() copies it. */
 const fields: EntryFields = { unit: 0, headerWords: 0, writerEpoch: 0, counter: 0, unitLength: 0, payloadCrc: 0, stripeLength: 0, missingLow: 0, missingHigh: 0, mapEpoch: 0 };
-
-/** What a MISSING entry holds. */
-function missingEntry(fileId: number, stripe: number, writerEpoch: number, counter: number, mask: bigint): (words: Uint32Array, w: number) => void {
-  return (words, w) => {
-    writePair(words, w, fileId);
-    writePair(words, w + 2, stripe);
-    words[w + 4] = writerEpoch;
-    words[w + 5] = counter;
-    words[w + 6] = Number(mask & 0xffffffffn);
-    words[w + 7] = Number((mask >> 32n) & 0xffffffffn);
-  };
-}
 
 /** A place for lookup() to fill. */
 export function emptyLocation(): UnitLocation { return { writerEpoch: 0, counter: 0, unitLength: 0, payloadCrc: 0, headerBlock: 0, headerByte: 0, headerBytes: 0, payloadBlock: 0 }; }

@@ -17,6 +17,8 @@ import { TartanError, codeOf } from '../wire/errors.js';
 import type { ClientContext } from './context.js';
 import { FileReader } from './file-reader.js';
 import { FileWriter } from './file-writer.js';
+import type { ReadRepairCounts } from './read-repair.js';
+import { ReadRepair } from './read-repair.js';
 import type { RebuildOptions, RebuildReport } from './rebuild.js';
 import { rebuildFile } from './rebuild.js';
 import { recoverTail } from './takeover.js';
@@ -39,6 +41,8 @@ export interface ConnectOptions {
   readonly holdMs?: number;
   /** 'host': compute parity here, never use a switch. Default 'auto'. */
   readonly parity?: 'auto' | 'host';
+  /** Most bytes a second for repairing, in the background, what reads find damaged; 0: it is left to scrubs. Default 16 MiB. */
+  readonly repairBytesPerSecond?: number;
 }
 
 export interface CreateOptions {
@@ -49,6 +53,7 @@ export interface CreateOptions {
 }
 
 export const DEFAULT_RING_MEMORY = 256 << 20;
+const DEFAULT_REPAIR_RATE = 16 << 20;
 
 /** @throws {TartanError} ERR_STORE, ERR_FOREIGN_STORE, ERR_STORE_VERSION when the cluster can't be opened */
 export async function connect(options: ConnectOptions): Promise<Client> {
@@ -69,7 +74,7 @@ export async function connect(options: ConnectOptions): Promise<Client> {
       device, hub: new Hub(device), clock: options.clock ?? realClock, secret: options.secret, clusterId: identity.clusterId, store,
       name: options.name ?? `writer-${process.pid}`, transport: options.transport ?? 'auto', deadlineMs, heartbeatMs: Math.max(5, deadlineMs / 10),
       holdMs: options.holdMs ?? 1000, parity: options.parity ?? 'auto', memory: new RingMemory(options.ringMemoryBytes ?? DEFAULT_RING_MEMORY),
-    }, owned);
+    }, owned, options.repairBytesPerSecond ?? DEFAULT_REPAIR_RATE);
   } catch (error) {
     for (const close of owned) await close();
     throw error;
@@ -82,10 +87,20 @@ export class Client {
   private readonly writers = new Set<FileWriter>();
   private readonly readers = new Set<FileReader>();
 
-  constructor(context: ClientContext, owned: readonly (() => Promise<void>)[]) {
+  private readonly repair: ReadRepair;
+
+  constructor(context: ClientContext, owned: readonly (() => Promise<void>)[], repairBytesPerSecond: number) {
     this.context = context;
     this.owned = owned;
+    this.repair = new ReadRepair(context, repairBytesPerSecond);
+    if (repairBytesPerSecond > 0) context.onDamaged = (fileId, stripe) => { this.repair.note(fileId, stripe); };
   }
+
+  /** What readers found damaged, and what became of it. */
+  get repairs(): ReadRepairCounts { return this.repair.counts; }
+
+  /** Resolves when everything that readers have found damaged so far has been looked at. */
+  repaired(): Promise<void> { return this.repair.idle(); }
 
   /** Creates a file and opens it for appending. @throws {TartanError} ERR_EXISTS, ERR_UNKNOWN_CODE, ERR_NOT_ENOUGH_NODES, ERR_UNIT_BYTES, … */
   async create(name: string, options: CreateOptions = {}): Promise<FileWriter> {
@@ -181,6 +196,7 @@ export class Client {
       await new Promise<void>((resolve) => { writer.once('close', resolve); writer.destroy(); });
     }
     await Promise.all([...this.readers].map((reader) => reader.close()));
+    await this.repair.close();
     for (const close of this.owned) await close();
   }
 

@@ -16,4 +16,6 @@ export interface ClientContext extends SessionContext {
   /** 'host': never use a switch. */
   readonly parity: 'auto' | 'host';
   readonly memory: RingMemory;
+  /** Told by readers of what they found damaged. */
+  onDamaged?: (fileId: number, stripe: number) => void;
 }

@@ -35,6 +35,7 @@ export class FileReader {
     const code = parseCode(file.code);
     const layout = makeLayout({ nodes: file.nodes.length, k: code.k, m: code.m, unitBytes: file.unitBytes });
     const stripes = new StripeReader(context, file, code, layout, await readMap(context.store));
+    stripes.onDamaged = (stripe) => { context.onDamaged?.(file.id, stripe); };
     await stripes.connect();
     return new FileReader(context, file, layout, stripes, onClose);
   }

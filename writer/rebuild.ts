@@ -2,7 +2,7 @@
  * Restores what a file's nodes lack, from what they hold: after a node came back, got a new disk, or lost a sector.
  *
  *     inventories ─▶ per stripe: newest committed version, who lacks it ─▶ read k units ─▶ decode, encode ─▶ write what lacks
- *        (scrub: each unit read back and checked by its node, parity against data by their summaries)
+ *        (scrub: each unit read back and checked by its node, parity against data: what doesn't fit is condemned, and lacks)
  *
  * Nothing is remembered: what lacks is found by asking, so a rebuild that was interrupted is begun again, and finds less to
  * do. Only committed versions are restored, under their own names: writers and readers go on meanwhile, a version that is
@@ -17,7 +17,7 @@ import { isCommitted, readFile } from '../cluster/files.js';
 import { readMap } from '../cluster/membership.js';
 import type { ClusterMap, FileRecord } from '../cluster/records.js';
 import type { Code } from '../erasure/code/index.js';
-import { encode, parseCode } from '../erasure/code/index.js';
+import { parseCode } from '../erasure/code/index.js';
 import type { Layout } from '../erasure/layout/index.js';
 import { makeLayout, nodeOfUnit, stripeCount, stripeDataLength, unitLength } from '../erasure/layout/index.js';
 import { NodeSet } from '../pipeline/node-set.js';
@@ -31,6 +31,8 @@ import type { StripeSlotLayout } from '../wire/slot-layout.js';
 import { stripeSlotLayout } from '../wire/slot-layout.js';
 import { compareVersions } from '../wire/unit-header.js';
 import type { ClientContext } from './context.js';
+import type { Doubt } from './stripe-doubt.js';
+import { doubts } from './stripe-doubt.js';
 import { StripeReader } from './stripe-reader.js';
 
 export interface RebuildOptions {
@@ -40,6 +42,8 @@ export interface RebuildOptions {
   readonly onProgress?: (report: RebuildReport) => void;
   /** Ends it early; what is under way is finished. */
   readonly signal?: AbortSignal;
+  /** Only these stripes, ascending. Default: all that are committed. */
+  readonly stripes?: readonly number[];
 }
 
 /** Counts of one file, growing while it is rebuilt. */
@@ -53,6 +57,8 @@ export interface RebuildReport {
   unitsChecked: number;
   /** Stripes whose parity does not belong to their data although every checksum holds (scrub). */
   parityMismatches: number;
+  /** Of those, the ones in which it could be told which unit was wrong, and it was written again. */
+  mismatchesRepaired: number;
   unitsRestored: number; bytesRestored: number;
   /** Superseded while they were being restored: nothing lacks any more. */
   unitsSuperseded: number;
@@ -69,6 +75,8 @@ const CHUNK_STRIPES = 512;
 const INVENTORY_LIMIT = 64;
 /** Units that a node checks for one answer: it must come within the deadline. */
 const CHECK_LIMIT = 8;
+/** Versions that a node may hold of one stripe's unit, when only that stripe is asked for: more are rare. */
+const ONE_LIMIT = 3;
 const WINDOW_BYTES = 16 << 20;
 const MAX_WINDOW_SLOTS = 16;
 const NODE_SLOTS = 32;
@@ -113,7 +121,7 @@ class Rebuilder {
     const code = this.code = parseCode(file.code);
     this.layout = makeLayout({ nodes: file.nodes.length, k: code.k, m: code.m, unitBytes: file.unitBytes });
     this.report = {
-      name: file.name, stripes: stripeCount(this.layout, file.length), stripesDone: 0, unitsMissing: 0, unitsDamaged: 0, unitsChecked: 0, parityMismatches: 0,
+      name: file.name, stripes: options.stripes?.length ?? stripeCount(this.layout, file.length), stripesDone: 0, unitsMissing: 0, unitsDamaged: 0, unitsChecked: 0, parityMismatches: 0, mismatchesRepaired: 0,
       unitsRestored: 0, bytesRestored: 0, unitsSuperseded: 0, unitsFailed: 0, stripesLost: 0, nodesDown: [],
     };
     this.slots = stripeSlotLayout(code.k, code.m, file.unitBytes);
@@ -154,9 +162,8 @@ class Rebuilder {
     await this.reader.connect();
     const { report, file } = this;
     report.nodesDown = file.nodes.filter((_, index) => this.nodes.isDown(index) || this.nodes.linkTo(index) === undefined);
-    for (let from = 0; from < report.stripes; from += CHUNK_STRIPES) {
+    for (const [from, to] of this.ranges()) {
       if (this.options.signal?.aborted === true) break;
-      const to = Math.min(from + CHUNK_STRIPES, report.stripes);
       const chunk = await this.gather(from, to);
       if (chunk === undefined) return; // removed meanwhile: nothing of it is to be restored
       const underWay = new Set<Promise<void>>();
@@ -170,6 +177,13 @@ class Rebuilder {
       this.options.onProgress?.(report);
     }
     this.options.onProgress?.(report);
+  }
+
+  /** Stripes whose inventories are asked for at once, [from, to). */
+  private *ranges(): Generator<readonly [number, number]> {
+    const total = stripeCount(this.layout, this.file.length), { stripes } = this.options;
+    if (stripes !== undefined) for (const stripe of stripes) yield [stripe, stripe + 1];
+    else for (let from = 0; from < total; from += CHUNK_STRIPES) yield [from, Math.min(from + CHUNK_STRIPES, total)];
   }
 
   async destroy(): Promise<void> {
@@ -210,7 +224,7 @@ class Rebuilder {
       const reply = await this.withMap(() => {
         const link = this.nodes.linkTo(index);
         if (link === undefined) throw new TartanError('ERR_CONNECT', `Cannot ask node ${this.file.nodes[index]}: its connection is down`);
-        return link.request({ $case: 'inventory', value: { fileId: this.file.id, fromStripe: asked, limit: this.verify ? CHECK_LIMIT : INVENTORY_LIMIT, verify: this.verify } });
+        return link.request({ $case: 'inventory', value: { fileId: this.file.id, fromStripe: asked, limit: to - asked === 1 ? ONE_LIMIT : this.verify ? CHECK_LIMIT : INVENTORY_LIMIT, verify: this.verify } });
       });
       let bytes = 0;
       for (const entry of reply.units) {
@@ -254,9 +268,31 @@ class Rebuilder {
       lacking.push(unit);
       if (held === undefined) report.unitsMissing++; else report.unitsDamaged++;
     }
-    if (this.verify && !paritySummariesFit(code, good)) report.parityMismatches++;
+    const doubted = this.verify ? doubts(code, good.map((each) => ({ unit: each.unit, payloadCrc: each.payloadCrc, summary: each.summary ?? NONE, dataCrcs: each.dataCrcs ?? NONE }))) : [];
+    if (doubted.length > 0) {
+      report.parityMismatches++;
+      // What lacks beside is restored by a later scrub, from units that fit together.
+      if (await this.settle(stripe, newest, doubted)) report.mismatchesRepaired++;
+      else report.unitsFailed += lacking.length;
+      return;
+    }
     if (lacking.length === 0) return;
-    const refusal = await this.writeUnits(stripe, newest, lacking);
+    await this.count(newest, lacking, await this.writeUnits(stripe, newest, lacking));
+  }
+
+  /** Writes again what the first doubt names that proves right. @returns false when none does, or it could not be written */
+  private async settle(stripe: number, version: Version, doubted: readonly Doubt[]): Promise<boolean> {
+    for (const { wrong, avoid } of doubted) {
+      const refusal = await this.writeUnits(stripe, version, wrong, { avoid, condemn: true });
+      if (refusal === Refusal.UNREACHABLE) continue; // what was decoded is not what the parity's header says
+      await this.count(version, wrong, refusal);
+      return refusal === Refusal.NONE;
+    }
+    return false;
+  }
+
+  private async count(newest: Version, lacking: readonly number[], refusal: number): Promise<void> {
+    const { report } = this;
     if (refusal === Refusal.NONE) {
       const bytes = lacking.reduce((sum, unit) => sum + this.lengthOf(newest.stripeLength, unit), 0);
       report.unitsRestored += lacking.length;
@@ -266,15 +302,21 @@ class Rebuilder {
     else report.unitsFailed += lacking.length;
   }
 
-  /** Reads the stripe, whole or decoded, and writes the lacking units. @returns the first refusal, or NONE */
-  private async writeUnits(stripe: number, version: Version, lacking: readonly number[]): Promise<number> {
+  /**
+   * Reads the stripe, whole or decoded, and writes the lacking units.
+   *
+   * @param avoid    units not to be read  @param condemn  what is held in place of `lacking` is given up first
+   * @returns the first refusal, or NONE; UNREACHABLE: it could not be read
+   */
+  private async writeUnits(stripe: number, version: Version, lacking: readonly number[], { avoid, condemn }: { avoid?: readonly number[]; condemn?: boolean } = {}): Promise<number> {
     const op = this.free.pop()!;
     try {
       const slotOffset = op * this.slots.slotBytes;
       try {
-        const read = await this.reader.read({ stripe, dataLength: version.stripeLength, epoch: version.epoch, counter: version.counter, exact: true });
+        const read = await this.reader.read({ stripe, dataLength: version.stripeLength, epoch: version.epoch, counter: version.counter, exact: true, ...(avoid !== undefined && { avoid }) });
         this.bytes.set(read.bytes, slotOffset + this.slots.unitsOffset);
         read.release();
+        if (condemn === true) await this.condemn(stripe, version, lacking);
       } catch (error) {
         if (codeOf(error) === undefined) throw error;
         return Refusal.UNREACHABLE;
@@ -295,6 +337,16 @@ class Rebuilder {
       }
     } finally {
       this.free.push(op);
+    }
+  }
+
+  /** @throws {TartanError} when a node doesn't answer: nothing is written then */
+  private async condemn(stripe: number, version: Version, units: readonly number[]): Promise<void> {
+    for (const unit of units) {
+      const { payloadCrc } = version.held.get(unit)!;
+      await this.withMap(async () => this.nodes.linkTo(nodeOfUnit(this.layout, stripe, unit))?.request({
+        $case: 'condemn', value: { fileId: this.file.id, stripe, unit, writerEpoch: version.epoch, counter: version.counter, payloadCrc },
+      }));
     }
   }
 
@@ -338,17 +390,7 @@ class Rebuilder {
   private lengthOf(stripeLength: number, unit: number): number { return unitLength(stripeLength, this.file.unitBytes, unit, this.code.k); }
 }
 
-/** Whether parity summaries are those of the data summaries; true when not all of what it takes is known. */
-function paritySummariesFit(code: Code, units: readonly UnitEntry[]): boolean {
-  const summaryOf = (unit: number): Uint8Array | undefined => units.find((each) => each.unit === unit)?.summary;
-  const data = Array.from({ length: code.k }, (_, unit) => summaryOf(unit));
-  if (data.some((each) => each === undefined)) return true;
-  const expected = encode(code, data as Uint8Array[]);
-  return expected.every((parity, i) => {
-    const held = summaryOf(code.k + i);
-    return held === undefined || Buffer.compare(held, parity) === 0;
-  });
-}
+const NONE = new Uint8Array(0);
 
 // Sets of units as numbers below 2^36: beyond what bit operators take.
 const TWO_32 = 0x1_0000_0000;

@@ -43,6 +43,8 @@ export interface StripeWish {
   readonly exact: boolean;
   /** Versions of lower writer epochs were rolled back (FileRecord.floors). Default 0: none are known. */
   readonly floorEpoch?: number;
+  /** Units not to be read: what they hold is to be told from the others. */
+  readonly avoid?: readonly number[];
 }
 
 export interface StripeResult { readonly bytes: Uint8Array; readonly dataLength: number; readonly epoch: number; readonly counter: number; /** Gives the slot back; the bytes are valid until then. */ release(): void }
@@ -50,7 +52,7 @@ export interface StripeResult { readonly bytes: Uint8Array; readonly dataLength:
 const READ_RING_BYTES = 16 << 20;
 const MAX_SLOTS = 64;
 /** Reasons for a failed node of the graph, beyond refusals. */
-const WRONG_VERSION = 100, BAD_UNIT = 101, ROLLED_BACK = 102;
+const WRONG_VERSION = 100, BAD_UNIT = 101, ROLLED_BACK = 102, AVOIDED = 103;
 
 interface Job {
   wish: StripeWish;
@@ -79,6 +81,8 @@ export class StripeReader {
   readonly progress: ReadProgress = { stripes: 0, degradedStripes: 0, checksumFailures: 0, units: 0 };
   readonly nodes: NodeSet;
   readonly slotCount: number;
+  /** A unit of this stripe failed its checksum, at its node or here. */
+  onDamaged: ((stripe: number) => void) | undefined;
 
   private readonly context: ClientContext;
   private readonly file: FileRecord;
@@ -157,7 +161,7 @@ export class StripeReader {
     return new Promise((resolve, reject) => {
       if (this.closed) { reject(new TartanError('ERR_CLOSED', `Cannot read '${this.file.name}': it is closed`)); return; }
       this.waiting.push({
-        wish, slot: -1, lost: new Map(), epoch: wish.epoch, counter: wish.counter, exact: wish.exact, dataLength: wish.dataLength ?? -1,
+        wish, slot: -1, lost: new Map(wish.avoid?.map((unit) => [unit, AVOIDED])), epoch: wish.epoch, counter: wish.counter, exact: wish.exact, dataLength: wish.dataLength ?? -1,
         units: [], decode: [], nodes: new Int8Array(0), coder: undefined, attempts: 0, revived: false,
         markEpoch: wish.epoch, markCounter: wish.counter, outdated: false, floorEpoch: wish.floorEpoch ?? 0, resolve, reject,
       });
@@ -312,7 +316,11 @@ export class StripeReader {
     const job = this.jobs[slot]!;
     const node = job.nodes[unit]!;
     if (fault === 0) this.executor.done(slot, node);
-    else { job.lost.set(unit, fault); this.executor.fail(slot, node, fault); }
+    else {
+      if (fault === BAD_UNIT || fault === Refusal.CHECKSUM) this.onDamaged?.(job.wish.stripe);
+      job.lost.set(unit, fault);
+      this.executor.fail(slot, node, fault);
+    }
   }
 
   /** A node lacks the unit: perhaps because a version above the one asked for is committed, and took its place. */
@@ -465,7 +473,7 @@ export class StripeReader {
   }
 
   private giveUp(job: Job): void {
-    const reasons = [...job.lost].map(([unit, reason]) => `unit ${unit}: ${reason === BAD_UNIT ? 'ERR_CHECKSUM' : reason === ROLLED_BACK ? 'rolled back' : refusalCode(reason)}`);
+    const reasons = [...job.lost].map(([unit, reason]) => `unit ${unit}: ${reason === BAD_UNIT ? 'ERR_CHECKSUM' : reason === ROLLED_BACK ? 'rolled back' : reason === AVOIDED ? 'not to be read' : refusalCode(reason)}`);
     const down = Array.from({ length: this.units }, (_, unit) => unit).filter((unit) => !job.lost.has(unit) && this.linkFor(job, unit) === undefined);
     if (down.length > 0) reasons.push(`units ${down.join(', ')}: node not reachable`);
     this.end(job, new TartanError('ERR_TOO_MANY_LOST', `Cannot read stripe ${job.wish.stripe} of '${this.file.name}': fewer than ${this.code.k} units can be had (${reasons.join('; ')})`));
