@@ -41,8 +41,10 @@ async function main(task, args) {
   }
   if (task === 'start') process.exit(await run(process.execPath, [at('dist/cli/main.js'), 'demo', ...args], process.env.INIT_CWD));  // npm changes to the root: paths mean the caller's folder
   const program = { bench: 'dist/test/bench/main.js', simulate: 'dist/test/simulation/main.js' }[task];
+  // Each core has its worker then: collecting in more threads only adds work, and so does compiling what is hot for a moment.
+  const flags = task === 'simulate' ? ['--single-threaded-gc', '--interrupt-budget=600000'] : [];
   if (program !== undefined) {
-    process.exit(await run(process.execPath, [at(program), ...args]));
+    process.exit(await run(process.execPath, [...flags, at(program), ...args]));
   }
   if (task === 'test') process.exit(await test(args));
 }

@@ -22,7 +22,7 @@ function runSeeds(seeds: readonly number[], mutant: string | undefined): Promise
   return new Promise((resolve, reject) => {
     let running = 0;
     for (let job = 0; job < Math.min(JOBS, seeds.length); job++) {
-      const child = fork(fileURLToPath(new URL('runner.ts', import.meta.url)), { execArgv: ['--max-semi-space-size=64', '--import', 'tsx'], env: { ...process.env, NODE_OPTIONS: '' } });
+      const child = fork(fileURLToPath(new URL('runner.ts', import.meta.url)), { execArgv: ['--max-semi-space-size=64', '--single-threaded-gc', '--interrupt-budget=600000', '--import', 'tsx'], env: { ...process.env, NODE_OPTIONS: '' } });
       running++;
       const next = (): void => {
         const seed = open.shift();

@@ -11,7 +11,7 @@ import {
 import { Connection } from './connection.js';
 import { SimCoder } from './coder.js';
 import { SimCodingQueue } from './coding-queue.js';
-import type { Fire } from './event-queue.js';
+import type { Fire, Firing } from './event-queue.js';
 import type { SimHost } from './host.js';
 import { SimRegion } from './memory-region.js';
 import type { SimQueuePair } from './queue-pair.js';
@@ -37,6 +37,12 @@ interface Completion {
   readonly held: readonly { readonly region: SimRegion }[];
 }
 
+/** The device's thread wakes. */
+class Wake implements Firing {
+  constructor(private readonly device: SimDevice) {}
+  fire(): unknown { return this.device.deliverBatch(); }
+}
+
 export class SimDevice implements Device {
   readonly kind = 'sim';
   readonly name: string;
@@ -48,6 +54,7 @@ export class SimDevice implements Device {
     requests: 0, completions: 0, rings: 0, wakeups: 0, bytesSent: 0, bytesReceived: 0, bytesEncoded: 0, bytesVerified: 0,
     bytesCopied: 0, allocations: 0, errors: 0, regions: 0, queuePairs: 0,
   };
+  readonly #wakeUp = new Wake(this);
   #staged: Startable[] = [];
   #deliveries: ((() => void) | Completion)[] = [];
   readonly #regions = new Set<SimRegion>();
@@ -202,10 +209,11 @@ export class SimDevice implements Device {
   }
 
   #wake(): void {
-    this.world.schedule(this.random.random() * WAKE_MS, this.host, this.#deliverBatch);
+    this.world.schedule(this.random.random() * WAKE_MS, this.host, this.#wakeUp);
   }
 
-  readonly #deliverBatch = (): void => {
+  /** For the device's own event. */
+  deliverBatch(): void {
     const batch = this.#deliveries;
     this.#deliveries = [];
     this.counts.wakeups++;
@@ -217,7 +225,7 @@ export class SimDevice implements Device {
     }
     this.onBatchEnd?.();
     this.ring();
-  };
+  }
 
   /** @returns the region when it is this device's own and still registered */
   ownRegion(region: MemoryRegion): SimRegion | undefined {

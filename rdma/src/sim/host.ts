@@ -1,4 +1,4 @@
-import type { EventOwner, SimEvent } from './event-queue.js';
+import { happen, type EventOwner, type SimEvent } from './event-queue.js';
 import type { SimDevice } from './device.js';
 import type { SimQueuePair } from './queue-pair.js';
 import type { SimWorld } from './world.js';
@@ -41,7 +41,7 @@ export class SimHost implements EventOwner {
       this.#world.schedule(0, this, () => {
         const { fire } = event; // cancelled since?
         event.fire = undefined;
-        fire?.();
+        if (fire !== undefined) happen(fire);
       });
     }
   }

@@ -1,4 +1,4 @@
-import { QUIET, type Fire } from './event-queue.js';
+import { happen, QUIET, type Fire, type Firing } from './event-queue.js';
 import type { SimHost } from './host.js';
 import type { SimWorld } from './world.js';
 
@@ -62,7 +62,7 @@ export class Network {
  * One direction of one connection: messages arrive in the order of sending, each exactly once, unless the connection
  * breaks first. What comes due while the link is blocked waits at its end (the sender's retransmissions).
  */
-export class Channel {
+export class Channel implements Firing {
   readonly link: Link;
   readonly #world: SimWorld;
   readonly #to: SimHost;
@@ -82,17 +82,19 @@ export class Channel {
     const { latencyMs, jitterMs, lossRate } = this.link.options;
     let delay = latencyMs + jitterMs * this.#world.networkRandom.random();
     while (lossRate > 0 && this.#world.networkRandom.random() < lossRate) delay += RETRANSMIT_MS;
-    const time = Math.max(this.#lastArrival, this.#world.now() + delay);
+    const now = this.#world.now(), time = Math.max(this.#lastArrival, now + delay);
+    // What catches up with the message before it comes with that one's event, which is still to happen.
+    const isTogether = time === this.#lastArrival && time > now && this.#messages.length > 0;
     this.#lastArrival = time;
     this.#messages.push({ time, arrive });
-    this.#world.schedule(time - this.#world.now(), this.#to, this.#pump);
+    if (!isTogether) this.#world.schedule(time - now, this.#to, this);
   }
 
   /** After a partition: what waited arrives after one more retransmission. */
   resume(): void {
     if (this.#messages.length === 0) return;
     const delay = this.link.options.latencyMs + this.#world.networkRandom.random();
-    this.#world.schedule(delay, this.#to, this.#pump);
+    this.#world.schedule(delay, this.#to, this);
   }
 
   close(): void {
@@ -100,11 +102,12 @@ export class Channel {
     this.#messages = [];
   }
 
-  readonly #pump = (): unknown => {
+  /** What is due arrives. */
+  fire(): unknown {
     let quiet: unknown = QUIET;
     while (!this.link.isBlocked && this.#messages.length > 0 && this.#messages[0]!.time <= this.#world.now() + 1e-9) {
-      if (this.#messages.shift()!.arrive() !== QUIET) quiet = undefined;
+      if (happen(this.#messages.shift()!.arrive) !== QUIET) quiet = undefined;
     }
     return quiet;
-  };
+  }
 }

@@ -14,7 +14,7 @@ import { Access, type CompletionHandler, type MemoryRegion, type QueuePair } fro
 import { Flag, Opcode, Status, statusName } from '../records.js';
 import { copyOf } from './arena.js';
 import type { SimDevice, Startable } from './device.js';
-import { QUIET } from './event-queue.js';
+import { QUIET, type Fire, type Firing } from './event-queue.js';
 import type { SimRegion } from './memory-region.js';
 import type { Channel } from './network.js';
 import { cutPieces } from './pieces.js';
@@ -26,35 +26,47 @@ const LONG_FLUSH_ONE_IN = 8;
 /** Every so many pieces (on average) leaves late, by up to this many virtual ms. */
 const LATE_ONE_IN = 4;
 const LATE_MS = 0.05;
+/** What takes the link for less than this (virtual ms) is cut only where a piece is late: nothing happens between the others. */
+const AT_ONCE_MS = 0.001;
 /** How long the device takes to begin: uniform, 0 … this, virtual ms. */
 const BEGIN_MS = 0.01;
 const NOTHING: readonly Gather[] = [];
 
 interface Gather { readonly region: SimRegion; readonly offset: number; readonly length: number }
 
-interface SendRequest extends Startable {
-  readonly qp: SimQueuePair;
-  readonly opcode: number;
-  readonly flags: number;
-  readonly wrId: number;
-  readonly imm: number;
-  readonly rkey: number;
-  readonly remoteOffset: number;
-  readonly gather: readonly Gather[];
-  readonly length: number;
-  /** Not SUCCESS: fails with it, without leaving, once everything before it has completed. */
-  status: number;
-  isDone: boolean;
+class SendRequest implements Startable, Firing {
+  /** `status` not SUCCESS: fails with it, without leaving, once everything before it has completed. */
+  isDone = false;
+  constructor(readonly qp: SimQueuePair, readonly opcode: number, readonly flags: number, readonly wrId: number, readonly imm: number, readonly rkey: number,
+    readonly remoteOffset: number, readonly gather: readonly Gather[], readonly length: number, readonly status: number) {}
+  start(): void { this.qp.startSend(this); }
+  /** Its acknowledgement arrives. */
+  fire(): unknown {
+    this.qp.acknowledged(this);
+    return QUIET;
+  }
 }
 
-interface RecvRequest extends Startable { readonly qp: SimQueuePair; readonly wrId: number; readonly gather: Gather | undefined; readonly length: number; readonly isValid: boolean }
+class RecvRequest implements Startable {
+  constructor(readonly qp: SimQueuePair, readonly wrId: number, readonly gather: Gather | undefined, readonly length: number, readonly isValid: boolean) {}
+  start(): void { this.qp.startRecv(this); }
+}
+
+/** A piece of a request leaves: the bytes from bound `index` to bound `end`. */
+class Departure implements Firing {
+  constructor(readonly request: SendRequest, readonly bounds: readonly number[], readonly index: number, readonly end: number) {}
+  fire(): unknown { return this.request.qp.depart(this); }
+}
 
 /** What arrives: a piece of a WRITE or SEND, or the whole of a READ request. */
-interface Message { readonly request: SendRequest; readonly at: number; readonly bytes: Uint8Array | undefined; isPlaced: boolean }
-
-// One function for all requests, for a simulation posts millions.
-function startSend(this: SendRequest): void { this.qp.startSend(this); }
-function startRecv(this: RecvRequest): void { this.qp.startRecv(this); }
+class Message implements Firing {
+  isPlaced = false;
+  constructor(readonly request: SendRequest, readonly at: number, readonly bytes: Uint8Array | undefined) {}
+  fire(): unknown {
+    this.request.qp.peer.arrived(this);
+    return QUIET;
+  }
+}
 
 export class SimQueuePair implements QueuePair {
   readonly device: SimDevice;
@@ -102,8 +114,7 @@ export class SimQueuePair implements QueuePair {
     const gather = region === undefined ? undefined : this.#gather(region, offset, length);
     const isValid = region === undefined || gather !== undefined;
     gather?.region.hold();
-    const recv: RecvRequest = { wrId: wrId >>> 0, gather, length: region === undefined ? 0 : length, isValid, qp: this, start: startRecv };
-    this.device.stage(recv);
+    this.device.stage(new RecvRequest(this, wrId >>> 0, gather, region === undefined ? 0 : length, isValid));
   }
 
   postSend(wrId: number, region: MemoryRegion, offset: number, length: number, flags = 0): void {
@@ -144,9 +155,7 @@ export class SimQueuePair implements QueuePair {
     }
     const status = gather.length === entries.length ? Status.SUCCESS : Status.LOCAL_PROTECTION_ERROR;
     for (const entry of gather) entry.region.hold();
-    const request: SendRequest = {
-      opcode, flags, wrId: wrId >>> 0, imm: imm >>> 0, rkey: rkey >>> 0, remoteOffset, gather, length, status, isDone: false, qp: this, start: startSend,
-    };
+    const request = new SendRequest(this, opcode, flags, wrId >>> 0, imm >>> 0, rkey >>> 0, remoteOffset, gather, length, status);
     this.device.stage(request);
   }
 
@@ -185,13 +194,15 @@ export class SimQueuePair implements QueuePair {
     if (this.#isTransmitting || request === undefined) return;
     this.#isTransmitting = true;
     if (request.status === Status.SUCCESS && request.opcode !== Opcode.READ && this.#state === 'connected') {
-      this.#transmitPiece(request, cutPieces(this.device.random, request.length), 0, this.device.random.random() * BEGIN_MS);
+      this.#transmitPiece(request, cutPieces(this.device.random, request.length), 0, this.device.random.random() * BEGIN_MS, this.#isLate());
     } else {
-      this.device.later(this.#transmit);
+      this.device.later(this.#transmitSoon);
     }
   }
 
-  readonly #transmit = (): unknown => {
+  readonly #transmitSoon = (): unknown => this.#transmit();
+
+  #transmit(): unknown {
     for (;;) {
       const request = this.#sends[this.#next];
       if (this.#isAtRest || this.#state !== 'connected' || request === undefined) {
@@ -202,36 +213,40 @@ export class SimQueuePair implements QueuePair {
         if (this.#next === 0) this.fail(request.status, request, 'a request named memory outside its region');
       } else if (request.opcode === Opcode.READ) {
         this.#note(request, 'asks');
-        this.#leave({ request, at: 0, bytes: undefined, isPlaced: false });
+        this.#out.send(new Message(request, 0, undefined));
         this.#next++;
         continue;
       } else {
-        this.#transmitPiece(request, cutPieces(this.device.random, request.length), 0, 0);
+        this.#transmitPiece(request, cutPieces(this.device.random, request.length), 0, 0, this.#isLate());
       }
       return QUIET;
     }
-  };
+  }
 
-  #transmitPiece(request: SendRequest, bounds: readonly number[], index: number, delayMs: number): void {
-    const from = bounds[index]!, to = bounds[index + 1]!;
-    this.#atDeparture(to - from, delayMs, () => {
-      if (this.#isAtRest) {
-        this.#isTransmitting = false;
-        return QUIET;
-      }
-      const bytes = readGather(request.gather, from, to);
-      if (request.opcode === Opcode.WRITE_WITH_IMM) this.#damage(bytes);
-      this.device.counts.bytesSent += bytes.length;
-      this.device.counts.bytesCopied += bytes.length;
-      if (this.device.world.trace) this.#note(request, `reads ${from}..${to}`);
-      this.#leave({ request, at: from, bytes, isPlaced: false });
-      if (index + 2 < bounds.length) {
-        this.#transmitPiece(request, bounds, index + 1, 0);
-        return QUIET;
-      }
-      this.#next++;
-      return this.#transmit();
-    });
+  #transmitPiece(request: SendRequest, bounds: readonly number[], index: number, delayMs: number, isLate: boolean): void {
+    const end = this.#endOfPiece(bounds, index);
+    this.#atDeparture(bounds[end]! - bounds[index]!, delayMs, isLate, new Departure(request, bounds, index, end));
+  }
+
+  /** For the device's own event. */
+  depart({ request, bounds, index, end }: Departure): unknown {
+    if (this.#isAtRest) {
+      this.#isTransmitting = false;
+      return QUIET;
+    }
+    const from = bounds[index]!, to = bounds[end]!;
+    const bytes = readGather(request.gather, from, to);
+    if (request.opcode === Opcode.WRITE_WITH_IMM) this.#damage(bytes);
+    this.device.counts.bytesSent += bytes.length;
+    this.device.counts.bytesCopied += bytes.length;
+    if (this.device.world.trace) this.#note(request, `reads ${from}..${to}`);
+    this.#out.send(new Message(request, from, bytes));
+    if (end + 1 < bounds.length) {
+      this.#transmitPiece(request, bounds, end, 0, this.#isFast(bounds) || this.#isLate());
+      return QUIET;
+    }
+    this.#next++;
+    return this.#transmit();
   }
 
   /** A fault of the network: one bit flips on the way. */
@@ -241,21 +256,25 @@ export class SimQueuePair implements QueuePair {
     bytes[this.device.world.networkRandom.int(bytes.length)]! ^= 1 << this.device.world.networkRandom.int(8);
   }
 
-  #atDeparture(bytes: number, delayMs: number, depart: () => unknown): void {
+  #isLate(): boolean { return this.device.random.int(LATE_ONE_IN) === 0; }
+
+  #isFast(bounds: readonly number[]): boolean { return bounds[bounds.length - 1]! < AT_ONCE_MS * this.#out.link.options.bytesPerMs; }
+
+  /** @returns index of the bound where the piece that begins at `index` ends: what leaves in one moment is one piece */
+  #endOfPiece(bounds: readonly number[], index: number): number {
+    let end = index + 1;
+    if (bounds.length > 2 && this.#isFast(bounds)) while (end + 1 < bounds.length && !this.#isLate()) end++;
+    return end;
+  }
+
+  #atDeparture(bytes: number, delayMs: number, isLate: boolean, depart: Fire): void {
     const { world, random, host } = this.device;
     const left = this.#out.link.occupy(world.now() + delayMs, bytes) - world.now();
-    const late = random.int(LATE_ONE_IN) === 0 ? random.random() * LATE_MS : 0;
-    world.schedule(left + late, host, depart);
+    world.schedule(isLate ? left + random.random() * LATE_MS : left, host, depart);
   }
 
-  #leave(message: Message): void {
-    this.#out.send(() => {
-      this.peer.#arrived(message);
-      return QUIET;
-    });
-  }
-
-  #acknowledged(request: SendRequest): void {
+  /** For the device's own event. */
+  acknowledged(request: SendRequest): void {
     if (this.#isAtRest) return;
     request.isDone = true;
     while (this.#sends[0]?.isDone === true) {
@@ -270,12 +289,13 @@ export class SimQueuePair implements QueuePair {
     placeGather(request.gather, at, bytes);
     this.device.counts.bytesReceived += bytes.length;
     if (this.device.world.trace) this.#note(request, `placed ${at}..${at + bytes.length}`);
-    if (isLast) this.#acknowledged(request);
+    if (isLast) this.acknowledged(request);
   }
 
   // The responder's side.
 
-  #arrived(message: Message): void {
+  /** For the device's own event. */
+  arrived(message: Message): void {
     if (this.#state !== 'connected') {
       this.#straggle(message);
       return;
@@ -358,7 +378,7 @@ export class SimQueuePair implements QueuePair {
     const bounds = cutPieces(this.device.random, request.length);
     const answer = (index: number): void => {
       const [from, to] = [bounds[index]!, bounds[index + 1]!];
-      this.#atDeparture(to - from, 0, () => {
+      this.#atDeparture(to - from, 0, this.#isLate(), () => {
         if (this.#state !== 'connected') return QUIET;
         const now = this.device.regionByKey(request.rkey);
         if (now?.allows(Access.REMOTE_READ, request.remoteOffset, request.length) !== true) {
@@ -384,12 +404,7 @@ export class SimQueuePair implements QueuePair {
     return true;
   }
 
-  #acknowledge(request: SendRequest): void {
-    this.#out.send(() => {
-      this.peer.#acknowledged(request);
-      return QUIET;
-    });
-  }
+  #acknowledge(request: SendRequest): void { this.#out.send(request); }
 
   /** Tells the peer which of its requests failed, and ends. */
   #refuse(request: SendRequest, status: number): void {

@@ -14,7 +14,7 @@
  * Hosts are names. Everything random comes from forks of the seed. `trace` gets a line for each thing of note: the
  * same seed and the same program give the same lines, byte for byte.
  */
-import { EventQueue, QUIET, type Fire, type SimEvent } from './event-queue.js';
+import { EventQueue, happen, QUIET, type Fire, type SimEvent } from './event-queue.js';
 import { SimHost } from './host.js';
 import { Network, type LinkOptions } from './network.js';
 import { SimRandom } from './random.js';
@@ -164,7 +164,7 @@ export class SimWorld {
       }
     }
     event.fire = undefined;
-    return fire() === QUIET;
+    return happen(fire) === QUIET;
   }
 
   /** A device for a process on `host`. Several may share a host: they then live, pause and die together. */
