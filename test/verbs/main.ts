@@ -7,6 +7,7 @@ import t from 'tap';
 const SUITES: Record<string, () => Promise<{ run(t: typeof import('tap').t): void }>> = {
   conformance: () => import('./conformance.js'),
   failures: () => import('./failures.js'),
+  shared: () => import('./shared-receives.js'),
   cluster: () => import('./cluster.js'),
 };
 

@@ -93,6 +93,7 @@ Adapter::~Adapter() {
   leave_asynchronous(this);
   for (QueuePair* pair : pairs_) delete pair;
   for (auto& [id, listener] : listeners_) delete listener;
+  receives_.clear();
   for (auto& source : sources_) {
     if (source->unacknowledged > 0) core().ibv.ack_cq_events(source->cq, source->unacknowledged);
     core().ibv.destroy_cq(source->cq);
@@ -122,6 +123,9 @@ uint32_t Adapter::ring(uint32_t count) {
 
 void Adapter::execute(const WorkRequest& request) {
   QueuePair* target = pair(request.qpn);
+  if (!target && request.opcode == RECV) {
+    if (SharedReceiveQueue* shared = receives(request.qpn)) return shared->post(request);
+  }
   if (!target) return complete(request.opcode, FLUSHED, request.qpn, request.wr_id);
   switch (request.opcode) {
     case WRITE:
@@ -138,7 +142,13 @@ void Adapter::execute(const WorkRequest& request) {
 
 // Hands what was posted to the adapter, then fails the queue pairs that must. Failing takes completions, which may mark more.
 void Adapter::settle() {
-  while (!dirty_.empty() || !failing_.empty()) {
+  while (!dirty_.empty() || !failing_.empty() || !dirty_receives_.empty()) {
+    std::vector<SharedReceiveQueue*> receives;
+    receives.swap(dirty_receives_);
+    for (SharedReceiveQueue* each : receives) {
+      each->is_dirty = false;
+      each->pump();
+    }
     std::vector<QueuePair*> dirty;
     dirty.swap(dirty_);
     for (QueuePair* each : dirty) {
@@ -159,6 +169,16 @@ void Adapter::mark_dirty(QueuePair* pair) {
   dirty_.push_back(pair);
 }
 
+void Adapter::mark_dirty(SharedReceiveQueue* receives) {
+  if (receives->is_dirty) return;
+  receives->is_dirty = true;
+  dirty_receives_.push_back(receives);
+}
+
+void Adapter::own(uint32_t hardware_qpn, QueuePair* pair) { owners_[hardware_qpn] = pair; }
+
+void Adapter::disown(uint32_t hardware_qpn) { owners_.erase(hardware_qpn); }
+
 void Adapter::mark_failing(QueuePair* pair) {
   if (pair->is_failing) return;
   pair->is_failing = true;
@@ -173,6 +193,15 @@ void Adapter::take_completions() {
     for (int count = TAKEN_AT_ONCE; count == TAKEN_AT_ONCE;) {
       count = ibv_poll_cq(source->cq, TAKEN_AT_ONCE, taken);
       for (int i = 0; i < count; i++) {
+        if (taken[i].wr_id & SharedReceiveQueue::BIT && !(taken[i].wr_id >> 63)) {
+          const auto owner = owners_.find(taken[i].qp_num);
+          SharedReceiveQueue* shared = receives(static_cast<uint32_t>(taken[i].wr_id >> 32) & 0x3fffffff);
+          if (!shared) continue;
+          QueuePair* target = owner == owners_.end() ? nullptr : owner->second;
+          if (target) target->on_shared_receive(taken[i]);
+          else shared->on_completion(taken[i], 0);
+          continue;
+        }
         if (QueuePair* target = pair(static_cast<uint32_t>(taken[i].wr_id >> 32) & 0x7fffffff)) target->on_completion(taken[i]);
       }
     }
@@ -305,6 +334,7 @@ uint32_t Adapter::add(QueuePair* pair) {
 }
 
 CompletionSource* Adapter::reserve(uint32_t entries, std::string& why) {
+  if (!limits.reserves_completions) entries = 0;
   for (const auto& source : sources_) {
     if (source->free < entries) continue;
     source->free -= entries;
@@ -321,8 +351,8 @@ CompletionSource* Adapter::reserve(uint32_t entries, std::string& why) {
   return sources_.back().get();
 }
 
-void Adapter::listen(uint32_t id, const std::string& host, uint32_t port) {
-  auto listener = std::make_unique<Listener>(*this, id);
+void Adapter::listen(uint32_t id, const std::string& host, uint32_t port, uint32_t receives) {
+  auto listener = std::make_unique<Listener>(*this, id, receives);
   std::string why;
   if (!listener->open(host, port, why)) {
     emit({EventType::listen_failed, id, 0, 0, why});
@@ -368,13 +398,14 @@ bool Adapter::source_address(const sockaddr* destination, sockaddr_storage& sour
   return best >= 0;
 }
 
-void Adapter::connect(uint32_t id, const std::string& host, uint32_t port, int timeout_ms) {
+void Adapter::connect(uint32_t id, const std::string& host, uint32_t port, int timeout_ms, uint32_t receives) {
   Address address;
   if (!Address::parse(host, port, address)) {
     emit({EventType::connect_failed, id, 0, 0, "it is no numeric address and port"});
   } else {
     const uint32_t qpn = add(nullptr);
     pairs_[qpn] = new QueuePair(*this, qpn, id, address.text());
+    pairs_[qpn]->share(this->receives(receives));
     sockaddr_storage source{};
     const bool has_source = source_address(address.get(), source);
     pairs_[qpn]->connect(has_source ? reinterpret_cast<sockaddr*>(&source) : nullptr, address.get(), timeout_ms);
@@ -397,6 +428,8 @@ void Adapter::adopt_request(uint32_t listener, const CmEvent& event) {
   }
   const uint32_t qpn = add(nullptr);
   pairs_[qpn] = new QueuePair(*this, qpn, listener, event.id, text_of(rdma_get_peer_addr(event.id)));
+  const auto found = listeners_.find(listener);
+  pairs_[qpn]->share(found == listeners_.end() ? nullptr : receives(found->second->receives));
   pairs_[qpn]->accept(event);
 }
 
@@ -426,6 +459,36 @@ void Adapter::destroy_queue_pair(uint32_t qpn) {
 void Adapter::fence(uint32_t id) {
   emit({EventType::fence, id});
   announce();
+}
+
+// ---- shared receive queues ----
+
+uint32_t Adapter::create_receives(uint32_t depth, std::string& why) {
+  const uint32_t number = add(nullptr);  // of the queue pairs' numbers, so that a work request can name it
+  auto shared = std::make_unique<SharedReceiveQueue>(*this, number, depth);
+  if (!shared->open(why)) return 0;
+  receives_[number] = std::move(shared);
+  return number;
+}
+
+bool Adapter::arm_receives(uint32_t number, uint32_t limit) {
+  SharedReceiveQueue* shared = receives(number);
+  settle();
+  return shared && shared->arm_limit(limit);
+}
+
+bool Adapter::destroy_receives(uint32_t number) {
+  SharedReceiveQueue* shared = receives(number);
+  if (!shared) return true;
+  if (shared->users > 0) return false;
+  take_completions();
+  shared->destroy();
+  std::erase(dirty_receives_, shared);
+  receives_.erase(number);
+  emit({EventType::queue_pair_gone, 0, number});
+  settle();
+  announce();
+  return true;
 }
 
 void Adapter::handle_cm_events() {
@@ -463,6 +526,11 @@ void Adapter::handle_asynchronous() {
       if (names_pair && each->hardware_qpn() == event.qp_num) each->fail("the adapter reports: " + what, FLUSHED);
       if (event.type == IBV_EVENT_CQ_ERR && each->source() && each->source()->cq == event.cq) each->fail("its completion queue overran", FLUSHED);
       if (is_fatal) each->fail("the adapter failed: " + what, FLUSHED);
+    }
+    if (event.type == IBV_EVENT_SRQ_LIMIT_REACHED) {
+      for (const auto& [number, shared] : receives_) {
+        if (shared->srq() == event.srq) emit({EventType::receives_low, 0, number});
+      }
     }
     if (event.port != 0 || is_fatal || event.type == IBV_EVENT_CQ_ERR) emit({EventType::asynchronous, static_cast<uint32_t>(event.type), 0, event.port, what});
   }

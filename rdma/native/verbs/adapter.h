@@ -23,6 +23,7 @@
 #include "queue_pair.h"
 #include "rdma_core.h"
 #include "region.h"
+#include "shared_receive_queue.h"
 
 namespace tartan::verbs {
 
@@ -32,6 +33,7 @@ struct Limits {
   uint32_t cq_entries = 8192;
   uint32_t max_inline = 64;
   uint8_t ack_timeout = 16;  // 4.096 µs × 2^16 = 0.27 s for each of RETRIES
+  bool reserves_completions = true;  // false: queue pairs share completion queues that may overrun
 };
 
 // A completion queue of the adapter; each queue pair reserves room for all it can have outstanding, so none overruns.
@@ -62,13 +64,19 @@ class Adapter : public AsyncListener {
   void deregister(uint32_t lkey);
 
   // Connections.
-  void listen(uint32_t id, const std::string& host, uint32_t port);
+  // `receives`: the shared receive queue of the queue pairs made, 0: each has its own.
+  void listen(uint32_t id, const std::string& host, uint32_t port, uint32_t receives);
   void close_listener(uint32_t id, uint32_t fence);
-  void connect(uint32_t id, const std::string& host, uint32_t port, int timeout_ms);
+  void connect(uint32_t id, const std::string& host, uint32_t port, int timeout_ms, uint32_t receives);
   void abandon(uint32_t id);  // a connect() that took too long
   void to_error(uint32_t qpn, const std::string& reason);
   void destroy_queue_pair(uint32_t qpn);
   void fence(uint32_t id);
+
+  // Shared receive queues: a number for it, or 0 and `why`.
+  uint32_t create_receives(uint32_t depth, std::string& why);
+  bool arm_receives(uint32_t number, uint32_t limit);
+  bool destroy_receives(uint32_t number);  // false: queue pairs use it
   std::string name() const { return core().ibv.get_device_name(context->device); }
 
   // ---- for its parts ----
@@ -82,6 +90,9 @@ class Adapter : public AsyncListener {
   }
   void release(Region* region);
   void mark_dirty(QueuePair* pair);
+  void mark_dirty(SharedReceiveQueue* receives);
+  void own(uint32_t hardware_qpn, QueuePair* pair);
+  void disown(uint32_t hardware_qpn);
   void mark_failing(QueuePair* pair);
   void take_completions();  // everything that the adapter has, into the ring
   void adopt_request(uint32_t listener, const CmEvent& event);
@@ -110,6 +121,10 @@ class Adapter : public AsyncListener {
   void handle_asynchronous();
   bool source_address(const sockaddr* destination, sockaddr_storage& source) const;
   QueuePair* pair(uint32_t qpn) const { return qpn < pairs_.size() ? pairs_[qpn] : nullptr; }
+  SharedReceiveQueue* receives(uint32_t number) const {
+    const auto found = receives_.find(number);
+    return found == receives_.end() ? nullptr : found->second.get();
+  }
   uint32_t add(QueuePair* pair);
 
   const WorkRequest* const requests_;
@@ -126,6 +141,9 @@ class Adapter : public AsyncListener {
   std::vector<QueuePair*> pairs_{nullptr};  // by qpn; 0 names nothing
   std::unordered_map<uint32_t, Listener*> listeners_;
   std::vector<QueuePair*> dirty_, failing_;
+  std::unordered_map<uint32_t, std::unique_ptr<SharedReceiveQueue>> receives_;  // by number
+  std::vector<SharedReceiveQueue*> dirty_receives_;
+  std::unordered_map<uint32_t, QueuePair*> owners_;  // by the adapter's number: who a shared receive completes on
   bool is_taking_ = false;
   bool wants_wake_ = false;  // JavaScript sleeps, and the ring has something that no adapter will announce
   std::vector<AsyncEvent> asynchronous_;  // under async_events.cc's lock

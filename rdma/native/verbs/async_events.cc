@@ -20,7 +20,7 @@ std::mutex mutex;
 std::vector<Membership> memberships;
 
 AsyncEvent copy(const ibv_async_event& event) {
-  AsyncEvent result{event.event_type, 0, nullptr, 0};
+  AsyncEvent result{event.event_type, 0, nullptr, 0, nullptr};
   switch (event.event_type) {
     case IBV_EVENT_QP_FATAL:
     case IBV_EVENT_QP_REQ_ERR:
@@ -34,6 +34,10 @@ AsyncEvent copy(const ibv_async_event& event) {
       break;
     case IBV_EVENT_CQ_ERR:
       result.cq = event.element.cq;
+      break;
+    case IBV_EVENT_SRQ_ERR:
+    case IBV_EVENT_SRQ_LIMIT_REACHED:
+      result.srq = event.element.srq;
       break;
     case IBV_EVENT_PORT_ACTIVE:
     case IBV_EVENT_PORT_ERR:

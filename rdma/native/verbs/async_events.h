@@ -16,6 +16,7 @@ struct AsyncEvent {
   uint32_t qp_num;    // queue pair events
   const ibv_cq* cq;   // completion queue events
   uint32_t port;      // port events
+  const ibv_srq* srq;  // shared receive queue events
 };
 
 class AsyncListener {

@@ -134,9 +134,9 @@ napi_value deregister(napi_env env, napi_callback_info info) {  // (lkey)
   return undefined(env);
 }
 
-napi_value listen(napi_env env, napi_callback_info info) {  // (id, host, port)
+napi_value listen(napi_env env, napi_callback_info info) {  // (id, host, port, shared receive queue or 0)
   Call call(env, info);
-  if (call.adapter) call.adapter->listen(call.u32(0), call.text(1), call.u32(2));
+  if (call.adapter) call.adapter->listen(call.u32(0), call.text(1), call.u32(2), call.u32(3));
   return undefined(env);
 }
 
@@ -146,9 +146,9 @@ napi_value close_listener(napi_env env, napi_callback_info info) {  // (id, fenc
   return undefined(env);
 }
 
-napi_value connect(napi_env env, napi_callback_info info) {  // (id, host, port, timeoutMs)
+napi_value connect(napi_env env, napi_callback_info info) {  // (id, host, port, timeoutMs, shared receive queue or 0)
   Call call(env, info);
-  if (call.adapter) call.adapter->connect(call.u32(0), call.text(1), call.u32(2), static_cast<int>(call.u32(3)));
+  if (call.adapter) call.adapter->connect(call.u32(0), call.text(1), call.u32(2), static_cast<int>(call.u32(3)), call.u32(4));
   return undefined(env);
 }
 
@@ -174,6 +174,23 @@ napi_value fence(napi_env env, napi_callback_info info) {  // (id)
   Call call(env, info);
   if (call.adapter) call.adapter->fence(call.u32(0));
   return undefined(env);
+}
+
+napi_value create_receives(napi_env env, napi_callback_info info) {  // (depth) → number
+  Call call(env, info);
+  std::string why;
+  const uint32_t number = call.adapter ? call.adapter->create_receives(call.u32(0), why) : 0;
+  return number == 0 ? fail(env, why) : uint32(env, number);
+}
+
+napi_value arm_receives(napi_env env, napi_callback_info info) {  // (number, limit) → whether the adapter took it
+  Call call(env, info);
+  return uint32(env, call.adapter && call.adapter->arm_receives(call.u32(0), call.u32(1)));
+}
+
+napi_value destroy_receives(napi_env env, napi_callback_info info) {  // (number) → whether it goes: nobody uses it
+  Call call(env, info);
+  return uint32(env, !call.adapter || call.adapter->destroy_receives(call.u32(0)));
 }
 
 napi_value keep_alive(napi_env env, napi_callback_info info) {
@@ -245,13 +262,13 @@ void collect(napi_env, void* data, void*) {
   else if (!device->hook) delete device;
 }
 
-// (name, limits: Uint32Array [send depth, receive depth, completion queue entries, inline bytes, ack timeout], sendQueue, completionQueue, wake)
+// (name, limits: Uint32Array [send depth, receive depth, completion queue entries, inline bytes, ack timeout, reserves completions], sendQueue, completionQueue, wake)
 napi_value open(napi_env env, napi_callback_info info) {
   Call call(env, info);
   auto device = std::make_unique<Device>();
   device->env = env;
   const uint32_t* given = call.array<uint32_t>(1);
-  const Limits limits{given[0], given[1], given[2], given[3], static_cast<uint8_t>(given[4])};
+  const Limits limits{given[0], given[1], given[2], given[3], static_cast<uint8_t>(given[4]), given[5] != 0};
   size_t request_words, completion_words;
   const WorkRequest* requests = call.array<WorkRequest>(2, &request_words);
   Completion* completions = call.array<Completion>(3, &completion_words);
@@ -273,7 +290,7 @@ napi_value open(napi_env env, napi_callback_info info) {
   } methods[] = {
       {"ring", ring}, {"poll", poll}, {"arm", arm}, {"takeEvent", take_event}, {"addRegion", add_region}, {"deregister", deregister},
       {"listen", listen}, {"closeListener", close_listener}, {"connect", connect}, {"abandon", abandon}, {"toError", to_error},
-      {"destroyQueuePair", destroy_queue_pair}, {"fence", fence}, {"keepAlive", keep_alive}, {"counters", counters}, {"close", close},
+      {"destroyQueuePair", destroy_queue_pair}, {"createReceives", create_receives}, {"armReceives", arm_receives}, {"destroyReceives", destroy_receives}, {"fence", fence}, {"keepAlive", keep_alive}, {"counters", counters}, {"close", close},
   };
   napi_value object;
   napi_create_object(env, &object);

@@ -17,6 +17,7 @@ enum class EventType : uint8_t {
   region_gone = 8,       // id: the lkey
   fence = 9,             // id
   asynchronous = 10,     // id: ibv_event_type, number: the port or 0, text: its description
+  receives_low = 11,     // qpn: the shared receive queue
 };
 
 struct Event {

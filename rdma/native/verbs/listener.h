@@ -11,7 +11,7 @@ class Adapter;
 
 class Listener : public CmObject {
  public:
-  Listener(Adapter& adapter, uint32_t id) : id(id), adapter_(adapter) {}
+  Listener(Adapter& adapter, uint32_t id, uint32_t receives) : id(id), receives(receives), adapter_(adapter) {}
   ~Listener() override;
 
   // Binds and listens; false and `why` when it cannot. `port` becomes the one chosen for 0.
@@ -19,6 +19,7 @@ class Listener : public CmObject {
   void on_cm_event(const CmEvent& event) override;
 
   const uint32_t id;
+  const uint32_t receives;  // the shared receive queue of its connections, 0: none
 
  private:
   Adapter& adapter_;

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "adapter.h"
+#include "shared_receive_queue.h"
 #include "statuses.h"
 
 namespace tartan::verbs {
@@ -32,7 +33,21 @@ QueuePair::QueuePair(Adapter& adapter, uint32_t qpn, uint32_t listener, rdma_cm_
   id_->context = static_cast<CmObject*>(this);
 }
 
-QueuePair::~QueuePair() { destroy_connection(); }
+QueuePair::~QueuePair() {
+  destroy_connection();
+  if (!shared_) return;
+  deliver_early(0);
+  shared_->users--;
+}
+
+void QueuePair::share(SharedReceiveQueue* receives) {
+  shared_ = receives;
+  if (shared_) shared_->users++;
+}
+
+uint32_t QueuePair::completions_reserved() const {
+  return adapter_.limits.reserves_completions ? adapter_.limits.send_depth + (shared_ ? shared_->depth() : adapter_.limits.recv_depth) : 0;
+}
 
 // ---- connecting ----
 
@@ -60,7 +75,7 @@ bool QueuePair::create() {
     return false;
   }
   std::string why;
-  source_ = adapter_.reserve(limits.send_depth + limits.recv_depth, why);
+  source_ = adapter_.reserve(completions_reserved(), why);
   if (!source_) {
     failure = why;
     return false;
@@ -68,12 +83,14 @@ bool QueuePair::create() {
   ibv_qp_init_attr attributes{};
   attributes.send_cq = attributes.recv_cq = source_->cq;
   attributes.qp_type = IBV_QPT_RC;
-  attributes.cap = {limits.send_depth, limits.recv_depth, 2, 1, limits.max_inline};
+  attributes.cap = {limits.send_depth, shared_ ? 0 : limits.recv_depth, 2, shared_ ? 0u : 1u, limits.max_inline};
+  if (shared_) attributes.srq = shared_->srq();
   if (core().cm.create_qp(id_, adapter_.pd, &attributes) != 0) {
     failure = std::string("cannot create a queue pair: ") + strerror(errno);
     return false;
   }
   max_inline_ = attributes.cap.max_inline_data;
+  if (shared_) adapter_.own(id_->qp->qp_num, this);
   return true;
 }
 
@@ -121,6 +138,7 @@ void QueuePair::on_cm_event(const CmEvent& event) {
       core().ibv.modify_qp(id_->qp, &attributes, IBV_QP_MIN_RNR_TIMER);  // the connection manager's own is 0.65 s
       state_ = State::connected;
       adapter_.emit({is_active_ ? EventType::connected : EventType::accepted, request, qpn, 0, remote_});
+      if (shared_) deliver_early(qpn);
       return;
     }
     case RDMA_CM_EVENT_ADDR_ERROR:
@@ -184,6 +202,7 @@ void QueuePair::post_send(const WorkRequest& request) {
 }
 
 void QueuePair::post_recv(const WorkRequest& request) {
+  if (shared_) return adapter_.complete(RECV, INVALID_REQUEST, qpn, request.wr_id);
   if (state_ != State::connected) return adapter_.complete(RECV, FLUSHED, qpn, request.wr_id);
   RecvEntry entry{request.wr_id, request.gather_count > 0, {nullptr, 0, 0}};
   if (entry.has_buffer && !resolve(request.rdma.gather[0], entry.piece)) {
@@ -334,6 +353,18 @@ void QueuePair::on_completion(const ibv_wc& wc) {
   if (next_send_ != sends_.tail()) adapter_.mark_dirty(this);
 }
 
+// The peer may have sent before the connection manager has said that it is there.
+void QueuePair::on_shared_receive(const ibv_wc& wc) {
+  if (state_ == State::connecting) return early_.push_back(wc);
+  shared_->on_completion(wc, qpn);
+  if (wc.status != IBV_WC_SUCCESS) will_fail(recv_failure(wc.status));
+}
+
+void QueuePair::deliver_early(uint32_t to) {
+  for (const ibv_wc& wc : early_) shared_->on_completion(wc, to);
+  early_.clear();
+}
+
 // ---- the end ----
 
 // From within posting or taking completions: the adapter fails this queue pair when that is done.
@@ -360,8 +391,9 @@ void QueuePair::fail(const std::string& reason, uint8_t status, uint8_t recv_sta
 // Afterwards the adapter touches no memory in this queue pair's name.
 void QueuePair::destroy_connection() {
   if (!id_) return;
+  if (id_->qp && shared_) adapter_.disown(id_->qp->qp_num);
   if (id_->qp) core().cm.destroy_qp(id_);
-  if (source_) source_->free += adapter_.limits.send_depth + adapter_.limits.recv_depth;
+  if (source_) source_->free += completions_reserved();
   source_ = nullptr;
   core().cm.destroy_id(id_);
   id_ = nullptr;

@@ -15,6 +15,7 @@
 #pragma once
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "../growable_ring.h"
 #include "../records.h"
@@ -24,6 +25,7 @@
 namespace tartan::verbs {
 
 class Adapter;
+class SharedReceiveQueue;
 struct CompletionSource;
 
 class QueuePair : public CmObject {
@@ -36,6 +38,8 @@ class QueuePair : public CmObject {
   QueuePair(Adapter& adapter, uint32_t qpn, uint32_t listener, rdma_cm_id* id, std::string remote);
   ~QueuePair() override;
 
+  // Before connect() or accept(): it has no receives of its own then. nullptr: it has.
+  void share(SharedReceiveQueue* receives);
   void connect(const sockaddr* source, const sockaddr* destination, int timeout_ms);
   void accept(const CmEvent& request);
   void on_cm_event(const CmEvent& event) override;
@@ -44,6 +48,7 @@ class QueuePair : public CmObject {
   void post_recv(const WorkRequest& request);
   void pump();
   void on_completion(const ibv_wc& wc);
+  void on_shared_receive(const ibv_wc& wc);
   // `status` goes to the oldest send-side request, `recv_status` to the oldest receive; the rest flushes.
   void fail(const std::string& reason, uint8_t status, uint8_t recv_status = FLUSHED);
 
@@ -84,6 +89,8 @@ class QueuePair : public CmObject {
   void will_fail(const std::string& reason);
   void destroy_connection();
   void flush();
+  void deliver_early(uint32_t to);
+  uint32_t completions_reserved() const;
 
   Adapter& adapter_;
   const bool is_active_;
@@ -91,6 +98,8 @@ class QueuePair : public CmObject {
   State state_ = State::connecting;
   rdma_cm_id* id_ = nullptr;
   CompletionSource* source_ = nullptr;
+  SharedReceiveQueue* shared_ = nullptr;
+  std::vector<ibv_wc> early_;  // shared receives that completed before JavaScript heard of this queue pair
   uint32_t max_inline_ = 0;
   int timeout_ms_ = 0;
   uint8_t first_status_ = FLUSHED, first_recv_status_ = FLUSHED;

@@ -16,7 +16,7 @@ namespace tartan::verbs {
   X(query_device) X(query_port) X(query_gid) X(alloc_pd) X(dealloc_pd) X(reg_mr_iova) X(dereg_mr)                         \
   X(create_comp_channel) X(destroy_comp_channel) X(create_cq) X(destroy_cq) X(get_cq_event) X(ack_cq_events)              \
   X(get_async_event) X(ack_async_event) X(modify_qp) X(wc_status_str) X(event_type_str) X(get_device_name) X(node_type_str) \
-  X(port_state_str) X(get_device_list) X(free_device_list) X(open_device) X(close_device)
+  X(port_state_str) X(create_srq) X(modify_srq) X(destroy_srq) X(get_device_list) X(free_device_list) X(open_device) X(close_device)
 #define TARTAN_CM_FUNCTIONS(X)                                                                                            \
   X(create_event_channel) X(destroy_event_channel) X(create_id) X(destroy_id) X(bind_addr) X(resolve_addr)                \
   X(resolve_route) X(create_qp) X(destroy_qp) X(connect) X(accept) X(reject) X(disconnect) X(listen) X(get_cm_event)      \

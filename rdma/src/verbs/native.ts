@@ -8,7 +8,7 @@ export type NativeEvent = readonly [type: number, id: number, qpn: number, value
 
 export const EventType = {
   LISTENING: 1, LISTEN_FAILED: 2, CONNECTED: 3, CONNECT_FAILED: 4, ACCEPTED: 5, QUEUE_PAIR_ERROR: 6, QUEUE_PAIR_GONE: 7,
-  REGION_GONE: 8, FENCE: 9, ASYNCHRONOUS: 10,
+  REGION_GONE: 8, FENCE: 9, ASYNCHRONOUS: 10, RECEIVES_LOW: 11,
 } as const;
 
 export interface NativeAdapter {
@@ -25,13 +25,20 @@ export interface NativeAdapter {
   addRegion(lkey: number, memory: ArrayBuffer, access: number): number;
   /** A REGION_GONE event comes when nothing refers to it any more. */
   deregister(lkey: number): void;
-  listen(id: number, host: string, port: number): void;
+  /** @param receives  the shared receive queue of the connections that come, 0: each has receives of its own */
+  listen(id: number, host: string, port: number, receives: number): void;
   closeListener(id: number, fence: number): void;
-  connect(id: number, host: string, port: number, timeoutMs: number): void;
+  connect(id: number, host: string, port: number, timeoutMs: number, receives: number): void;
   /** Forgets a connect() that has not ended; no event comes of it. */
   abandon(id: number): void;
   toError(qpn: number, reason: string): void;
   destroyQueuePair(qpn: number): void;
+  /** @returns its number, among those of queue pairs. @throws {Error} what the adapter said */
+  createReceives(depth: number): number;
+  /** @returns 0: refused */
+  armReceives(number: number, limit: number): number;
+  /** A QUEUE_PAIR_GONE event comes after its last completion. @returns 0: queue pairs use it */
+  destroyReceives(number: number): number;
   /** A FENCE event comes back after the completions of everything released before. */
   fence(id: number): void;
   keepAlive(on: number): void;

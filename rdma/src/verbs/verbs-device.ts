@@ -18,6 +18,7 @@ import { SendQueue } from '../soft/send-queue.js';
 import { SoftDevice } from '../soft/soft-device.js';
 import { closeDoor, knock, openDoor } from './door.js';
 import { VerbsMemoryRegion } from './memory-region.js';
+import { SharedReceiveQueue, type SharedReceiveQueueOwner } from './shared-receive-queue.js';
 import { EventType, loadVerbsAddon, type NativeAdapter, type NativeEvent } from './native.js';
 
 /** Something the adapter said of itself rather than of a connection. */
@@ -49,6 +50,13 @@ export interface VerbsDeviceOptions {
   readonly ackTimeout?: number;
   /** How long to look for completions before sleeping, in microseconds. Default 0: sleep at once and be woken. */
   readonly busyPollMicros?: number;
+  /** Entries of each of the adapter's completion queues, which several queue pairs share. Default 8192. */
+  readonly adapterCompletions?: number;
+  /**
+   * Whether a queue pair reserves a completion's room for all that it can have outstanding: none overruns. Default true. Without
+   * it more queue pairs share a queue; should it overrun all the same, each of them ends with an error.
+   */
+  readonly reserveCompletions?: boolean;
   /** Coding kernel, as of the soft device. */
   readonly kernel?: string;
 }
@@ -56,8 +64,16 @@ export interface VerbsDeviceOptions {
 const MAX_REGION_BYTES = 2 ** 31;
 /** Batches handled before timers, disks and microtasks get their turn. */
 const BATCHES_PER_TURN = 16;
-/** Of the adapter's own completion queues. */
-const ADAPTER_COMPLETIONS = 8192;
+/** Receives of a shared receive queue that the adapter has at a time. */
+const SHARED_RECEIVES = 1024;
+
+export interface ReceiveOptions {
+  /** Queue pairs made here take their receives from it, and have none of their own. */
+  readonly sharedReceiveQueue?: SharedReceiveQueue;
+}
+
+/** Who gets the completions that name a number. */
+type Target = RingQueuePair | SharedReceiveQueue;
 
 interface Waiter { resolve(event: NativeEvent): void; reject(error: Error): void }
 
@@ -73,7 +89,7 @@ function within(name: string, value: number, least: number, most: number): numbe
   return value;
 }
 
-export class VerbsDevice implements Device, QueuePairOwner {
+export class VerbsDevice implements Device, QueuePairOwner, SharedReceiveQueueOwner {
   readonly kind = 'verbs';
   readonly name: string;
   /** The RDMA device's own name. */
@@ -90,7 +106,7 @@ export class VerbsDevice implements Device, QueuePairOwner {
   readonly #completionMask: number;
   #cursor = 0;  // completions dispatched, modulo 2^32
   #end = 0;     // completions polled
-  readonly #targets: (RingQueuePair | undefined)[] = [];
+  readonly #targets: (Target | undefined)[] = [];
   readonly #listeners = new Map<number, (qp: QueuePair) => void>();
   readonly #listenersOpen = new Set<Listener>();
   readonly #regions = new Map<number, VerbsMemoryRegion>();
@@ -107,8 +123,8 @@ export class VerbsDevice implements Device, QueuePairOwner {
 
   constructor(options: VerbsDeviceOptions = {}) {
     const limits = Uint32Array.of(
-      within('sendDepth', options.sendDepth ?? 128, 1, 65535), within('receiveDepth', options.receiveDepth ?? 512, 1, 65535), ADAPTER_COMPLETIONS,
-      within('inlineBytes', options.inlineBytes ?? 64, 0, 1024), within('ackTimeout', options.ackTimeout ?? 16, 1, 31),
+      within('sendDepth', options.sendDepth ?? 128, 1, 65535), within('receiveDepth', options.receiveDepth ?? 512, 1, 65535), within('adapterCompletions', options.adapterCompletions ?? 8192, 1, 2 ** 22),
+      within('inlineBytes', options.inlineBytes ?? 64, 0, 1024), within('ackTimeout', options.ackTimeout ?? 16, 1, 31), options.reserveCompletions === false ? 0 : 1,
     );
     this.#busyPollMicros = within('busyPollMicros', options.busyPollMicros ?? 0, 0, 1_000_000);
     const completionEntries = powerOfTwo('completionQueueEntries', options.completionQueueEntries ?? 8192);
@@ -161,7 +177,25 @@ export class VerbsDevice implements Device, QueuePairOwner {
     return this.#coder.createCodingQueue(handler);
   }
 
-  async connect(host: string, port: number, options: ConnectOptions = {}): Promise<QueuePair> {
+  /**
+   * Creates a shared receive queue.
+   *
+   * @param depth  receives that the adapter has at a time; more wait in memory. Default 1024, or the adapter's most
+   * @throws {RdmaError} ERR_NOT_SUPPORTED: the adapter has none, or no more of them
+   */
+  createSharedReceiveQueue(depth = SHARED_RECEIVES): SharedReceiveQueue {
+    this.#assertOpen('create a shared receive queue');
+    within('depth', depth, 1, 65535);
+    try {
+      const queue = new SharedReceiveQueue(this, this.#native.createReceives(depth));
+      this.#targets[queue.qpn] = queue;
+      return queue;
+    } catch (cause) {
+      throw new RdmaError('ERR_NOT_SUPPORTED', `Cannot create a shared receive queue of ${depth} receives on ${this.deviceName}: ${(cause as Error).message}`, { cause });
+    }
+  }
+
+  async connect(host: string, port: number, options: ConnectOptions & ReceiveOptions = {}): Promise<QueuePair> {
     this.#assertOpen('connect');
     const { transport = 'auto', timeoutMs = 5000 } = options;
     const fail = (reason: string, cause?: unknown, code = 'ERR_CONNECT'): RdmaError => new RdmaError(code, `Cannot connect to ${host}:${port} over ${this.deviceName}: ${reason}`, { cause });
@@ -175,8 +209,8 @@ export class VerbsDevice implements Device, QueuePairOwner {
     try {
       address = await this.#resolve(host);
       if (this.#closing !== undefined) throw new Error('the device was closed');
-      const event = await this.#request((id) => { this.#native.connect(id, address!, port, timeoutMs); }, id);
-      return this.#targets[event[2]]!;
+      const event = await this.#request((id) => { this.#native.connect(id, address!, port, timeoutMs, options.sharedReceiveQueue?.qpn ?? 0); }, id);
+      return this.#targets[event[2]] as RingQueuePair;
     } catch (cause) {
       if (this.#isClosed || this.#closing !== undefined) throw fail('the device was closed', cause);
       const { message } = cause as Error;
@@ -188,7 +222,7 @@ export class VerbsDevice implements Device, QueuePairOwner {
     }
   }
 
-  async listen(host: string, port: number, onConnection: (qp: QueuePair) => void): Promise<Listener> {
+  async listen(host: string, port: number, onConnection: (qp: QueuePair) => void, options: ReceiveOptions = {}): Promise<Listener> {
     this.#assertOpen('listen');
     try {
       const address = await this.#resolve(host);
@@ -196,7 +230,7 @@ export class VerbsDevice implements Device, QueuePairOwner {
       for (let attempts = port === 0 ? 8 : 1; ; attempts--) {
         const event = await this.#request((id) => {
           this.#listeners.set(id, onConnection);
-          this.#native.listen(id, address, port);
+          this.#native.listen(id, address, port, options.sharedReceiveQueue?.qpn ?? 0);
         });
         try {
           return this.#createListener(event[1], address, event[3], await openDoor(address, event[3]));
@@ -241,6 +275,26 @@ export class VerbsDevice implements Device, QueuePairOwner {
       this.#queuePairWaiters.set(qp.qpn, resolve);
       this.#native.destroyQueuePair(qp.qpn);
     });
+  }
+
+  armReceives(number: number, limit: number): boolean {
+    this.ring();
+    return this.#native.armReceives(number, limit) !== 0;
+  }
+
+  async destroyReceives(queue: SharedReceiveQueue): Promise<void> {
+    this.ring();
+    this.#hold();
+    try {
+      await new Promise<void>((resolve, reject) => {
+        this.#queuePairWaiters.set(queue.qpn, resolve);
+        if (this.#native.destroyReceives(queue.qpn) !== 0) return;
+        this.#queuePairWaiters.delete(queue.qpn);
+        reject(new RdmaError('ERR_IN_USE', 'Cannot destroy a shared receive queue: queue pairs use it'));
+      });
+    } finally {
+      this.#release();
+    }
   }
 
   async deregister(region: VerbsMemoryRegion): Promise<void> {
@@ -333,9 +387,11 @@ export class VerbsDevice implements Device, QueuePairOwner {
         return;
       }
       case EventType.QUEUE_PAIR_ERROR:
-        return this.#targets[qpn]!.failed(text);
+        return (this.#targets[qpn] as RingQueuePair).failed(text);
       case EventType.QUEUE_PAIR_GONE:
         return this.#retire(this.#targets[qpn]!);
+      case EventType.RECEIVES_LOW:
+        return (this.#targets[qpn] as SharedReceiveQueue | undefined)?.onLimit?.();
       case EventType.REGION_GONE:
         this.#regions.delete(id);
         this.#regionWaiters.get(id)?.();
@@ -355,16 +411,25 @@ export class VerbsDevice implements Device, QueuePairOwner {
   }
 
   /** What was posted while the queue pair went away still flushes: a fence tells when the last of it has been delivered. */
-  #retire(qp: RingQueuePair): void {
-    qp.closed();
+  #retire(target: Target): void {
+    if (target instanceof SharedReceiveQueue) {
+      this.#targets[target.qpn] = undefined;
+      this.#tellGone(target.qpn);
+      return;
+    }
+    target.closed();
     this.ring();
     void this.#request((id) => { this.#native.fence(id); }).then(() => {
-      this.#targets[qp.qpn] = undefined;
+      this.#targets[target.qpn] = undefined;
       this.#queuePairs--;
       this.#release();
-      this.#queuePairWaiters.get(qp.qpn)?.();
-      this.#queuePairWaiters.delete(qp.qpn);
+      this.#tellGone(target.qpn);
     });
+  }
+
+  #tellGone(qpn: number): void {
+    this.#queuePairWaiters.get(qpn)?.();
+    this.#queuePairWaiters.delete(qpn);
   }
 
   // ---- control ----
@@ -416,7 +481,9 @@ export class VerbsDevice implements Device, QueuePairOwner {
 
   async #close(): Promise<void> {
     await Promise.all([...this.#listenersOpen].map((listener) => listener.close()));
-    await Promise.all(this.#targets.map((target) => target?.destroy()));
+    const targets = this.#targets.filter((target) => target !== undefined);
+    await Promise.all(targets.map((target) => (target instanceof SharedReceiveQueue ? undefined : target.destroy())));
+    await Promise.all(targets.map((target) => (target instanceof SharedReceiveQueue ? target.destroy() : undefined)));
     await Promise.all([...this.#regions.values()].map((region) => region.deregister()));
     this.#native.counters(this.#counters);
     this.#isClosed = true;
