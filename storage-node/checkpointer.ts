@@ -41,7 +41,8 @@ export class Checkpointer {
   private empty: number[];
   /** Where the newest ends: what the log holds from there on is read when the store is opened. */
   private tail: LogPosition;
-  private isTaking = false;
+  /** Segments that the checkpoint being written has got so far. */
+  private taking: readonly number[] = [];
   private needed = 1;
   private neededAt = -1;
 
@@ -66,7 +67,10 @@ export class Checkpointer {
   /** Segments that will be free when the next checkpoint is durable. */
   get freeSoon(): number { return this.empty.length; }
 
-  /** Free segments that must be left for checkpoints: three lie on the disk while one is being written. */
+  /**
+   * Free segments that must be left for checkpoints: three lie on the disk while one is being written. What that one has yet to
+   * get stays set aside meanwhile: once the log had it, there would never be room for a checkpoint again.
+   */
   get reserve(): number {
     const { index, segments } = this.options;
     // Counting files takes a while; units are what grows fast.
@@ -74,7 +78,7 @@ export class Checkpointer {
       this.neededAt = index.count;
       this.needed = segmentsFor(checkpointWords(index, segments) * 1.1, segments.blocks);
     }
-    return Math.max(0, (this.isTaking ? 2 : 3) * this.needed - this.areas[0]!.length - this.areas[1]!.length);
+    return Math.max(0, 3 * this.needed - this.areas[0]!.length - this.areas[1]!.length - this.taking.length);
   }
 
   /** @returns false when it could not be written, with everything as before @throws {TartanError} ERR_DISK when a sync failed: the log has failed then */
@@ -83,7 +87,7 @@ export class Checkpointer {
     this.neededAt = -1;
     const area: number[] = [], generation = ++this.generation;
     const shot = await this.snapshot();
-    this.isTaking = true;
+    this.taking = area;
     const memory = allocate(pieceBlocks(segments.blocks) * BLOCK_BYTES);
     try {
       const writer = new CheckpointWriter(disk, segments, tag, generation, memory, () => {
@@ -97,6 +101,7 @@ export class Checkpointer {
       // From here on the pointer may name the new one, whatever happens: both areas are kept until the next is written there.
       const old = this.areas[slot]!;
       this.areas[slot] = [...old, ...area];
+      this.taking = [];
       await writePointer(disk, slot, { ...shot.position, generation, words: writer.total, segments: area }, tag, memory.bytes.subarray(0, BLOCK_BYTES));
       await this.sync();
       this.areas[slot] = area;
@@ -117,7 +122,7 @@ export class Checkpointer {
       this.release(area);
       return false;
     } finally {
-      this.isTaking = false;
+      this.taking = [];
       shot.index.release();
       memory.release();
     }

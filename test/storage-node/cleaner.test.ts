@@ -1,6 +1,9 @@
 import t from 'tap';
+import type { Checkpointer } from '../../storage-node/checkpointer.js';
 import { BLOCK_BYTES } from '../../storage-node/disk.js';
 import { MemoryDisk } from '../../storage-node/memory-disk.js';
+import type { SegmentsKeeper } from '../../storage-node/segments-keeper.js';
+import type { Segments } from '../../storage-node/segments.js';
 import { emptyLocation, type UnitStore } from '../../storage-node/unit-store.js';
 import { Refusal } from '../../wire/ring-messages.js';
 import { MIB, openStore, readUnit } from './stores.js';
@@ -73,6 +76,28 @@ t.test('Fences and deletions never use up the last room: each checkpoint frees w
     await store.drained();
   }
   t.equal((await openStore(disk.crash())).fileMark(1).writerEpoch, 300);
+});
+
+t.test('What a checkpoint under way has yet to get is not the log\'s: in a full store there is always room for one', async (t) => {
+  const disk = new MemoryDisk(80 * BLOCK_BYTES), client = new Client(), store = await openStore(disk);
+  disk.faults.beforeWrite = () => new Promise((resolve) => { setImmediate(resolve); });
+  for (let i = 0; await client.append(store, makeUnit({ stripe: i })) === Refusal.NONE; i++);
+  const { checkpointer, keeper, segments, log } = store as unknown as { checkpointer: Checkpointer; keeper: SegmentsKeeper; segments: Segments; log: { segment: number } };
+  const before = store.stats().checkpoints;
+  let entered = 0, at = log.segment;
+  for (let i = 1; i <= 600; i++) {
+    // Entries that are no units, while a checkpoint is being written.
+    keeper.wantCheckpoint();
+    const done = await Promise.all(Array.from({ length: 4 }, (_, j) => store.fence(1, 4 * i + j).then(() => true, () => false)));
+    // They come faster than checkpoints free what they take: then they are refused, until one has.
+    if (done.includes(false)) await store.drained();
+    if (log.segment !== at) { entered++; at = log.segment; }
+    if (segments.freeCount < checkpointer.reserve) t.fail(`${segments.freeCount} segments are free, ${checkpointer.reserve} are set aside for a checkpoint`);
+  }
+  const taken = store.stats().checkpoints - before;
+  await store.drained();
+  t.equal(await store.fence(1, 9999), 9999, 'there is room again');
+  t.ok(taken > 100 && entered > 20, `${taken} checkpoints, ${entered} segments`);
 });
 
 t.test('A unit whose payload is damaged is told of and never copied; its segment stays', async (t) => {
