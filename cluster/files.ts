@@ -31,6 +31,8 @@ export interface NewFile extends Timestamped {
   readonly unitBytes: number;
   /** Node ids in placement order. */
   readonly nodes: readonly string[];
+  /** Default 'rotated'. */
+  readonly layout?: string;
   /** The map's epoch when the nodes were chosen. */
   readonly mapEpoch?: number;
 }
@@ -60,7 +62,7 @@ export async function createFile(store: ClusterStore, file: NewFile): Promise<Fi
     if (!lastId) throw new TartanError('ERR_NOT_FOUND', `Cannot create '${name}': this store holds no cluster`);
     const id = Number(lastId.value) + 1;
     const record: FileRecord = {
-      id, name, code, unitBytes, nodes: [...file.nodes], writerEpoch: 1, length: 0, commitEpoch: 0, commitCounter: 0,
+      id, name, code, unitBytes, nodes: [...file.nodes], ...(file.layout !== undefined && { layout: file.layout }), writerEpoch: 1, length: 0, commitEpoch: 0, commitCounter: 0,
       decidedEpoch: 0, decidedStripes: 0, ...(file.mapEpoch !== undefined && { decidedMapEpoch: file.mapEpoch }), state: 'open', modified: stamp(file),
     };
     const { succeeded } = await store.transact(

@@ -40,6 +40,8 @@ export interface FileRecord {
   readonly unitBytes: number;
   /** Node ids in placement order (layout/ maps a unit to an index in this list). */
   readonly nodes: readonly string[];
+  /** How units are placed on them: 'rotated' (also when absent) or 'spread', as erasure/layout/ knows it. Never changes. */
+  readonly layout?: string;
   /** Owner's epoch; 0: never opened for writing. */
   readonly writerEpoch: number;
   /** Acknowledged bytes as last published; the units' headers may know more. */

@@ -6,7 +6,7 @@ import type { ClusterStore } from '../cluster/cluster-store.js';
 import { readFile } from '../cluster/files.js';
 import type { FileRecord } from '../cluster/records.js';
 import { parseCode } from '../erasure/code/index.js';
-import { makeLayout, unitOfNode, type Layout } from '../erasure/layout/index.js';
+import { layoutOf, unitOfNode, type Layout } from '../erasure/layout/index.js';
 import { codeOf } from '../wire/errors.js';
 import { Refusal } from '../wire/ring-messages.js';
 import { headerK, headerM, headerStripe, headerUnit, headerUnitBytes, W } from '../wire/unit-header.js';
@@ -22,7 +22,7 @@ export class Placement {
   constructor(record: FileRecord, nodeId: string) {
     const code = parseCode(record.code);
     this.codeId = code.id;
-    this.layout = makeLayout({ nodes: record.nodes.length, k: code.k, m: code.m, unitBytes: record.unitBytes });
+    this.layout = layoutOf(record, code);
     this.index = record.nodes.indexOf(nodeId);
   }
 

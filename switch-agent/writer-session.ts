@@ -10,7 +10,7 @@ import { Access } from 'tartan-rdma';
 import type { ClusterMap } from '../cluster/records.js';
 import type { Code } from '../erasure/code/index.js';
 import { parseCode } from '../erasure/code/index.js';
-import { makeLayout } from '../erasure/layout/index.js';
+import { layoutOf } from '../erasure/layout/index.js';
 import type { MessageChannel } from '../pipeline/channel.js';
 import { NodeSet } from '../pipeline/node-set.js';
 import type { RingMemory } from '../pipeline/ring-memory.js';
@@ -70,7 +70,7 @@ export class WriterSession {
     this.writerName = hello.name;
     this.code = parseCode(hello.code);
     if (this.code.k !== hello.k || this.code.m !== hello.m) throw new TartanError('ERR_MALFORMED', `Cannot serve '${hello.name}': ${hello.code} is not ${hello.k}+${hello.m}`);
-    const layout = makeLayout({ nodes: hello.nodes.length, k: hello.k, m: hello.m, unitBytes: hello.unitBytes });
+    const layout = layoutOf({ id: hello.fileId, nodes: hello.nodes, unitBytes: hello.unitBytes, ...(hello.layout !== undefined && { layout: hello.layout }) }, this.code);
     if (hello.tags < 1 || hello.tags > MAX_TAGS) throw new TartanError('ERR_MALFORMED', `Cannot serve '${hello.name}': it wants ${hello.tags} tags, 1 to ${MAX_TAGS} are possible`);
     this.tags = hello.tags;
     this.layout = stripeSlotLayout(hello.k, hello.m, hello.unitBytes);

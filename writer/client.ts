@@ -7,7 +7,7 @@ import { readIdentity, readMap } from '../cluster/membership.js';
 import { openClusterStore } from '../cluster/open-store.js';
 import type { ClusterMap, FileRecord } from '../cluster/records.js';
 import { parseCode } from '../erasure/code/index.js';
-import { makeLayout } from '../erasure/layout/index.js';
+import { layoutFor, layoutOf, type LayoutName } from '../erasure/layout/index.js';
 import { Hub } from '../pipeline/hub.js';
 import { NodeSet } from '../pipeline/node-set.js';
 import { RingMemory } from '../pipeline/ring-memory.js';
@@ -50,6 +50,8 @@ export interface CreateOptions {
   readonly code?: string;
   /** Power of two, 512 to 4 MiB. Default 64 KiB. */
   readonly unitBytes?: number;
+  /** 'rotated': over neighbours in turn; 'spread': every pair of nodes shares about as many stripes. Default: 'spread' on more nodes than two stripes take. */
+  readonly layout?: LayoutName;
 }
 
 export const DEFAULT_RING_MEMORY = 256 << 20;
@@ -108,8 +110,9 @@ export class Client {
     const unitBytes = options.unitBytes ?? 65536;
     const map = await readMap(this.context.store);
     const nodes = map.nodes.map((node) => node.id);
-    makeLayout({ nodes: nodes.length, k: code.k, m: code.m, unitBytes });
-    const file = await createFile(this.context.store, { name, code: code.name, unitBytes, nodes, mapEpoch: map.epoch });
+    const layout = options.layout ?? layoutFor(nodes.length, code.k + code.m);
+    layoutOf({ id: 0, nodes, unitBytes, layout }, code);
+    const file = await createFile(this.context.store, { name, code: code.name, unitBytes, nodes, mapEpoch: map.epoch, ...(layout !== 'rotated' && { layout }) });
     try {
       return await this.openWriter(file);
     } catch (error) {

@@ -8,7 +8,7 @@ import { readMap } from '../cluster/membership.js';
 import type { FileRecord } from '../cluster/records.js';
 import { parseCode } from '../erasure/code/index.js';
 import type { Layout } from '../erasure/layout/index.js';
-import { makeLayout, stripeBytes, stripeDataLength } from '../erasure/layout/index.js';
+import { layoutOf, stripeBytes, stripeDataLength } from '../erasure/layout/index.js';
 import { TartanError } from '../wire/errors.js';
 import type { ClientContext } from './context.js';
 import type { ReadProgress, StripeResult } from './stripe-reader.js';
@@ -33,7 +33,7 @@ export class FileReader {
 
   static async open(context: ClientContext, file: FileRecord, onClose: (reader: FileReader) => void): Promise<FileReader> {
     const code = parseCode(file.code);
-    const layout = makeLayout({ nodes: file.nodes.length, k: code.k, m: code.m, unitBytes: file.unitBytes });
+    const layout = layoutOf(file, code);
     const stripes = new StripeReader(context, file, code, layout, await readMap(context.store));
     stripes.onDamaged = (stripe) => { context.onDamaged?.(file.id, stripe); };
     await stripes.connect();

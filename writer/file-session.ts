@@ -9,7 +9,7 @@ import type { ClusterMap, FileRecord } from '../cluster/records.js';
 import { publishCommit } from '../cluster/files.js';
 import { readMap, setNodeState, watchMap } from '../cluster/membership.js';
 import { parseCode } from '../erasure/code/index.js';
-import { makeLayout } from '../erasure/layout/index.js';
+import { layoutOf } from '../erasure/layout/index.js';
 import { NodeSet } from '../pipeline/node-set.js';
 import { sleep } from '../wire/clock.js';
 import { TartanError, codeOf } from '../wire/errors.js';
@@ -68,7 +68,7 @@ export class FileSession {
     this.file = file;
     this.owner = owner;
     const code = parseCode(file.code);
-    const layout = makeLayout({ nodes: file.nodes.length, k: code.k, m: code.m, unitBytes: file.unitBytes });
+    const layout = layoutOf(file, code);
     let window: WriteWindow | undefined;
     this.nodes = new NodeSet(map, {
       context, nodes: file.nodes, role: 'writer', name: context.name, fileId: file.id, unitBytes: file.unitBytes,

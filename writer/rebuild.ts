@@ -19,7 +19,7 @@ import type { ClusterMap, FileRecord } from '../cluster/records.js';
 import type { Code } from '../erasure/code/index.js';
 import { parseCode } from '../erasure/code/index.js';
 import type { Layout } from '../erasure/layout/index.js';
-import { makeLayout, nodeOfUnit, stripeCount, stripeDataLength, unitLength } from '../erasure/layout/index.js';
+import { layoutOf, nodeOfUnit, stripeCount, stripeDataLength, unitLength } from '../erasure/layout/index.js';
 import { NodeSet } from '../pipeline/node-set.js';
 import { writeDataHeaders } from '../pipeline/stripe-headers.js';
 import { StripePipeline } from '../pipeline/stripe-pipeline.js';
@@ -119,7 +119,7 @@ class Rebuilder {
 
   constructor(private readonly context: ClientContext, private readonly file: FileRecord, map: ClusterMap, private readonly verify: boolean, private readonly options: RebuildOptions) {
     const code = this.code = parseCode(file.code);
-    this.layout = makeLayout({ nodes: file.nodes.length, k: code.k, m: code.m, unitBytes: file.unitBytes });
+    this.layout = layoutOf(file, code);
     this.report = {
       name: file.name, stripes: options.stripes?.length ?? stripeCount(this.layout, file.length), stripesDone: 0, unitsMissing: 0, unitsDamaged: 0, unitsChecked: 0, parityMismatches: 0, mismatchesRepaired: 0,
       unitsRestored: 0, bytesRestored: 0, unitsSuperseded: 0, unitsFailed: 0, stripesLost: 0, nodesDown: [],

@@ -102,7 +102,7 @@ export class SwitchFinder {
       try {
         const session = await connectSession(context, entry.host, entry.port, {
           role: 'writer', name: context.name, mapEpoch: map().epoch, k: window.slots.k, m: window.slots.m, unitBytes: window.slots.unitBytes,
-          slots: WANTED_SLOTS, fileId: file.id, nodes: [...file.nodes], tags: window.tags, code: file.code,
+          slots: WANTED_SLOTS, fileId: file.id, nodes: [...file.nodes], tags: window.tags, code: file.code, ...(file.layout !== undefined && { layout: file.layout }),
         }, { transport: context.transport, timeoutMs: context.deadlineMs });
         const path = new SwitchPath(entry.id, session, {
           clock: context.clock, layout: window.slots, region: window.region, tags: window.tags,

@@ -16,7 +16,7 @@ import { decide } from '../cluster/files.js';
 import type { FileRecord } from '../cluster/records.js';
 import { parseCode } from '../erasure/code/index.js';
 import type { Layout } from '../erasure/layout/index.js';
-import { makeLayout, nodeOfUnit, stripeBytes } from '../erasure/layout/index.js';
+import { layoutOf, nodeOfUnit, stripeBytes } from '../erasure/layout/index.js';
 import { TartanError, codeOf } from '../wire/errors.js';
 import type { NodeLink } from '../pipeline/node-link.js';
 import type { Reply, UnitEntry } from '../wire/generated/ring.js';
@@ -82,7 +82,7 @@ function judgeSeen(k: number, versions: readonly VersionEvidence[], fenced: read
 /** Recovers the tail of `file` into a fresh session of its new writer epoch, and publishes the decision. */
 export async function recoverTail(context: ClientContext, session: FileSession, file: FileRecord): Promise<void> {
   const code = parseCode(file.code);
-  const layout = makeLayout({ nodes: file.nodes.length, k: code.k, m: code.m, unitBytes: file.unitBytes });
+  const layout = layoutOf(file, code);
   const { nodes, window } = session;
   const { epoch: mapEpoch } = nodes.map;
   const fencedNodes = await fence(session, file, Math.max(code.k, code.m + 1));

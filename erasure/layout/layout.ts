@@ -13,8 +13,12 @@
  *
  * Invariants: the units of a stripe are on k + m different nodes; over any n consecutive stripes every node holds every
  * unit index exactly once (so k data and m parity units). With n = k + 1 and m = 1 this is RAID 5's left-symmetric layout.
+ *
+ * That is the layout 'rotated', in which a node shares stripes with its neighbours only. The other, 'spread' (spread.ts), is for
+ * many more nodes than a stripe is wide; there the invariant is the first one, and the counts hold on average.
  */
 import { LayoutError } from './errors.js';
+import { Spread } from './spread.js';
 
 /** How a file is spread. `nodes` counts them: a node here is an index 0 … nodes − 1 into a list kept elsewhere. */
 export interface Layout {
@@ -24,6 +28,33 @@ export interface Layout {
   /** Parity units in a stripe. */
   readonly m: number;
   readonly unitBytes: number;
+  /** Which node holds which unit; undefined: rotated. */
+  readonly spread?: Spread;
+}
+
+/** The ways of placing units, by the names that file records give them. */
+export const LAYOUTS = ['rotated', 'spread'] as const;
+export type LayoutName = (typeof LAYOUTS)[number];
+
+/** What a file's record says of its placement. No `layout`: 'rotated'. */
+export interface PlacedFile { readonly id: number; readonly nodes: readonly string[]; readonly unitBytes: number; readonly layout?: string }
+
+/** From so many nodes on, in stripes' widths, a new file is spread: below, two nodes share stripes anyway. */
+const SPREAD_FROM = 2;
+
+/** The layout that suits a new file. */
+export function layoutFor(nodes: number, width: number): LayoutName { return nodes > SPREAD_FROM * width ? 'spread' : 'rotated'; }
+
+/**
+ * The layout of a file as its record describes it.
+ *
+ * @throws {LayoutError} as makeLayout(), and ERR_UNKNOWN_LAYOUT
+ */
+export function layoutOf(file: PlacedFile, { k, m }: { readonly k: number; readonly m: number }): Layout {
+  const layout = makeLayout({ nodes: file.nodes.length, k, m, unitBytes: file.unitBytes });
+  if (file.layout === undefined || file.layout === 'rotated') return layout;
+  if (file.layout !== 'spread') throw new LayoutError('ERR_UNKNOWN_LAYOUT', `Cannot lay out file ${file.id}: its layout is '${file.layout}', this version knows ${LAYOUTS.join(' and ')}`);
+  return { ...layout, spread: new Spread(file.nodes, k + m, file.id) };
 }
 
 /** A byte's place in a file's stripes. */
@@ -57,11 +88,12 @@ export function makeLayout({ nodes, k, m, unitBytes }: Layout): Layout {
 
 /** The node that holds a unit of a stripe. `stripe`: a safe integer ≥ 0; `unit`: 0 … k + m − 1. */
 export function nodeOfUnit(layout: Layout, stripe: number, unit: number): number {
-  return (firstNode(layout, stripe) + unit) % layout.nodes;
+  return layout.spread === undefined ? (firstNode(layout, stripe) + unit) % layout.nodes : layout.spread.nodeOf(stripe, unit);
 }
 
 /** The unit of a stripe that a node holds, or −1: it holds none. */
 export function unitOfNode(layout: Layout, stripe: number, node: number): number {
+  if (layout.spread !== undefined) return layout.spread.unitOf(stripe, node);
   const { nodes, k, m } = layout;
   const unit = (node - firstNode(layout, stripe) + nodes) % nodes;
   return unit < k + m ? unit : -1;

@@ -6,7 +6,7 @@ import type { FileRecord } from '../../cluster/records.js';
 import type { Code } from '../../erasure/code/index.js';
 import { crc32c, encode, parseCode, reconstruct } from '../../erasure/code/index.js';
 import type { Layout } from '../../erasure/layout/index.js';
-import { makeLayout, nodeOfUnit, stripeBytes, unitLength } from '../../erasure/layout/index.js';
+import { layoutOf, nodeOfUnit, stripeBytes, unitLength } from '../../erasure/layout/index.js';
 import type { MemoryDisk } from '../../storage-node/memory-disk.js';
 import { UnitStore, emptyLocation } from '../../storage-node/unit-store.js';
 import { compareVersions, decodeHeader, type UnitHeader } from '../../wire/unit-header.js';
@@ -79,7 +79,7 @@ export class Evidence {
  */
 export function checkFile(record: FileRecord, evidence: Evidence, expected: Buffer, excused: number, into: Checked, forgedNames: ReadonlySet<string>): Set<number> {
   const code = parseCode(record.code);
-  const layout = makeLayout({ nodes: record.nodes.length, k: code.k, m: code.m, unitBytes: record.unitBytes });
+  const layout = layoutOf(record, code);
   for (const [name, version] of evidence.files.get(record.id) ?? []) if (!forgedNames.has(`${record.id}/${name}`)) checkVersion(record, code, layout, version, into);
   const full = stripeBytes(layout), lost = new Set<number>();
   for (let stripe = 0; stripe * full < expected.length; stripe++) {

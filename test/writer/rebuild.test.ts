@@ -97,6 +97,26 @@ void t.test('a node that comes back with a blank disk is filled again, versions 
   });
 });
 
+void t.test('on many nodes files are spread: through the switch, and a lost node is rebuilt by all the others', async (t) => {
+  await withCluster({ nodes: 14 }, async (cluster) => {
+    const client = await cluster.client('w1'), data = randomBytes(cluster.world, 'data', 100 * 4 * 512);
+    const writer = await client.create('a', { code: 'rs(4,2)', unitBytes: 512 });
+    writer.write(data);
+    await end(writer);
+    t.equal((await client.stat('a')).layout, 'spread');
+    t.ok(cluster.switchCore!.counters().stripes > 0, 'the switch places units as the writer does');
+    await stop(cluster, 4);
+    await start(cluster, 4, true);
+    const before = cluster.nodes.map(({ node }) => node!.counters.unitsRead), report = await client.rebuild('a');
+    const read = cluster.nodes.map(({ node }, index) => node!.counters.unitsRead - before[index]!).filter((_, index) => index !== 4);
+    t.ok(report.unitsRestored > 20 && report.unitsFailed + report.stripesLost === 0, `${report.unitsRestored} units`);
+    t.ok(read.every((units) => units > 0), `units read of each survivor: ${read.join(' ')}`);
+    for (const index of [0, 1]) await stop(cluster, index);
+    t.ok((await (await client.open('a')).read(0, data.length)).equals(data));
+    await client.close();
+  });
+});
+
 void t.test('scrub finds damaged units by their checksums, restores them, and reads are whole again', async (t) => {
   await withCluster({ nodes: 3 }, async (cluster) => {
     const client = await cluster.client('w1');
