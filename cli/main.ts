@@ -130,10 +130,16 @@ command('testbed', 'a cluster on a shaped network of namespaces, until Ctrl-C (r
   .option('--rate <rate>', 'of every link: 200mbit, 1gbit', '1gbit')
   .option('--code <code>', 'refuses a network that is too small for it')
   .addOption(new Option('--durability <kind>', 'of the nodes').choices(['sync', 'volatile', 'discard']).default('sync'))
+  .addOption(new Option('--device <device>', 'soft: on the shaped network; verbs: over soft-RoCE on this machine, unshaped').choices(['soft', 'verbs']).default('soft'))
+  .option('--netdev <card>', 'with --device verbs: the network card to use (default: one made for it)')
   .addOption(json())
   .action(async (_: unknown, self: Command) => {
-    const options = self.opts<{ nodes: string; writers: string; switches: string; rate: string; code?: string; durability: 'sync' | 'volatile' | 'discard'; json?: boolean }>();
-    const { testbed } = await import('./testbed-commands.js');
+    const options = self.opts<{ device: 'soft' | 'verbs'; netdev?: string; nodes: string; writers: string; switches: string; rate: string; code?: string; durability: 'sync' | 'volatile' | 'discard'; json?: boolean }>();
+    const { testbed, verbsTestbed } = await import('./testbed-commands.js');
+    if (options.device === 'verbs') {
+      await verbsTestbed({ nodes: parseCount(options.nodes, '--nodes', 1, 14), netdev: options.netdev, durability: options.durability, json: options.json === true });
+      return;
+    }
     await testbed({
       nodes: parseCount(options.nodes, '--nodes', 1, 48), writers: parseCount(options.writers, '--writers', 1, 16), switches: parseCount(options.switches, '--switches', 1, 4),
       rate: options.rate, code: options.code, durability: options.durability, json: options.json === true,

@@ -1,6 +1,7 @@
 /** `tartan testbed`: a cluster on a shaped network that stands until it is interrupted. */
 import type { Durability } from '../testbed/testbed.js';
 import { Testbed } from '../testbed/testbed.js';
+import { RDMA_DEVICE, VerbsTestbed } from '../testbed/verbs-testbed.js';
 import { formatMbit, parseRate, starTopology } from '../testbed/topology.js';
 import { codeOf } from '../wire/errors.js';
 import { table } from './quantities.js';
@@ -29,12 +30,37 @@ export async function testbed(options: TestbedCommandOptions): Promise<void> {
         if (writer !== undefined) process.stdout.write(`to store a file: ${writer.enter} env TARTAN_SECRET=$(cat ${running.secretFile}) npx tartan --dir ${running.folder} put FILE --transport tcp\n`);
         process.stdout.write(`links of ${formatMbit(rateMbit)}; the cluster store is ${running.cluster}; Ctrl-C takes it down\n`);
       }
-      // Only an interruption ends it.
-      const forever = setInterval(() => {}, 2 ** 30);
-      await new Promise<never>(() => {}).finally(() => { clearInterval(forever); });
+      await interruption();
     });
   } catch (error) {
-    if (codeOf(error) !== 'ERR_INTERRUPTED') throw error;
-    process.stdout.write('taken down\n');
+    taken(error);
   }
+}
+
+/** The same over soft-RoCE. */
+export async function verbsTestbed(options: { readonly nodes: number; readonly netdev: string | undefined; readonly durability: Durability; readonly json: boolean }): Promise<void> {
+  try {
+    await VerbsTestbed.use({ nodes: options.nodes, durability: options.durability, note: (line) => { process.stderr.write(`${line}\n`); }, ...(options.netdev === undefined ? {} : { netdev: options.netdev }) }, async (running) => {
+      const processes = running.processes().map(({ id, role, identity, host, port }) => ({ id, role, pid: identity.pid, host, port }));
+      if (options.json) process.stdout.write(`${JSON.stringify({ dir: running.state.path, device: `verbs:${RDMA_DEVICE}`, secretFile: running.secretFile, processes })}\n`);
+      else {
+        process.stdout.write(`${table([['ID', 'ROLE', 'PID', 'HOST', 'PORT'], ...processes.map((each) => [each.id, each.role, String(each.pid), each.host, String(each.port)])])}\n`);
+        process.stdout.write(`to store a file: npx tartan --dir ${running.state.path} --secret-file ${running.secretFile} put FILE\nCtrl-C takes it down\n`);
+      }
+      await interruption();
+    });
+  } catch (error) {
+    taken(error);
+  }
+}
+
+/** Only an interruption ends it. */
+async function interruption(): Promise<never> {
+  const forever = setInterval(() => {}, 2 ** 30);
+  return new Promise<never>(() => {}).finally(() => { clearInterval(forever); });
+}
+
+function taken(error: unknown): void {
+  if (codeOf(error) !== 'ERR_INTERRUPTED') throw error;
+  process.stdout.write('taken down\n');
 }

@@ -5,6 +5,8 @@ export type TestbedErrorCode =
   | 'ERR_NOT_ROOT'
   /** A Debian package that the testbed needs is not installed; the message names the command that installs it. */
   | 'ERR_MISSING_PACKAGE'
+  /** A kernel module that soft-RoCE needs is not there. */
+  | 'ERR_MISSING_MODULE'
   /** The topology can't be built: an unknown role, a link to nowhere, a rate of zero … */
   | 'ERR_TOPOLOGY'
   /** Mininet, or a program that measures, failed. */

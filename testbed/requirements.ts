@@ -24,6 +24,15 @@ export const thisMachine: Machine = {
   hasMininet: () => spawnSync(PYTHON, ['-c', 'import mininet.net'], { stdio: 'ignore' }).status === 0,
 };
 
+const VERBS_TOOLS: typeof TOOLS = [{ tool: 'rdma', package: 'iproute2' }, { tool: 'ip', package: 'iproute2' }, { tool: 'modprobe', package: 'kmod' }];
+
+/** What a testbed over verbs needs, but for the kernel's modules. @throws {TestbedError} ERR_NOT_ROOT, ERR_MISSING_PACKAGE */
+export function requireVerbsMachine(machine: Machine = thisMachine): void {
+  if (machine.uid !== 0) throw new TestbedError('ERR_NOT_ROOT', 'Cannot make RDMA devices: that needs root; run it with sudo');
+  const missing = new Set(VERBS_TOOLS.filter(({ tool }) => !machine.has(tool)).map((each) => each.package));
+  if (missing.size > 0) throw new TestbedError('ERR_MISSING_PACKAGE', `Cannot make RDMA devices: ${[...missing].join(', ')} missing; run \`apt-get install --no-install-recommends ${[...missing].join(' ')}\``);
+}
+
 /** @throws {TestbedError} ERR_NOT_ROOT, ERR_MISSING_PACKAGE: naming all packages that are missing */
 export function requireMachine(machine: Machine = thisMachine): void {
   if (machine.uid !== 0) throw new TestbedError('ERR_NOT_ROOT', 'Cannot build a network: namespaces and shaped links need root; run it with sudo');

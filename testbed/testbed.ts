@@ -16,6 +16,7 @@ import { StateDirectory } from '../cli/state-directory.js';
 import { isRunning } from '../cluster/process-identity.js';
 import { serviceAddress } from './addressing.js';
 import { TestbedError } from './errors.js';
+import { Interruption } from './interruption.js';
 import { Network } from './network.js';
 import { RemoteWorker } from './remote-worker.js';
 import { requireMachine } from './requirements.js';
@@ -196,26 +197,6 @@ export class Testbed {
     if (found === undefined) throw new TestbedError('ERR_TESTBED', `The process of ${host} does not run`);
     return found;
   }
-}
-
-/** Ctrl-C and SIGTERM, while a testbed stands: what it does is given up, and it is taken down. */
-class Interruption {
-  private readonly signals = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
-  private reject: (error: Error) => void = () => {};
-  private readonly interrupted = new Promise<never>((_, reject) => { this.reject = reject; });
-  private readonly handle = (signal: NodeJS.Signals): void => { this.reject(new TestbedError('ERR_INTERRUPTED', `Interrupted by ${signal}; the network is taken down`)); };
-
-  constructor() {
-    this.interrupted.catch(() => {});
-    for (const signal of this.signals) process.on(signal, this.handle);
-  }
-
-  orDone<T>(work: Promise<T>): Promise<T> {
-    work.catch(() => {});  // when it fails because everything is taken down, the signal is what is told
-    return Promise.race([work, this.interrupted]);
-  }
-
-  over(): void { for (const signal of this.signals) process.off(signal, this.handle); }
 }
 
 /** Ends and removes what an earlier run left. Its holder is gone, or the lock would not be ours. */

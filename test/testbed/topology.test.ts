@@ -16,7 +16,7 @@ import { reportHtml } from '../../testbed/report/html.js';
 import type { Result } from '../../testbed/report/result.js';
 import { percentile, spread } from '../../testbed/report/result.js';
 import { writeResult } from '../../testbed/report/write-result.js';
-import { requireMachine } from '../../testbed/requirements.js';
+import { requireMachine, requireVerbsMachine } from '../../testbed/requirements.js';
 import type { Role, Topology } from '../../testbed/topology.js';
 import { parseRate, starTopology, validateTopology } from '../../testbed/topology.js';
 
@@ -94,6 +94,9 @@ t.test('what the machine lacks is named with the command that installs it', asyn
   requireMachine(machine);
   t.throws(() => { requireMachine({ ...machine, uid: 1000 }); }, { code: 'ERR_NOT_ROOT', message: /sudo/ });
   t.throws(() => { requireMachine({ ...machine, hasMininet: () => false }); }, { code: 'ERR_MISSING_PACKAGE', message: 'Cannot build a network: mininet missing; run `apt-get install --no-install-recommends mininet`' });
+  requireVerbsMachine(machine);
+  t.throws(() => { requireVerbsMachine({ ...machine, uid: 1000 }); }, { code: 'ERR_NOT_ROOT', message: /sudo/ });
+  t.throws(() => { requireVerbsMachine({ ...machine, has: (tool) => tool !== 'rdma' }); }, { code: 'ERR_MISSING_PACKAGE', message: /iproute2 missing/ });
   t.throws(() => { requireMachine({ ...machine, has: (tool) => !['mnexec', 'iperf3', 'tc', 'ip'].includes(tool) }); }, { message: /mininet, iproute2, iperf3 missing/ });
 });
 

@@ -8,6 +8,7 @@ const SUITES: Record<string, () => Promise<{ run(t: typeof import('tap').t): voi
   conformance: () => import('./conformance.js'),
   failures: () => import('./failures.js'),
   shared: () => import('./shared-receives.js'),
+  testbed: () => import('./testbed.js'),
   cluster: () => import('./cluster.js'),
 };
 

@@ -118,6 +118,7 @@ class Adapter : public AsyncListener {
   void announce();
   void deregister_now(Region* region);
   void handle_cm_events();
+  bool take_notification();
   void handle_asynchronous();
   bool source_address(const sockaddr* destination, sockaddr_storage& source) const;
   QueuePair* pair(uint32_t qpn) const { return qpn < pairs_.size() ? pairs_[qpn] : nullptr; }

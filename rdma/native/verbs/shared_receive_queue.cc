@@ -94,7 +94,7 @@ void SharedReceiveQueue::on_completion(const ibv_wc& wc, uint32_t qpn) {
   const bool has_imm = is_good && (wc.wc_flags & IBV_WC_WITH_IMM) != 0;
   const uint8_t opcode = is_good && wc.opcode == IBV_WC_RECV_RDMA_WITH_IMM ? uint8_t{RECV_WRITE_WITH_IMM} : uint8_t{RECV};
   if (is_good) adapter_.counters.bytes_received.add(wc.byte_len);
-  finish(slots_[slot], opcode, is_good ? SUCCESS : recv_status(wc.status), qpn == 0 ? number : qpn, is_good ? wc.byte_len : 0, has_imm ? ntohl(wc.imm_data) : 0);
+  finish(slots_[slot], opcode, is_good ? uint8_t{SUCCESS} : recv_status(wc.status), qpn == 0 ? number : qpn, is_good ? wc.byte_len : 0, has_imm ? ntohl(wc.imm_data) : 0);
   free_.push_back(slot);
   if (!waiting_.empty()) adapter_.mark_dirty(this);
 }
