@@ -10,6 +10,7 @@ import { layoutOf, nodeOfUnit, stripeBytes, unitLength } from '../../erasure/lay
 import type { MemoryDisk } from '../../storage-node/memory-disk.js';
 import { UnitStore, emptyLocation } from '../../storage-node/unit-store.js';
 import { compareVersions, decodeHeader, type UnitHeader } from '../../wire/unit-header.js';
+import type { Losses, LostUnit } from './losses.js';
 import { Violation } from './model.js';
 
 interface Unit { readonly node: string; readonly header: UnitHeader; readonly payload: Uint8Array; readonly missing: bigint }
@@ -69,22 +70,35 @@ export class Evidence {
   }
 }
 
+/** The whole units that one node's disk holds. @throws {TartanError} ERR_CHECKSUM when it can't be opened */
+export async function wholeUnits(nodeId: string, disk: MemoryDisk, clusterUuid: string, clusterId: number): Promise<LostUnit[]> {
+  const evidence = new Evidence(), whole: LostUnit[] = [];
+  await evidence.add(nodeId, disk, clusterUuid, clusterId);
+  for (const [fileId, versions] of evidence.files) {
+    for (const { stripe, epoch, counter, units } of versions.values()) for (const [unit, { missing }] of units) whole.push({ fileId, stripe, epoch, counter, unit, missing });
+  }
+  return whole;
+}
+
 /**
  * Checks one file.
  *
  * @param expected  its acknowledged bytes, from the start
- * @param excused   units that this node index held may be gone: the run destroyed bytes there; −1: none
+ * @param losses    the units that may be gone: the run destroyed them
+ * @param isRebuilt  a rebuild has completed since: what can be had has all its units
  * @param forgedNames  versions of which a unit was put there with other bytes: those need not agree
  * @returns stripes that cannot be had, because of what was destroyed; they may be refused by readers
  */
-export function checkFile(record: FileRecord, evidence: Evidence, expected: Buffer, excused: number, into: Checked, forgedNames: ReadonlySet<string>): Set<number> {
+export function checkFile(record: FileRecord, evidence: Evidence, expected: Buffer, losses: Losses, isRebuilt: boolean, into: Checked, forgedNames: ReadonlySet<string>): Set<number> {
   const code = parseCode(record.code);
   const layout = layoutOf(record, code);
   for (const [name, version] of evidence.files.get(record.id) ?? []) if (!forgedNames.has(`${record.id}/${name}`)) checkVersion(record, code, layout, version, into);
   const full = stripeBytes(layout), lost = new Set<number>();
+  const destroyed = new Map<number, LostUnit[]>();
+  for (const unit of losses.of(record.id)) destroyed.set(unit.stripe, [...destroyed.get(unit.stripe) ?? [], unit]);
   for (let stripe = 0; stripe * full < expected.length; stripe++) {
     const data = expected.subarray(stripe * full, Math.min(expected.length, (stripe + 1) * full));
-    if (!checkAcknowledged(record, code, layout, evidence.versionsOf(record.id, stripe), stripe, data, excused, into)) lost.add(stripe);
+    if (!checkAcknowledged(record, code, layout, evidence.versionsOf(record.id, stripe), stripe, data, losses, destroyed.get(stripe) ?? [], isRebuilt, into)) lost.add(stripe);
   }
   return lost;
 }
@@ -114,21 +128,26 @@ function checkVersion(record: FileRecord, code: Code, layout: Layout, version: S
   into.stripes++;
 }
 
-/** @returns false when it can't be had, excusably */
-function checkAcknowledged(record: FileRecord, code: Code, layout: Layout, versions: readonly StripeVersion[], stripe: number, data: Buffer, excused: number, into: Checked): boolean {
+/** @returns false when it can't be had, excusably: of a version more units than the code bears were destroyed, or recorded missing by holders */
+function checkAcknowledged(record: FileRecord, code: Code, layout: Layout, versions: readonly StripeVersion[], stripe: number, data: Buffer, losses: Losses,
+  destroyed: readonly LostUnit[], isRebuilt: boolean, into: Checked): boolean {
   const { k, m } = code;
-  const isExcused = (unit: number): boolean => nodeOfUnit(layout, stripe, unit) === excused;
+  const isLost = ({ epoch, counter }: Pick<StripeVersion, 'epoch' | 'counter'>, unit: number): boolean => losses.has(record.id, stripe, epoch, counter, unit, record.nodes[nodeOfUnit(layout, stripe, unit)]!);
   const version = versions.find(({ units }) => units.size >= k);
   const name = `file ${record.id} '${record.name}' (${code.name}), stripe ${stripe}`;
   if (version === undefined) {
-    const near = versions.find((v) => { let d = 0; for (let u = 0; u < k + m; u++) if (!v.units.has(u) && !recorded(v, u) && !isExcused(u)) d++; return d === 0 && v.units.size + v.damaged.size > 0; });
-    if (excused >= 0 && near !== undefined) return false;
+    // What holders that were destroyed had recorded missing counts as well: that the others do not know it is no fault now.
+    const names = [...versions, ...destroyed];
+    const isExplained = names.some((name) => Array.from({ length: k + m }, (_, unit) => unit).every((unit) => isLost(name, unit)
+      || names.some((holder) => holder.epoch === name.epoch && holder.counter === name.counter && (('units' in holder && holder.units.has(unit)) || recorded(holder, unit)))));
+    if (isExplained) return false;
     throw new Violation('acknowledged stripe lost', `${name}: ${versions.length === 0 ? 'no unit is held' : versions.map(describe).join('; ')}, ${k} units are needed`);
   }
   const [first] = version.units.values();
   if (first!.header.stripeLength < data.length) throw new Violation('acknowledged bytes lost', `${nameOf(record, version)}: ${first!.header.stripeLength} bytes long, ${data.length} were acknowledged`);
   for (let unit = 0; unit < k + m; unit++) {
-    if (version.units.has(unit) || recorded(version, unit) || isExcused(unit)) continue;
+    if (version.units.has(unit) || (!isRebuilt && (recorded(version, unit) || isLost(version, unit)))) continue;
+    if (isRebuilt) throw new Violation('not rebuilt', `${nameOf(record, version)}: unit ${unit} is not held by ${record.nodes[nodeOfUnit(layout, stripe, unit)]} (${describe(version)}) though a rebuild has completed`);
     throw new Violation('redundancy lost silently', `${nameOf(record, version)}: unit ${unit} is not held by ${record.nodes[nodeOfUnit(layout, stripe, unit)]}, and no holder records it missing (${describe(version)})`);
   }
   if (version.units.size < k + m) into.degraded++;
@@ -141,7 +160,7 @@ function checkAcknowledged(record: FileRecord, code: Code, layout: Layout, versi
   return true;
 }
 
-function recorded(version: StripeVersion, unit: number): boolean { return ((version.missing >> BigInt(unit)) & 1n) === 1n; }
+function recorded(version: { readonly missing: bigint }, unit: number): boolean { return ((version.missing >> BigInt(unit)) & 1n) === 1n; }
 
 /** The data units, from the first k of `chosen`. */
 function dataOf(code: Code, units: ReadonlyMap<number, Unit>, stripeLength: number, unitBytes: number, chosen: readonly number[]): Uint8Array[] {

@@ -3,7 +3,7 @@
  *
  * `targets` says what a fault is drawn for: the machine or the pair of machines that it strikes.
  */
-export type Target = 'node' | 'switch' | 'writer' | 'reader' | 'all' | 'writer-switch' | 'switch-node' | 'writer-node' | 'reader-node' | 'store-client' | 'node-disk';
+export type Target = 'node' | 'switch' | 'writer' | 'reader' | 'all' | 'writer-switch' | 'switch-node' | 'writer-node' | 'reader-node' | 'store-client' | 'node-disk' | 'rebuilder';
 
 export interface FaultKind {
   readonly target: Target;
@@ -11,7 +11,7 @@ export interface FaultKind {
   readonly weight: number;
   /** Longest duration, virtual ms; 0: it happens in a moment. */
   readonly longestMs: number;
-  /** It destroys what was durable: at most one node per run may suffer it. */
+  /** It destroys what was durable: one node per run suffers it, as often as it comes. */
   readonly destroys?: boolean;
 }
 
@@ -46,11 +46,13 @@ export const faultKinds = {
   'disk-full': { target: 'node-disk', weight: 1, longestMs: 200 },
   'disk-slow': { target: 'node-disk', weight: 2, longestMs: 500 },
   'name-taken': { target: 'writer', weight: 3, longestMs: 0 },
+  'disk-lost': { target: 'node-disk', weight: 2, longestMs: 200, destroys: true },
+  'rebuilder-kill': { target: 'rebuilder', weight: 2, longestMs: 60 },
   'disk-corrupt': { target: 'node-disk', weight: 1, longestMs: 0, destroys: true },
 } as const satisfies Record<string, FaultKind>;
 
 export type FaultName = keyof typeof faultKinds;
 
 /** What nobody injects but the world brings about, by its load and its clocks; counted where it is seen. */
-export const events = ['clock-drift', 'second-owner', 'late-copies', 'file-removed', 'name-conflict'] as const;
+export const events = ['clock-drift', 'second-owner', 'late-copies', 'file-removed', 'name-conflict', 'rebuilt'] as const;
 export type EventName = (typeof events)[number];

@@ -2,8 +2,10 @@
 import type { SimRandom } from 'tartan-rdma';
 import { sleep, type Clock } from '../../wire/clock.js';
 import { codeOf } from '../../wire/errors.js';
+import { isCommitted } from '../../cluster/files.js';
 import type { FileRecord } from '../../cluster/records.js';
 import type { Client, FileReader, FileWriter } from '../../writer/index.js';
+import type { RebuildReport } from '../../writer/rebuild.js';
 import { forgeUnit } from './forge.js';
 import type { Site } from './machines.js';
 import { Violation, type Model, type Owner } from './model.js';
@@ -36,7 +38,8 @@ export class Load {
     const state = { what: 'connecting' };
     this.alive.set(host, state);
     const random = this.site.fork(`actor ${host}`);
-    const act = this.site.plan.writers.includes(host) ? this.write(host, random, state) : this.read(host, random, state);
+    const { writers, rebuilders } = this.site.plan;
+    const act = writers.includes(host) ? this.write(host, random, state) : rebuilders.includes(host) ? this.rebuild(host, random, state) : this.read(host, random, state);
     act.then(() => { if (this.alive.get(host) === state) this.alive.delete(host); }, this.fail);
   }
 
@@ -162,6 +165,25 @@ export class Load {
     }
   }
 
+  /** Somebody who looks after the nodes: rebuilds and scrubs what there is, for as long as the load lasts. */
+  private async rebuild(host: string, random: SimRandom, state: { what: string }): Promise<void> {
+    const clock = this.site.clock(host), { losses } = this.site;
+    const client = await this.connected(host, clock);
+    while (!this.stopping) {
+      const name = this.site.plan.fileNames[random.int(this.site.plan.fileNames.length)]!, isScrub = random.int(3) === 0, { moment } = losses;
+      await this.expecting(host, state, `${isScrub ? 'scrubbing' : 'rebuilding'} ${name}`, async () => {
+        const record = await client.stat(name), options = { ...(random.int(3) === 0 && { bytesPerSecond: 2_000_000 }) };
+        const report = await (isScrub ? client.scrub(name, options) : client.rebuild(name, options));
+        if (!isComplete(report)) return;
+        this.site.see('rebuilt');
+        losses.rebuilt(record.id, ({ stripe, epoch, counter }) => stripe < report.stripes && isCommitted(record, stripe, epoch, counter), moment);
+      });
+      await sleep(clock, random.random() * 30);
+    }
+    state.what = 'closing the client';
+    await client.close();
+  }
+
   private async connected(host: string, clock: Clock): Promise<Client> {
     for (;;) {
       try {
@@ -189,6 +211,11 @@ export class Load {
       return undefined;
     }
   }
+}
+
+/** Whether everything that a file's nodes lacked has been restored. */
+export function isComplete({ stripes, stripesDone, stripesLost, unitsFailed, nodesDown }: RebuildReport): boolean {
+  return stripesDone === stripes && stripesLost === 0 && unitsFailed === 0 && nodesDown.length === 0;
 }
 
 /** The record a reader goes by. */

@@ -21,7 +21,9 @@ import type { Client } from '../../writer/client.js';
 import { connect } from '../../writer/client.js';
 import type { EventName } from './fault-kinds.js';
 import { afterPowerLoss, attachDisk, noTrouble } from './host-disk.js';
+import { wholeUnits } from './checker.js';
 import { HostStore } from './host-store.js';
+import { Losses } from './losses.js';
 import type { Plan } from './plan.js';
 
 export const DEADLINE_MS = 150;
@@ -38,10 +40,10 @@ const UUID = '00000000-0000-4000-8000-0000cafef00d';
 function watchDoor(node: StorageNode, site: Site): void {
   const { store } = node as unknown as { store: UnitStore };
   const append = store.append.bind(store);
-  store.append = (client, token, words, w, headerBytes, payload) => {
+  store.append = (client, token, words, w, headerBytes, payload, rebuilt) => {
     const mapEpoch = words[w + W.MAP_EPOCH]!;
     if (mapEpoch < node.mapEpoch) site.misconduct ??= `${node.id} takes a unit sent under map epoch ${mapEpoch}, it holds ${node.mapEpoch}`;
-    const refusal = append(client, token, words, w, headerBytes, payload);
+    const refusal = append(client, token, words, w, headerBytes, payload, rebuilt);
     if (refusal === Refusal.NONE) site.see('late-copies'); else if (refusal === Refusal.NAME_CONFLICT) site.see('name-conflict');
     return refusal;
   };
@@ -61,6 +63,8 @@ export class Site {
   misconduct: string | undefined;
   /** Hosts whose cluster store client is cut off. */
   readonly cutOff = new Set<string>();
+  /** What the run destroyed. */
+  readonly losses = new Losses((node, disk) => wholeUnits(node, disk, UUID, this.clusterId));
   private readonly stores = new Map<string, HostStore>();
   private readonly drifts = new Map<string, { rate: number; offset: number }>();
   private lives = 0;
@@ -174,6 +178,7 @@ abstract class Machine {
       (error: unknown) => {
         if (codeOf(error) === undefined) throw error;
         this.site.world.note(`${this.id} could not start: ${String(error)}`);
+        if (life === this.life) this.couldNotStart(error);
         if (life === this.life) this.restart(RESTART_MS);
       },
     );
@@ -190,6 +195,7 @@ abstract class Machine {
   /** Begins a life; resolves when it serves. */
   protected abstract run(): Promise<void>;
   protected abstract ended(): void;
+  protected couldNotStart(_error: unknown): void { /* it is tried again */ }
   /** Ends as asked to. */
   protected abstract leave(): Promise<void> | undefined;
 
@@ -213,6 +219,19 @@ export class NodeMachine extends Machine {
     const after = afterPowerLoss(this.disk, random);
     this.kill();
     this.disk = after;
+  }
+
+  /** The process is gone, and so is its disk: a blank one is in its place. */
+  loseDisk(): MemoryDisk {
+    this.kill();
+    return this.disk = new MemoryDisk(DISK_BYTES);
+  }
+
+  /** A store that knows that it was damaged is replaced by a blank one, as its operator would. */
+  protected override couldNotStart(error: unknown): void {
+    if (codeOf(error) !== 'ERR_CHECKSUM' || !this.site.losses.nodes.has(this.id)) return;
+    this.site.losses.destroyed(this.id);
+    this.disk = new MemoryDisk(DISK_BYTES);
   }
 
   protected leave(): Promise<void> | undefined { return this.node?.stop(); }

@@ -136,6 +136,9 @@ export const mutants: Readonly<Record<string, Mutant>> = {
       try { original.apply(this, args); } finally { this.host = host; }
     });
   } },
+  'rebuilt-not-stored': { what: 'a node says that it has a rebuilt unit, and has not', seed: 4, make: () => {
+    replace(UnitStore, 'append', (original) => function (...args) { return args[6] === true ? Refusal.NONE : original.apply(this, args); });
+  } },
   'flush-tells-early': { what: 'flush() resolves before everything is acknowledged', seed: 1, make: () => {
     replace(FileSession, 'flush', () => function () { this.window.flushTail(); return Promise.resolve(); });
   } },

@@ -18,6 +18,8 @@ export interface Plan {
   readonly switches: readonly string[];
   readonly writers: readonly string[];
   readonly readers: readonly string[];
+  /** They rebuild and scrub all files, again and again; where nothing is destroyed there are none. */
+  readonly rebuilders: readonly string[];
   /** Codes that files are made with; every one fits the nodes. */
   readonly codes: readonly string[];
   readonly fileNames: readonly string[];
@@ -28,7 +30,7 @@ export interface Plan {
   readonly bytesPerMs: number;
   /** Clocks run up to this fraction fast or slow. */
   readonly drift: number;
-  /** The one node whose durable bytes may be damaged, or ''. */
+  /** The one node whose durable bytes are destroyed, once or more often, or ''. */
   readonly victim: string;
   readonly faults: readonly Fault[];
   /** A writer flushes after one of so many writes, on average: what is flushed is published, and no takeover can miss it. */
@@ -76,7 +78,7 @@ function seesaw(seed: number, random: SimRandom): Plan {
     atMs += forMs + (kind === 'node-stop' ? 5 + random.random() * 30 : random.random() * 300);
   }
   return {
-    seed, nodes, switches: names('s', random.int(2)), writers, readers, codes: [code], fileNames: names('file', 1), loadMs: atMs, victim: '', faults,
+    seed, nodes, switches: names('s', random.int(2)), writers, readers, rebuilders: [], codes: [code], fileNames: names('file', 1), loadMs: atMs, victim: '', faults,
     storeLatencyMs: 0.05, bytesPerMs: pick([20_000, 1_250_000]), drift: pick([0, 0.01]), flushOneIn: 60,
   };
 }
@@ -92,8 +94,8 @@ function mixed(seed: number, random: SimRandom): Plan {
   const writers = names('w', 1 + random.int(3)), readers = names('r', 1 + random.int(2));
   const fileNames = names('file', 1 + random.int(3));
   const loadMs = pick([60, 120, 250, 250, 500, 1000]);
-  const victim = random.int(5) === 0 ? pick(nodes) : '';
-  const machines = { nodes, switches, writers, readers, victim };
+  const victim = random.int(4) === 0 ? pick(nodes) : '', rebuilders = names('m', victim === '' ? 0 : 1);
+  const machines = { nodes, switches, writers, readers, rebuilders, victim };
   const count = pick([0, 1, 2, 3, 5, 8, 13]);
   // A run has a mood: a few kinds, often; so that coincidences of two kinds are not rare.
   const all = Object.keys(faultKinds) as FaultName[];
@@ -106,33 +108,39 @@ function mixed(seed: number, random: SimRandom): Plan {
     if (a === undefined || b === undefined) continue;
     faults.push({ id, kind, atMs, forMs, a, b });
   }
+  if (victim !== '') {
+    const kind = pick(['disk-lost', 'disk-lost', 'disk-corrupt'] as const);
+    const lostMs = (0.1 + 0.7 * random.random()) * loadMs, forMs = random.random() * faultKinds[kind].longestMs;
+    faults.push({ id: count, kind, atMs: lostMs, forMs, a: victim, b: '' });
+    if (random.int(2) === 0) faults.push({ id: count + 1, kind: 'rebuilder-kill', atMs: lostMs + forMs + random.random() * 60, forMs: random.random() * 20, a: rebuilders[0]!, b: '' });
+  }
   return {
-    seed, nodes, switches, writers, readers, codes, fileNames, loadMs, victim, faults,
+    seed, nodes, switches, writers, readers, rebuilders, codes, fileNames, loadMs, victim, faults,
     storeLatencyMs: pick([0.05, 0.5, 5]), bytesPerMs: pick([2_000, 20_000, 1_250_000]), drift: pick([0, 0, 0.01, 0.1]), flushOneIn: 4,
   };
 }
 
-interface Machines { readonly nodes: readonly string[]; readonly switches: readonly string[]; readonly writers: readonly string[]; readonly readers: readonly string[]; readonly victim: string }
+interface Machines { readonly nodes: readonly string[]; readonly switches: readonly string[]; readonly writers: readonly string[]; readonly readers: readonly string[]; readonly rebuilders: readonly string[]; readonly victim: string }
 
 /** Two names, '' where there is no second; undefined: nothing to strike. */
-function targetsOf(kind: FaultName, { nodes, switches, writers, readers, victim }: Machines, pick: (list: readonly string[]) => string): [string?, string?] {
+function targetsOf(kind: FaultName, { nodes, switches, writers, readers, rebuilders, victim }: Machines, pick: (list: readonly string[]) => string): [string?, string?] {
   const spec: FaultKind = faultKinds[kind];
-  // Where a node's bytes may be lost for good, only that node may be lost in any other way: else nothing could be promised.
-  const node = (): string => (victim === '' ? pick(nodes) : victim);
+  const node = (): string => pick(nodes);
   const aSwitch = (): string | undefined => (switches.length === 0 ? undefined : pick(switches));
   if (spec.destroys === true && victim === '') return [];
   switch (spec.target) {
     case 'node': return [node(), ''];
-    case 'node-disk': return [node(), ''];
+    case 'node-disk': return [spec.destroys === true ? victim : node(), ''];
+    case 'rebuilder': return rebuilders.length === 0 ? [] : [pick(rebuilders), ''];
     case 'switch': return [aSwitch(), ''];
     case 'writer': return [pick(writers), ''];
     case 'reader': return [pick(readers), ''];
-    case 'all': return victim === '' ? ['', ''] : [];
+    case 'all': return ['', ''];
     case 'writer-switch': return [pick(writers), aSwitch()];
     case 'switch-node': return [aSwitch(), node()];
     case 'writer-node': return [pick(writers), node()];
     case 'reader-node': return [pick(readers), node()];
-    case 'store-client': return [pick([node(), ...switches, ...writers, ...readers]), ''];
+    case 'store-client': return [pick([node(), ...switches, ...writers, ...readers, ...rebuilders]), ''];
   }
 }
 

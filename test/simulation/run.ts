@@ -7,7 +7,7 @@ import { codeOf } from '../../wire/errors.js';
 import type { Client } from '../../writer/index.js';
 import { parseCode } from '../../erasure/code/index.js';
 import { Evidence, checkFile, type Checked } from './checker.js';
-import { Load, ended } from './load.js';
+import { Load, ended, isComplete } from './load.js';
 import { Site } from './machines.js';
 import { Model, Violation, type FileModel } from './model.js';
 import { makePlan, type Plan } from './plan.js';
@@ -17,6 +17,8 @@ import { watchSlots } from './watch-slots.js';
 /** Once faults have stopped, everything outstanding completes within so much virtual time. */
 export const PEACE_MS = 60_000;
 const MAX_RUN_MS = 600_000;
+/** Tries of a rebuild when everything works: a node may just be taking its lease again. */
+const REBUILDS = 4;
 
 export interface RunOptions {
   readonly seed: number;
@@ -66,6 +68,8 @@ class Run {
   private failure: unknown;
   private phase = 'starting';
   private readonly lost = new Map<number, Set<number>>();
+  /** Files that a reader or a next owner was told is lost, with what was flushed of them: the disks must show why. */
+  private readonly suspects = new Map<number, { readonly record: FileRecord; readonly length: number }>();
 
   constructor(private readonly plan: Plan) {
     this.site = new Site(plan);
@@ -110,14 +114,14 @@ class Run {
     const { site, plan, load, faults } = this;
     await site.start();
     this.phase = 'under load';
-    for (const host of [...plan.writers, ...plan.readers]) load.start(host);
+    for (const host of [...plan.writers, ...plan.readers, ...plan.rebuilders]) load.start(host);
     faults.schedule();
     await site.pause(plan.loadMs);
     this.phase = 'healing';
     load.stopping = true;
     faults.heal();
     await this.within('what was outstanding', () => load.waiting.length === 0, () => load.waiting.join('; '));
-    await this.within('all nodes are up', () => [...site.nodes.values()].every(({ id, isUp, node }) => this.mayBeLost(id) || (isUp && node?.state === 'up')),
+    await this.within('all nodes are up', () => [...site.nodes.values()].every(({ isUp, node }) => isUp && node?.state === 'up'),
       () => [...site.nodes.values()].map(({ id, isUp, node }) => `${id} ${isUp ? node?.state ?? 'gone' : 'not started'}`).join(', '));
     this.model.check();
     const client = await site.connect('final');
@@ -131,10 +135,19 @@ class Run {
       if (!file.isTainted && await this.settle(client, record) && !file.isTainted) settled.push({ record, file });
     }
     this.phase = 'checking the disks';
-    await this.inspect(settled);
+    await this.inspect(settled, false);
     this.phase = 'reading everything';
     for (const { record, file } of settled) await this.readWhole(client, record, file, 0);
-    if (plan.seed % 3 === 0 && !faults.destroyed) await this.readDegraded(settled);
+    const isRebuilt = site.losses.nodes.size > 0 || plan.seed % 4 === 0;
+    if (isRebuilt) {
+      this.phase = 'rebuilding everything';
+      for (const { record, file } of settled) await this.rebuild(client, record, file);
+      await this.inspect(settled, true);
+    }
+    this.phase = 'working on';
+    await this.workOn(client);
+    this.phase = 'reading what is left';
+    if (isRebuilt || plan.seed % 3 === 0) await this.readDegraded(settled, isRebuilt);
     await client.close();
     this.phase = 'looking for leaks';
     await this.within('sessions end', () => [...site.nodes.values()].every(({ node }) => node === undefined || node.connectionCount === 0)
@@ -154,27 +167,70 @@ class Run {
       return true;
     } catch (error) {
       if (this.model.file(record).lose()) return false;
-      if (this.faults.destroyed && ['ERR_TOO_MANY_LOST', 'ERR_UNDECIDED'].includes(codeOf(error) ?? '')) return false;
+      if (this.mayBeUndecided(record) && codeOf(error) === 'ERR_UNDECIDED') return false;
+      if (codeOf(error) === 'ERR_TOO_MANY_LOST') { this.suspects.set(record.id, { record, length: this.model.file(record).written }); return false; }
       if (error instanceof Violation) throw error;
       throw new Violation('file lost', `taking over '${record.name}' when everything works: ${error instanceof Error ? error.stack ?? error.message : String(error)}`);
     }
   }
 
-  private async inspect(settled: readonly { record: FileRecord; file: FileModel }[]): Promise<void> {
+  /** @param isRebuilt  a rebuild of all files has completed */
+  private async inspect(settled: readonly { record: FileRecord; file: FileModel }[], isRebuilt: boolean): Promise<void> {
     const { uuid, clusterId } = await readIdentity(this.site.memory.client());
+    const { losses } = this.site;
     const evidence = new Evidence();
     for (const machine of this.site.nodes.values()) {
       try {
         await evidence.add(machine.id, machine.disk, uuid, clusterId);
       } catch (error) {
         // A store that knows that it was damaged refuses to open: the node is lost as a whole.
-        if (codeOf(error) !== 'ERR_CHECKSUM' || !this.mayBeLost(machine.id)) throw error;
+        if (codeOf(error) !== 'ERR_CHECKSUM' || !losses.nodes.has(machine.id)) throw error;
+        losses.destroyed(machine.id);
+        machine.loseDisk();
+        machine.start();
+        await this.within('a node with a new disk is up', () => machine.isUp && machine.node?.state === 'up', () => machine.id);
       }
     }
-    for (const { record, file } of settled) {
-      const excused = this.faults.destroyed ? record.nodes.indexOf(this.plan.victim) : -1;
-      this.lost.set(record.id, checkFile(record, evidence, this.model.content(file, 0, file.written), excused, this.checked, this.model.forgedNames));
+    const check = (record: FileRecord, length: number): Set<number> => {
+      const file = this.model.file(record);
+      return checkFile(record, evidence, this.model.content(file, 0, length), losses, isRebuilt, this.checked, this.model.forgedNames);
+    };
+    for (const { record, file } of settled) this.lost.set(record.id, check(record, file.written));
+    for (const { record, length } of this.suspects.values()) {
+      if (check(record, length).size === 0) throw new Violation('file lost', `'${record.name}' was called lost, but no stripe of it lacks more units than its code bears`);
     }
+    this.suspects.clear();
+  }
+
+  /** Until a rebuild finds nothing that lacks, and nothing that it can't have but what was destroyed. */
+  private async rebuild(client: Client, record: FileRecord, file: FileModel): Promise<void> {
+    const lost = this.lost.get(record.id)!.size;
+    for (let attempt = 1; ; attempt++) {
+      const report = await this.timely(`rebuilding '${record.name}'`, attempt % 2 === 1 ? client.scrub(record.name) : client.rebuild(record.name));
+      if (isComplete({ ...report, stripesLost: Math.max(0, report.stripesLost - lost) })) return;
+      if (attempt === REBUILDS) throw new Violation('not rebuilt', `file ${file.id} '${record.name}', ${lost} stripes are lost: ${JSON.stringify(report)}`);
+      await this.site.pause(500);
+    }
+  }
+
+  /** The cluster goes on working: a new file is written, read and removed. */
+  private async workOn(client: Client): Promise<void> {
+    const name = 'made at the end', code = this.plan.codes[0]!;
+    const writer = await this.timely('creating a file', client.create(name, { code, unitBytes: 512 }));
+    writer.on('error', () => {});
+    const owner = this.model.owned('final', writer), file = this.model.file(writer.internals.file);
+    writer.write(this.model.next(owner, 5_000));
+    await this.timely('flushing a new file', writer.flush());
+    writer.write(this.model.next(owner, 10_001));
+    await this.timely('closing a new file', ended(writer));
+    const reader = await this.timely('opening a new file', client.open(name));
+    if (reader.length !== 15_001) throw new Violation('acknowledged bytes lost', `a new file has ${reader.length} bytes, 15001 were acknowledged`);
+    this.model.read(file, 0, await this.timely('reading a new file', reader.read(0, reader.length)), 'final');
+    await this.timely('closing a reader', reader.close());
+    await this.timely('removing a new file', client.remove(name));
+    file.removed = true;
+    const isGone = await client.open(name).then(() => false, (error: unknown) => codeOf(error) === 'ERR_NOT_FOUND');
+    if (!isGone) throw new Violation('removed file read', `'${name}' can be opened after it was removed`);
   }
 
   /** Whatever became of their writers: what was flushed is there for readers, before anybody takes a file over. */
@@ -186,7 +242,7 @@ class Run {
       this.model.read(file, 0, await this.timely(`reading '${record.name}'`, reader.read(0, reader.length)), 'final');
       await reader.close();
     } catch (error) {
-      if (this.faults.destroyed && codeOf(error) === 'ERR_TOO_MANY_LOST') return;
+      if (codeOf(error) === 'ERR_TOO_MANY_LOST') { this.suspects.set(record.id, { record, length: file.published }); return; }
       if (error instanceof Violation) throw error;
       throw new Violation('file lost', `reading what is published of '${record.name}' when everything works: ${error instanceof Error ? error.stack ?? error.message : String(error)}`);
     }
@@ -209,13 +265,13 @@ class Run {
   }
 
   /** Kills as many nodes as every code bears, and reads on. */
-  private async readDegraded(settled: readonly { record: FileRecord; file: FileModel }[]): Promise<void> {
+  private async readDegraded(settled: readonly { record: FileRecord; file: FileModel }[], isRebuilt: boolean): Promise<void> {
     const bearable = Math.min(...this.plan.codes.map((code) => parseCode(code).m));
     const random = this.site.fork('final losses');
     const hosts = [...this.site.nodes.keys()];
     for (let i = 0; i < bearable; i++) this.site.nodes.get(hosts.splice(random.int(hosts.length), 1)[0]!)!.kill();
     const client = await this.site.connect('final degraded');
-    const wholeBefore = this.checked.degraded === 0;
+    const wholeBefore = isRebuilt || this.checked.degraded === 0;
     for (const { record, file } of settled) await this.readWhole(client, record, file, wholeBefore ? 0 : bearable);
     await client.close();
     for (const machine of this.site.nodes.values()) machine.start();
@@ -239,7 +295,8 @@ class Run {
     if (this.load.misconduct !== undefined) throw new Violation('misconduct', this.load.misconduct);
   }
 
-  private mayBeLost(id: string): boolean { return this.faults.destroyed && id === this.plan.victim; }
+  /** A node with a blank or damaged store proves nothing: who takes a file over may then not know what became of its end. */
+  private mayBeUndecided(record: FileRecord): boolean { return record.nodes.some((id) => this.site.losses.nodes.has(id)); }
 
   private async within(what: string, holds: () => boolean, observed: () => string): Promise<void> {
     const end = this.site.world.now() + PEACE_MS;

@@ -5,8 +5,6 @@ import type { Fault, Plan } from './plan.js';
 
 export class Faults {
   readonly struck = new Map<string, number>();
-  /** Bytes were destroyed on the plan's victim. */
-  destroyed = false;
   private readonly pairs = new Set<string>();
   private over = false;
 
@@ -35,7 +33,7 @@ export class Faults {
     const { world, nodes, switches } = this.site;
     world.note('everything heals');
     for (const pair of this.pairs) this.mend(pair);
-    for (const host of [...nodes.keys(), ...switches.keys(), ...this.plan.writers, ...this.plan.readers]) {
+    for (const host of [...nodes.keys(), ...switches.keys(), ...this.plan.writers, ...this.plan.readers, ...this.plan.rebuilders]) {
       if (world.findHost(host) !== undefined) world.resumeHost(host);
       this.site.healStore(host);
     }
@@ -50,7 +48,7 @@ export class Faults {
       machine.start();
       if (machine.isUp) void machine.core?.load();
     }
-    for (const host of [...this.plan.writers, ...this.plan.readers]) if (!this.load.isAlive(host)) this.load.start(host);
+    for (const host of [...this.plan.writers, ...this.plan.readers, ...this.plan.rebuilders]) if (!this.load.isAlive(host)) this.load.start(host);
   }
 
   /** @returns what undoes it */
@@ -75,7 +73,7 @@ export class Faults {
         for (const machine of nodes.values()) machine.powerLoss();
         for (const machine of switches.values()) machine.kill();
         return () => { for (const machine of [...nodes.values(), ...switches.values()]) machine.start(); };
-      case 'writer-kill': case 'reader-kill': this.load.kill(a); return () => { if (!this.load.isAlive(a)) this.load.start(a); };
+      case 'writer-kill': case 'reader-kill': case 'rebuilder-kill': this.load.kill(a); return () => { if (!this.load.isAlive(a)) this.load.start(a); };
       case 'cut-writer-switch': case 'cut-switch-node': case 'cut-writer-node': case 'cut-reader-node': return cut(false);
       case 'cut-one-way': return cut(true);
       case 'break-writer-switch': case 'break-switch-node': case 'break-writer-node': world.breakConnections(a, b); return nothing;
@@ -89,6 +87,9 @@ export class Faults {
       case 'disk-full': trouble!.full = true; return () => { trouble!.full = false; };
       case 'disk-slow': trouble!.slowMs = 20; return () => { trouble!.slowMs = 0; };
       case 'name-taken': this.takeName(a, 60); return nothing;
+      case 'disk-lost':
+        void this.site.losses.destroying(a, node!.disk, () => node!.loseDisk());
+        return () => { node!.start(); };
       case 'disk-corrupt': this.corrupt(a); return nothing;
     }
   }
@@ -102,11 +103,14 @@ export class Faults {
   private corrupt(id: string): void {
     const machine = this.site.nodes.get(id)!, random = this.site.fork(`corruption ${id}`);
     const blocks = machine.disk.syncedBlocks().filter((block) => block >= 18);
-    for (let i = 0; i < 3 && blocks.length > 0; i++) {
-      const block = blocks[random.int(blocks.length)]!;
-      machine.disk.corrupt(block * 4096 + random.int(4096), (bytes) => { bytes[0]! ^= 1 << random.int(8); });
-      this.destroyed = true;
-    }
+    if (blocks.length === 0) return;
+    void this.site.losses.destroying(id, machine.disk, () => {
+      for (let i = 0; i < 3; i++) {
+        const block = blocks[random.int(blocks.length)]!;
+        machine.disk.corrupt(block * 4096 + random.int(4096), (bytes) => { bytes[0]! ^= 1 << random.int(8); });
+      }
+      return machine.disk;
+    });
   }
 
   private mend(pair: string): void {
