@@ -2,7 +2,9 @@
  * Writes the unit headers of a stripe in place, as words; the device adds digests and seals.
  */
 import type { StripeSlotLayout } from '../wire/slot-layout.js';
-import { DATA_HEADER_BYTES, PARITY_HEADER_STRIDE, UNIT_FORMAT_VERSION, UNIT_MAGIC, W, headerBytesOf } from '../wire/unit-header.js';
+import { crc32c } from '../erasure/code/index.js';
+import { headerOffsetIn } from '../wire/slot-layout.js';
+import { DATA_HEADER_BYTES, PARITY_HEADER_STRIDE, UNIT_FORMAT_VERSION, UNIT_MAGIC, W, digestLayout, headerBytesOf } from '../wire/unit-header.js';
 
 const TWO_32 = 0x1_0000_0000;
 const DATA_WORDS = DATA_HEADER_BYTES / 4;
@@ -61,4 +63,31 @@ export function writeParityHeaders(words: Uint32Array, slotOffset: number, layou
     words[w + W.UNIT] = unit | unitWord | extension;
     words[w + W.UNIT_LENGTH] = length;
   }
+}
+
+/**
+ * Completes and seals the header of a unit that was decoded or encoded, where payload CRC and summary are in place already.
+ *
+ * @param from  a unit of the same version whose header is whole; of parity to be made, all data headers hold their payload CRCs
+ */
+export function composeHeader(words: Uint32Array, slotOffset: number, layout: StripeSlotLayout, from: number, unit: number): void {
+  const { k, unitBytes } = layout, headerBytes = headerBytesOf(unit, k);
+  const source = (slotOffset + headerOffsetIn(layout, from)) >> 2, w = (slotOffset + headerOffsetIn(layout, unit)) >> 2;
+  for (let i = 0; i < W.CRC_LIST; i++) if (i !== W.PAYLOAD_CRC && (i < W.SUMMARY || i >= W.SUMMARY + 4)) words[w + i] = words[source + i]!;
+  const stripeLength = words[source + W.STRIPE_LENGTH]!;
+  words[w + W.UNIT] = (unit | (words[source + W.UNIT]! & 0x00ffff00) | (((headerBytes - 64) >> 2) << 24)) >>> 0;
+  words[w + W.UNIT_LENGTH] = unit < k ? Math.min(unitBytes, Math.max(0, stripeLength - unit * unitBytes)) : Math.min(unitBytes, stripeLength);
+  if (unit >= k) for (let data = 0; data < k; data++) words[w + W.CRC_LIST + data] = words[((slotOffset + headerOffsetIn(layout, data)) >> 2) + W.PAYLOAD_CRC]!;
+  sealHeader(words, w, headerBytes);
+}
+
+/** Seals one header, as the device does by the thousands. */
+export function sealHeader(words: Uint32Array, w: number, headerBytes: number): void { words[w + W.SEAL] = sealOf(words, w, headerBytes); }
+
+/** Whether a header is as it was sealed. */
+export function isSealed(words: Uint32Array, w: number, headerBytes: number): boolean { return words[w + W.SEAL] === sealOf(words, w, headerBytes); }
+
+function sealOf(words: Uint32Array, w: number, headerBytes: number): number {
+  const bytes = new Uint8Array(words.buffer, words.byteOffset + w * 4, headerBytes), { sealOffset } = digestLayout;
+  return crc32c(bytes.subarray(sealOffset + 4), crc32c(bytes.subarray(0, sealOffset)));
 }

@@ -8,6 +8,7 @@
  */
 import type { Listener, QueuePair } from 'tartan-rdma';
 import type { ClusterStore } from '../cluster/cluster-store.js';
+import { readFile } from '../cluster/files.js';
 import { readMap, registerSwitch, setSwitchState, watchMap } from '../cluster/membership.js';
 import type { ClusterMap } from '../cluster/records.js';
 import type { MessageChannel } from '../pipeline/channel.js';
@@ -16,6 +17,7 @@ import { acceptSession, answerProbe } from '../pipeline/session.js';
 import type { SessionContext } from '../pipeline/session.js';
 import { TartanError } from '../wire/errors.js';
 import type { Grant, Hello } from '../wire/generated/ring.js';
+import { DecoderSession } from './decoder-session.js';
 import { WriterSession } from './writer-session.js';
 
 export const PROGRAM = { name: 'parity', version: '1' } as const;
@@ -37,7 +39,10 @@ export interface SwitchCoreOptions {
 
 export type SwitchStateName = 'programmable' | 'forwarding' | 'down';
 
-export interface SwitchTotals { stripes: number; bytes: number; refused: number; protocolErrors: number; rolledBack: number; unitsCopied: number; buffers: number; sessions: number; ringMemoryUsed: number }
+export interface SwitchTotals { stripes: number; bytes: number; refused: number; protocolErrors: number; rolledBack: number; unitsCopied: number; buffers: number; sessions: number; ringMemoryUsed: number;
+  /** For readers and rebuilders. */
+  unitsDecoded: number; bytesDecoded: number; decodesFailed: number; decoders: number;
+}
 
 export class SwitchCore {
   state: SwitchStateName = 'down';
@@ -45,10 +50,11 @@ export class SwitchCore {
   port = 0;
   private readonly options: SwitchCoreOptions;
   private readonly sessions = new Map<MessageChannel, WriterSession>();
+  private readonly decoders = new Map<MessageChannel, DecoderSession>();
   private readonly idle = new Set<MessageChannel>();
   /** Being torn down: their counts are not in the totals yet. */
-  private readonly leaving = new Set<WriterSession>();
-  private readonly totals: SwitchTotals = { stripes: 0, bytes: 0, refused: 0, protocolErrors: 0, rolledBack: 0, unitsCopied: 0, buffers: 0, sessions: 0, ringMemoryUsed: 0 };
+  private readonly leaving = new Set<WriterSession | DecoderSession>();
+  private readonly totals: SwitchTotals = { stripes: 0, bytes: 0, refused: 0, protocolErrors: 0, rolledBack: 0, unitsCopied: 0, buffers: 0, sessions: 0, ringMemoryUsed: 0, unitsDecoded: 0, bytesDecoded: 0, decodesFailed: 0, decoders: 0 };
   private listener: Listener | undefined;
   private watch: { close(): void } | undefined;
   private readonly ending = new Set<Promise<void>>();
@@ -70,7 +76,7 @@ export class SwitchCore {
     this.watch = watchMap(store, (map) => {
       if (this.map !== undefined && map.changes <= this.map.changes) return;
       this.map = map;
-      for (const session of this.sessions.values()) session.adopt(map);
+      for (const session of [...this.sessions.values(), ...this.decoders.values()]) session.adopt(map);
     });
   }
 
@@ -87,15 +93,15 @@ export class SwitchCore {
   async unload(): Promise<void> {
     if (this.state === 'forwarding') return;
     this.state = 'forwarding';
-    this.announce(this.sessions.keys());
+    this.announce([...this.sessions.keys(), ...this.decoders.keys()]);
     // The notice leaves with the next ring; the connections end right after it.
-    this.options.context.clock.setTimer(5, () => { for (const channel of [...this.sessions.keys()]) this.end(channel, 'the switch lost its program'); });
+    this.options.context.clock.setTimer(5, () => { for (const channel of [...this.sessions.keys(), ...this.decoders.keys()]) this.end(channel, 'the switch lost its program'); });
     await this.publishState();
   }
 
   counters(): SwitchTotals {
-    const sum = { ...this.totals, sessions: this.sessions.size, ringMemoryUsed: this.memory.used };
-    for (const session of [...this.sessions.values(), ...this.leaving]) addCounters(sum, session);
+    const sum = { ...this.totals, sessions: this.sessions.size, decoders: this.decoders.size, ringMemoryUsed: this.memory.used };
+    for (const session of [...this.sessions.values(), ...this.decoders.values(), ...this.leaving]) addCounters(sum, session);
     return sum;
   }
 
@@ -103,7 +109,7 @@ export class SwitchCore {
     this.state = 'down';
     this.watch?.close();
     await this.listener?.close();
-    for (const channel of [...this.sessions.keys(), ...this.idle]) this.end(channel, 'the switch is stopping');
+    for (const channel of [...this.sessions.keys(), ...this.decoders.keys(), ...this.idle]) this.end(channel, 'the switch is stopping');
     await Promise.all(this.ending);
     await this.publishState().catch(() => {});
   }
@@ -121,6 +127,7 @@ export class SwitchCore {
       if (message.kind?.$case === 'probe') answerProbe(channel, message.kind.value.id, PROGRAM);
     };
     channel.onClosed = (reason) => { this.end(channel, reason); };
+    if (this.state === 'programmable' && hello.role === 'decoder') return await this.decodeFor(hello, channel, map);
     if (this.state !== 'programmable' || hello.role !== 'writer') {
       this.idle.add(channel);
       return { name: id, rkey: 0, slots: 0, slotBytes: 0, mapEpoch: map.epoch, state: this.state };
@@ -145,6 +152,26 @@ export class SwitchCore {
     return { name: id, rkey: session.region.rkey, slots: session.slots, slotBytes: session.layout.slotBytes, mapEpoch: map.epoch, state: this.state };
   }
 
+  /** A peer that lacks units: reads it sends are answered with units decoded here. @throws {TartanError} what its file or memory forbids */
+  private async decodeFor(hello: Hello, channel: MessageChannel, map: ClusterMap): Promise<Grant> {
+    const { context, store, id, transport, heartbeatMs, deadlineMs, log } = this.options;
+    const file = await readFile(store, hello.fileId);
+    const session = new DecoderSession(channel, { ...context, store, name: `${id}/${hello.name}`, transport, heartbeatMs, deadlineMs, memory: this.memory }, file, map, log);
+    this.decoders.set(channel, session);
+    try {
+      await session.connect();
+    } catch (error) {
+      channel.onClosed = () => {};
+      this.decoders.delete(channel);
+      // As for writers: the refusal must still leave.
+      context.clock.setTimer(300, () => { void session.destroy('refused'); });
+      throw error;
+    }
+    if (!this.decoders.has(channel)) throw new TartanError('ERR_NOT_PROGRAMMABLE', `Switch ${id} lost its program while '${hello.name}' connected`);
+    session.serve();
+    return { name: id, rkey: 0, slots: 0, slotBytes: 0, mapEpoch: map.epoch, state: 'decoding' };
+  }
+
   private announce(channels: Iterable<MessageChannel>): void {
     for (const channel of channels) {
       channel.sendControl({ kind: { $case: 'state', value: { state: this.state, mapEpoch: this.map?.epoch ?? 0 } } });
@@ -153,8 +180,9 @@ export class SwitchCore {
 
   private end(channel: MessageChannel, reason: string): void {
     this.idle.delete(channel);
-    const session = this.sessions.get(channel);
+    const session = this.sessions.get(channel) ?? this.decoders.get(channel);
     this.sessions.delete(channel);
+    this.decoders.delete(channel);
     const end = (async () => {
       if (session === undefined) { await channel.destroy(reason); return; }
       this.leaving.add(session);
@@ -168,7 +196,7 @@ export class SwitchCore {
   private async publishState(): Promise<void> {
     try {
       this.map = await setSwitchState(this.options.store, this.options.id, this.state);
-      for (const session of this.sessions.values()) session.adopt(this.map);
+      for (const session of [...this.sessions.values(), ...this.decoders.values()]) session.adopt(this.map);
     } catch (error) {
       // Soft state: writers learn it in band; the map follows when the store is back.
       this.options.log(`could not publish state '${this.state}': ${String(error)}`);
@@ -176,7 +204,13 @@ export class SwitchCore {
   }
 }
 
-function addCounters(sum: SwitchTotals, session: WriterSession): void {
+function addCounters(sum: SwitchTotals, session: WriterSession | DecoderSession): void {
+  if (session instanceof DecoderSession) {
+    sum.unitsDecoded += session.counters.unitsDecoded;
+    sum.bytesDecoded += session.counters.bytesDecoded;
+    sum.decodesFailed += session.counters.decodesFailed;
+    return;
+  }
   sum.stripes += session.counters.stripes;
   sum.bytes += session.counters.bytes;
   sum.refused += session.counters.refused;

@@ -11,8 +11,8 @@ import type { Layout } from '../erasure/layout/index.js';
 import { layoutOf, stripeBytes, stripeDataLength } from '../erasure/layout/index.js';
 import { TartanError } from '../wire/errors.js';
 import type { ClientContext } from './context.js';
-import type { ReadProgress, StripeResult } from './stripe-reader.js';
-import { StripeReader } from './stripe-reader.js';
+import type { ReadProgress, StripeResult } from '../pipeline/stripe-reader.js';
+import { StripeReader } from '../pipeline/stripe-reader.js';
 
 export class FileReader {
   readonly name: string;

@@ -5,6 +5,6 @@ export { FileWriter } from './file-writer.js';
 export type { WriterProgress } from './file-writer.js';
 export { FileReader } from './file-reader.js';
 export type { RebuildOptions, RebuildReport } from './rebuild.js';
-export type { ReadProgress } from './stripe-reader.js';
+export type { ReadProgress } from '../pipeline/stripe-reader.js';
 export type { ParityMode } from './file-session.js';
 export { TartanError } from '../wire/errors.js';

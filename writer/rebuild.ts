@@ -21,19 +21,21 @@ import { parseCode } from '../erasure/code/index.js';
 import type { Layout } from '../erasure/layout/index.js';
 import { layoutOf, nodeOfUnit, stripeCount, stripeDataLength, unitLength } from '../erasure/layout/index.js';
 import { NodeSet } from '../pipeline/node-set.js';
-import { writeDataHeaders } from '../pipeline/stripe-headers.js';
+import type { UnitPlace } from '../pipeline/node-link.js';
+import { isSealed, sealHeader, writeDataHeaders } from '../pipeline/stripe-headers.js';
 import { StripePipeline } from '../pipeline/stripe-pipeline.js';
 import { sleep } from '../wire/clock.js';
 import { TartanError, codeOf } from '../wire/errors.js';
 import type { UnitEntry } from '../wire/generated/ring.js';
 import { Refusal } from '../wire/ring-messages.js';
 import type { StripeSlotLayout } from '../wire/slot-layout.js';
-import { stripeSlotLayout } from '../wire/slot-layout.js';
-import { compareVersions } from '../wire/unit-header.js';
+import { headerOffsetIn, stripeSlotLayout } from '../wire/slot-layout.js';
+import { W, checkHeader, compareVersions, headerBytesOf, headerFileId, headerStripe, headerUnit } from '../wire/unit-header.js';
 import type { ClientContext } from './context.js';
+import { Decoder } from './decoder.js';
 import type { Doubt } from './stripe-doubt.js';
 import { doubts } from './stripe-doubt.js';
-import { StripeReader } from './stripe-reader.js';
+import { StripeReader } from '../pipeline/stripe-reader.js';
 
 export interface RebuildOptions {
   /** Most bytes restored and, for a scrub, read back in a second. Default: no bound. */
@@ -60,6 +62,8 @@ export interface RebuildReport {
   /** Of those, the ones in which it could be told which unit was wrong, and it was written again. */
   mismatchesRepaired: number;
   unitsRestored: number; bytesRestored: number;
+  /** Of those, the ones that a switch decoded. */
+  unitsFromSwitch: number;
   /** Superseded while they were being restored: nothing lacks any more. */
   unitsSuperseded: number;
   /** Could not be restored now: their node was lost, or refused. */
@@ -81,6 +85,9 @@ const WINDOW_BYTES = 16 << 20;
 const MAX_WINDOW_SLOTS = 16;
 const NODE_SLOTS = 32;
 const MAP_ATTEMPTS = 5;
+
+type DirectPlace = Omit<UnitPlace, 'region'>;
+interface DirectWrite { readonly place: DirectPlace; written(): void; answered(refusal: number): void }
 
 interface Version { readonly epoch: number; readonly counter: number; readonly stripeLength: number; readonly held: Map<number, UnitEntry>; missing: number }
 
@@ -114,6 +121,9 @@ class Rebuilder {
   private readonly bytes: Uint8Array;
   private readonly free: number[] = [];
   private readonly settled: (((refusal: number) => void) | undefined)[];
+  /** Units that came whole from the switch, on their way to their nodes, by operation. */
+  private readonly direct = new Map<number, DirectWrite>();
+  private decoder: Decoder | undefined;
   /** When what has been moved so far may have been, by the rate that is allowed: ms of the clock. */
   private dueMs: number;
 
@@ -122,7 +132,7 @@ class Rebuilder {
     this.layout = layoutOf(file, code);
     this.report = {
       name: file.name, stripes: options.stripes?.length ?? stripeCount(this.layout, file.length), stripesDone: 0, unitsMissing: 0, unitsDamaged: 0, unitsChecked: 0, parityMismatches: 0, mismatchesRepaired: 0,
-      unitsRestored: 0, bytesRestored: 0, unitsSuperseded: 0, unitsFailed: 0, stripesLost: 0, nodesDown: [],
+      unitsRestored: 0, bytesRestored: 0, unitsFromSwitch: 0, unitsSuperseded: 0, unitsFailed: 0, stripesLost: 0, nodesDown: [],
     };
     this.slots = stripeSlotLayout(code.k, code.m, file.unitBytes);
     const { slotBytes } = this.slots;
@@ -133,7 +143,7 @@ class Rebuilder {
       void this.reader.destroy();
       throw error;
     }
-    this.region = context.device.allocate(this.ringBytes, Access.LOCAL);
+    this.region = context.device.allocate(this.ringBytes, Access.REMOTE_WRITE);
     this.words = new Uint32Array(this.region.buffer);
     this.bytes = new Uint8Array(this.region.buffer);
     const ops = this.ringBytes / slotBytes;
@@ -144,9 +154,12 @@ class Rebuilder {
       context, nodes: file.nodes, role: 'rebuilder', name: context.name, fileId: file.id, unitBytes: file.unitBytes, slots: NODE_SLOTS, receiveSlots: 0,
       transport: context.transport, heartbeatMs: context.heartbeatMs, deadlineMs: context.deadlineMs,
       owner: {
-        locate: (op, unit, place) => { pipeline!.locate(op, unit, place); },
-        onWritten: (link, op, unit, ok) => { pipeline!.onWritten(link, op, unit, ok); },
-        onAnswer: (link, op, unit, refusal, epoch) => { pipeline!.onAnswer(link, op, unit, refusal, epoch); },
+        locate: (op, unit, place) => {
+          const direct = this.direct.get(op);
+          if (direct === undefined) pipeline!.locate(op, unit, place); else Object.assign(place, direct.place, { region: this.region });
+        },
+        onWritten: (link, op, unit, ok) => { const direct = this.direct.get(op); if (direct === undefined) pipeline!.onWritten(link, op, unit, ok); else direct.written(); },
+        onAnswer: (link, op, unit, refusal, epoch) => { const direct = this.direct.get(op); if (direct === undefined) pipeline!.onAnswer(link, op, unit, refusal, epoch); else direct.answered(refusal); },
         onLinkDown: () => {},
       },
     });
@@ -160,6 +173,7 @@ class Rebuilder {
   async run(): Promise<void> {
     await this.nodes.connectUp(this.context.deadlineMs);
     await this.reader.connect();
+    this.decoder = await Decoder.find(this.context, this.file, this.code, this.nodes.map, this.settled.length);
     const { report, file } = this;
     report.nodesDown = file.nodes.filter((_, index) => this.nodes.isDown(index) || this.nodes.linkTo(index) === undefined);
     for (const [from, to] of this.ranges()) {
@@ -187,6 +201,7 @@ class Rebuilder {
   }
 
   async destroy(): Promise<void> {
+    await this.decoder?.destroy();
     await this.nodes.destroy('done');
     await this.reader.destroy();
     await this.pipeline.destroy();
@@ -277,7 +292,7 @@ class Rebuilder {
       return;
     }
     if (lacking.length === 0) return;
-    await this.count(newest, lacking, await this.writeUnits(stripe, newest, lacking));
+    await this.count(newest, lacking, await this.relayUnits(stripe, newest, lacking) ?? await this.writeUnits(stripe, newest, lacking));
   }
 
   /** Writes again what the first doubt names that proves right. @returns false when none does, or it could not be written */
@@ -303,20 +318,80 @@ class Rebuilder {
   }
 
   /**
+   * Has the switch decode what lacks, and passes it on to its node: this client's link carries each unit once, not k others.
+   *
+   * @returns undefined: it must be done here
+   */
+  private async relayUnits(stripe: number, version: Version, lacking: readonly number[]): Promise<number | undefined> {
+    if (lacking.length >= this.code.k) return undefined;
+    for (const unit of lacking) {
+      if (this.decoder?.usable !== true) return undefined;
+      const refusal = await this.relayUnit(this.decoder, stripe, version, unit, lacking);
+      if (refusal !== Refusal.NONE) return refusal;
+      this.report.unitsFromSwitch++;
+    }
+    return Refusal.NONE;
+  }
+
+  private async relayUnit(decoder: Decoder, stripe: number, version: Version, unit: number, lacking: readonly number[]): Promise<number | undefined> {
+    const op = this.free.pop()!, { words, slots } = this, slotOffset = op * slots.slotBytes;
+    const headerOffset = slotOffset + headerOffsetIn(slots, unit), headerBytes = headerBytesOf(unit, this.code.k), w = headerOffset >> 2;
+    const payloadOffset = slotOffset + slots.unitsOffset + unit * slots.unitBytes, payloadBytes = this.lengthOf(version.stripeLength, unit);
+    try {
+      const { id: fileId } = this.file, { epoch, counter } = version;
+      if (!await decoder.want({ fileId, stripe, unit, epoch, counter, exact: true, rkey: this.region.rkey, payloadOffset, capacity: slots.unitBytes, headerOffset })) return undefined;
+      if (!isSealed(words, w, headerBytes) || checkHeader(words, w, headerBytes, payloadBytes) !== undefined || headerFileId(words, w) !== fileId || headerStripe(words, w) !== stripe
+        || headerUnit(words, w) !== unit || words[w + W.WRITER_EPOCH] !== epoch || words[w + W.COUNTER] !== counter) return undefined;
+      const missing = without(version.missing, maskOf([...lacking, ...version.held.keys()]));
+      words[w + W.MISSING_LO] = low(missing);
+      words[w + W.MISSING_HI] = high(missing);
+      words[w + W.COMMIT_MARK] = 0;
+      for (let attempt = 1; ; attempt++) {
+        words[w + W.MAP_EPOCH] = this.nodes.map.epoch;
+        sealHeader(words, w, headerBytes);
+        const refusal = await this.send(op, stripe, unit, { headerOffset, headerBytes, payloadOffset, payloadBytes, writerEpoch: epoch, counter });
+        if (refusal !== Refusal.STALE_MAP || attempt === MAP_ATTEMPTS) return refusal === Refusal.CHECKSUM ? undefined : refusal;
+        await this.renewMap();
+        decoder.adopt(this.nodes.map);
+      }
+    } finally {
+      this.free.push(op);
+    }
+  }
+
+  /** Sends one unit as it lies in its slot. @returns its node's answer, once the memory is free again */
+  private send(op: number, stripe: number, unit: number, place: DirectPlace): Promise<number> {
+    const link = this.nodes.linkTo(nodeOfUnit(this.layout, stripe, unit));
+    if (link === undefined) return Promise.resolve(Refusal.UNREACHABLE);
+    return new Promise((resolve) => {
+      let isWritten = false, answer: number | undefined;
+      const settle = (): void => {
+        // A link that broke answers although the write was never posted, or has yet to be flushed with it.
+        if (answer === undefined || (!isWritten && link.up) || this.direct.get(op) !== direct) return;
+        this.direct.delete(op);
+        resolve(answer);
+      };
+      const direct = { place, written: () => { isWritten = true; settle(); }, answered: (refusal: number) => { answer = refusal; if (link.up) settle(); else void link.destroy('lost').then(settle); } };
+      this.direct.set(op, direct);
+      link.send(op, unit);
+    });
+  }
+
+  /**
    * Reads the stripe, whole or decoded, and writes the lacking units.
    *
-   * @param avoid    units not to be read  @param condemn  what is held in place of `lacking` is given up first
+   * @param avoid    units not to be read, beside those  @param condemn  what is held in place of `lacking` is given up first
    * @returns the first refusal, or NONE; UNREACHABLE: it could not be read
    */
-  private async writeUnits(stripe: number, version: Version, lacking: readonly number[], { avoid, condemn }: { avoid?: readonly number[]; condemn?: boolean } = {}): Promise<number> {
+  private async writeUnits(stripe: number, version: Version, lacking: readonly number[], { avoid = [], condemn = false }: { avoid?: readonly number[]; condemn?: boolean } = {}): Promise<number> {
     const op = this.free.pop()!;
     try {
       const slotOffset = op * this.slots.slotBytes;
       try {
-        const read = await this.reader.read({ stripe, dataLength: version.stripeLength, epoch: version.epoch, counter: version.counter, exact: true, ...(avoid !== undefined && { avoid }) });
+        const read = await this.reader.read({ stripe, dataLength: version.stripeLength, epoch: version.epoch, counter: version.counter, exact: true, avoid: [...lacking, ...avoid] });
         this.bytes.set(read.bytes, slotOffset + this.slots.unitsOffset);
         read.release();
-        if (condemn === true) await this.condemn(stripe, version, lacking);
+        if (condemn) await this.condemn(stripe, version, lacking);
       } catch (error) {
         if (codeOf(error) === undefined) throw error;
         return Refusal.UNREACHABLE;

@@ -23,7 +23,7 @@ import type { Reply, UnitEntry } from '../wire/generated/ring.js';
 import { compareVersions } from '../wire/unit-header.js';
 import type { ClientContext } from './context.js';
 import type { FileSession } from './file-session.js';
-import { StripeReader } from './stripe-reader.js';
+import { StripeReader } from '../pipeline/stripe-reader.js';
 
 /** Entries asked of a node at once; a reply must fit one message. */
 const INVENTORY_LIMIT = 40;

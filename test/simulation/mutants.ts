@@ -17,7 +17,7 @@ import { WriterSession } from '../../switch-agent/writer-session.js';
 import { Refusal } from '../../wire/ring-messages.js';
 import { W } from '../../wire/unit-header.js';
 import { FileSession } from '../../writer/file-session.js';
-import { StripeReader } from '../../writer/stripe-reader.js';
+import { StripeReader } from '../../pipeline/stripe-reader.js';
 import { WriteWindow } from '../../writer/write-window.js';
 
 export interface Mutant {

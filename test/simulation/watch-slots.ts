@@ -3,7 +3,7 @@
  * flushed. Breaking it shows in the bytes only when a late write meets a slot in its next use, which no load brings
  * about often; so the rule itself is looked at, in every reader of the process.
  */
-import { StripeReader } from '../../writer/stripe-reader.js';
+import { StripeReader } from '../../pipeline/stripe-reader.js';
 
 interface Watched {
   linkDown(link: { readonly index: number; destroy(reason: string): Promise<void> }): void;

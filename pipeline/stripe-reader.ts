@@ -11,15 +11,19 @@
  */
 import type { Coder, CodingQueue, MemoryRegion, StripePlace } from 'tartan-rdma';
 import { Access, Flag, Status } from 'tartan-rdma';
+import type { ClusterStore } from '../cluster/cluster-store.js';
 import type { FileRecord } from '../cluster/records.js';
 import type { Code } from '../erasure/code/index.js';
 import { decodePlan } from '../erasure/code/index.js';
 import type { GraphTemplate } from '../erasure/graph/index.js';
 import { GraphExecutor, NodeKind, stripeRead, unitNodes } from '../erasure/graph/index.js';
 import type { Layout } from '../erasure/layout/index.js';
-import { nodeOfUnit } from '../erasure/layout/index.js';
-import type { NodeLink } from '../pipeline/node-link.js';
-import { NodeSet } from '../pipeline/node-set.js';
+import { nodeOfUnit, unitLength } from '../erasure/layout/index.js';
+import type { NodeLink } from './node-link.js';
+import { NodeSet } from './node-set.js';
+import type { RingMemory } from './ring-memory.js';
+import type { SessionContext } from './session.js';
+import { composeHeader } from './stripe-headers.js';
 import type { ClusterMap } from '../cluster/records.js';
 import { epochFloor, readFile } from '../cluster/files.js';
 import { readMap } from '../cluster/membership.js';
@@ -28,7 +32,18 @@ import { Refusal, refusalCode } from '../wire/ring-messages.js';
 import type { StripeSlotLayout } from '../wire/slot-layout.js';
 import { headerOffsetIn, stripeSlotLayout } from '../wire/slot-layout.js';
 import { DATA_HEADER_BYTES, PARITY_HEADER_STRIDE, W, checkHeader, compareVersions, digestLayout, headerBytesOf, headerFileId, headerStripe, headerUnit } from '../wire/unit-header.js';
-import type { ClientContext } from './context.js';
+
+/** What reading needs of a client, or of a switch that decodes for one. */
+export interface ReaderContext extends SessionContext {
+  readonly store: ClusterStore;
+  /** For logs and status. */
+  readonly name: string;
+  readonly transport: 'auto' | 'tcp' | 'shm';
+  /** A peer that does not answer a probe for so long is taken for gone. */
+  readonly deadlineMs: number;
+  readonly heartbeatMs: number;
+  readonly memory: RingMemory;
+}
 
 export interface ReadProgress { stripes: number; degradedStripes: number; checksumFailures: number; units: number }
 
@@ -45,9 +60,17 @@ export interface StripeWish {
   readonly floorEpoch?: number;
   /** Units not to be read: what they hold is to be told from the others. */
   readonly avoid?: readonly number[];
+  /** A unit, data or parity, to be made from the others, header and all: {@link StripeResult.made}. It is not read. */
+  readonly make?: number;
 }
 
-export interface StripeResult { readonly bytes: Uint8Array; readonly dataLength: number; readonly epoch: number; readonly counter: number; /** Gives the slot back; the bytes are valid until then. */ release(): void }
+export interface StripeResult { readonly bytes: Uint8Array; readonly dataLength: number; readonly epoch: number; readonly counter: number;
+  /** The unit that was to be made: where it lies, until released. */
+  readonly made?: MadeUnit;
+  /** Gives the slot back; the bytes are valid until then. */ release(): void }
+
+/** A unit with its header in ring memory. Bytes. */
+export interface MadeUnit { readonly region: MemoryRegion; readonly headerOffset: number; readonly headerBytes: number; readonly payloadOffset: number; readonly payloadBytes: number }
 
 const READ_RING_BYTES = 16 << 20;
 const MAX_SLOTS = 64;
@@ -84,7 +107,7 @@ export class StripeReader {
   /** A unit of this stripe failed its checksum, at its node or here. */
   onDamaged: ((stripe: number) => void) | undefined;
 
-  private readonly context: ClientContext;
+  private readonly context: ReaderContext;
   private readonly file: FileRecord;
   private readonly code: Code;
   private readonly layout: Layout;
@@ -109,7 +132,7 @@ export class StripeReader {
   private closed = false;
   private readonly units: number;
 
-  constructor(context: ClientContext, file: FileRecord, code: Code, layout: Layout, map: ClusterMap) {
+  constructor(context: ReaderContext, file: FileRecord, code: Code, layout: Layout, map: ClusterMap) {
     this.context = context;
     this.file = file;
     this.code = code;
@@ -161,7 +184,7 @@ export class StripeReader {
     return new Promise((resolve, reject) => {
       if (this.closed) { reject(new TartanError('ERR_CLOSED', `Cannot read '${this.file.name}': it is closed`)); return; }
       this.waiting.push({
-        wish, slot: -1, lost: new Map(wish.avoid?.map((unit) => [unit, AVOIDED])), epoch: wish.epoch, counter: wish.counter, exact: wish.exact, dataLength: wish.dataLength ?? -1,
+        wish, slot: -1, lost: new Map([...wish.avoid ?? [], ...(wish.make === undefined ? [] : [wish.make])].map((unit) => [unit, AVOIDED])), epoch: wish.epoch, counter: wish.counter, exact: wish.exact, dataLength: wish.dataLength ?? -1,
         units: [], decode: [], nodes: new Int8Array(0), coder: undefined, attempts: 0, revived: false,
         markEpoch: wish.epoch, markCounter: wish.counter, outdated: false, floorEpoch: wish.floorEpoch ?? 0, resolve, reject,
       });
@@ -197,7 +220,7 @@ export class StripeReader {
     const reachable = (unit: number): boolean => !job.lost.has(unit) && this.linkFor(job, unit) !== undefined;
     const data: number[] = [], others: number[] = [];
     for (let unit = 0; unit < this.units; unit++) if (reachable(unit)) (unit < k ? data : others).push(unit);
-    const degraded = data.length < k;
+    const made = job.wish.make !== undefined && job.wish.make >= k ? [job.wish.make] : [], degraded = data.length < k || made.length > 0;
     // Of an acknowledged version at most m units are missing: m + 1 units show the newest, fewer may all be stale.
     const wanted = job.exact ? k : Math.max(k, m + 1);
     const units = [...data, ...others].slice(0, wanted);
@@ -206,7 +229,7 @@ export class StripeReader {
       return;
     }
     job.units = units;
-    job.decode = degraded ? Array.from({ length: k }, (_, i) => i).filter((unit) => !data.includes(unit)) : [];
+    job.decode = degraded ? Array.from({ length: k }, (_, i) => i).filter((unit) => !data.includes(unit)).concat(made) : [];
     job.coder = degraded ? this.decoder(units, job.decode) : undefined;
     const key = `${units.join(' ')}${degraded ? 'd' : ''}`;
     let shape = this.templates.get(key);
@@ -302,9 +325,12 @@ export class StripeReader {
 
   private decodedMatches(job: Job): boolean {
     const at = job.slot * this.slots.slotBytes;
+    const data = job.decode.filter((unit) => unit < this.code.k);
+    // Parity made from data that was read and verified needs no further proof; so does parity made from data that fits.
+    if (data.length === 0) return true;
     const parity = job.units.find((unit) => unit >= this.code.k)!;
     const list = ((at + headerOffsetIn(this.slots, parity)) >> 2) + W.CRC_LIST;
-    return job.decode.every((unit) => this.words[((at + headerOffsetIn(this.slots, unit)) >> 2) + W.PAYLOAD_CRC] === this.words[list + unit]);
+    return data.every((unit) => this.words[((at + headerOffsetIn(this.slots, unit)) >> 2) + W.PAYLOAD_CRC] === this.words[list + unit]);
   }
 
   private answered(id: number, fault: number): void {
@@ -370,8 +396,19 @@ export class StripeReader {
     let held = true;
     job.resolve({
       bytes: this.bytes.subarray(from, from + dataLength), dataLength, epoch, counter,
+      ...(job.wish.make !== undefined && { made: this.made(job, job.wish.make, dataLength) }),
       release: () => { if (held) { held = false; this.recycle(slot); } },
     });
+  }
+
+  /** Completes the header of a unit that was made: the device has stored its digests. */
+  private made(job: Job, unit: number, dataLength: number): MadeUnit {
+    const slotOffset = job.slot * this.slots.slotBytes;
+    composeHeader(this.words, slotOffset, this.slots, job.units[0]!, unit);
+    return {
+      region: this.region, headerOffset: slotOffset + headerOffsetIn(this.slots, unit), headerBytes: headerBytesOf(unit, this.code.k),
+      payloadOffset: slotOffset + this.slots.unitsOffset + unit * this.slots.unitBytes, payloadBytes: unitLength(dataLength, this.slots.unitBytes, unit, this.code.k),
+    };
   }
 
   /** A compensating read: exactly this version. */
