@@ -180,8 +180,8 @@ napi_value release(napi_env env, napi_callback_info info) {
   Call call(env, info);
   auto found = call.device->regions.find(call.u32(0));
   if (found == call.device->regions.end()) return undefined(env);
+  count_as_heap(env, static_cast<int64_t>(found->second->size));  // detaching takes them out; first, so that the sum never falls below what it was
   if (napi_detach_arraybuffer(env, call.arguments[1]) != napi_ok) return fail(env, "the region's ArrayBuffer can't be detached");
-  count_as_heap(env, static_cast<int64_t>(found->second->size));  // detaching has taken them out once more
   delete found->second;
   call.device->regions.erase(found);
   return undefined(env);
