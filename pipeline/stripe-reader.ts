@@ -242,8 +242,13 @@ export class StripeReader {
     this.context.hub.wake();
   }
 
-  private linkFor(job: Job, unit: number): NodeLink | undefined {
-    const index = nodeOfUnit(this.layout, job.wish.stripe, unit);
+  /** Whether a unit's node can be asked. */
+  canReach(stripe: number, unit: number): boolean { return this.linkTo(stripe, unit) !== undefined; }
+
+  private linkFor(job: Job, unit: number): NodeLink | undefined { return this.linkTo(job.wish.stripe, unit); }
+
+  private linkTo(stripe: number, unit: number): NodeLink | undefined {
+    const index = nodeOfUnit(this.layout, stripe, unit);
     return this.nodes.isDown(index) ? undefined : this.nodes.linkTo(index);
   }
 

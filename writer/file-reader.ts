@@ -8,11 +8,12 @@ import { readMap } from '../cluster/membership.js';
 import type { FileRecord } from '../cluster/records.js';
 import { parseCode } from '../erasure/code/index.js';
 import type { Layout } from '../erasure/layout/index.js';
-import { layoutOf, stripeBytes, stripeDataLength } from '../erasure/layout/index.js';
-import { TartanError } from '../wire/errors.js';
+import { layoutOf, placeOfOffset, stripeBytes, stripeDataLength } from '../erasure/layout/index.js';
+import { TartanError, codeOf } from '../wire/errors.js';
 import type { ClientContext } from './context.js';
 import type { ReadProgress, StripeResult } from '../pipeline/stripe-reader.js';
 import { StripeReader } from '../pipeline/stripe-reader.js';
+import { UnitFetcher } from './unit-fetcher.js';
 
 export class FileReader {
   readonly name: string;
@@ -20,6 +21,7 @@ export class FileReader {
   private readonly context: ClientContext;
   private readonly layout: Layout;
   private readonly stripes: StripeReader;
+  private fetcher: UnitFetcher | undefined;
   private readonly onClose: (reader: FileReader) => void;
 
   private constructor(context: ClientContext, file: FileRecord, layout: Layout, stripes: StripeReader, onClose: (reader: FileReader) => void) {
@@ -63,6 +65,8 @@ export class FileReader {
     }
     const end = Math.min(offset + length, this.file.length);
     if (end <= offset) return Buffer.alloc(0);
+    const lone = await this.loneUnit(offset, end);
+    if (lone !== undefined) return lone;
     const out = Buffer.allocUnsafe(end - offset);
     let at = 0;
     for await (const piece of this.pieces(offset, end)) {
@@ -71,6 +75,23 @@ export class FileReader {
     }
     return out;
   }
+
+  /** A range within one data unit whose node can't be asked: the switch may decode it. Undefined: read the stripe. */
+  private async loneUnit(offset: number, end: number): Promise<Buffer | undefined> {
+    const { file, layout } = this, { stripe, unit, offset: from } = placeOfOffset(layout, offset);
+    if (from + end - offset > layout.unitBytes || this.stripes.canReach(stripe, unit) || layout.k <= layout.m || this.context.parity === 'host') return undefined;
+    try {
+      this.fetcher ??= new UnitFetcher(this.context, parseCode(file.code), file.unitBytes, file.name);
+    } catch (error) {
+      if (codeOf(error) !== 'ERR_RING_MEMORY') throw error;
+      return undefined;
+    }
+    const bytes = await this.fetcher.fetch(file, this.stripes.nodes.map, stripe, unit, stripeDataLength(layout, file.length, stripe));
+    return bytes === undefined ? undefined : Buffer.from(bytes.buffer, bytes.byteOffset + from, end - offset);
+  }
+
+  /** Units that a switch decoded for this reader. */
+  get unitsFromSwitch(): number { return this.fetcher?.counters.units ?? 0; }
 
   /** A Readable over [start, end) bytes, the whole file by default. */
   stream(options: { start?: number; end?: number } = {}): Readable {
@@ -81,6 +102,7 @@ export class FileReader {
   }
 
   async close(): Promise<void> {
+    await this.fetcher?.destroy();
     await this.stripes.destroy();
     this.onClose(this);
   }

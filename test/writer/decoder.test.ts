@@ -105,3 +105,33 @@ t.test('what a parity header contradicts is neither written nor passed on', asyn
     await client.close();
   });
 });
+
+t.test('small reads of a unit whose node is down come over the reader\'s link once, not k times; without the switch they come all the same', async (t) => {
+  await withFile('rs(8,2)', 10, 12, async (cluster, data) => {
+    await cluster.nodes[1]!.node!.stop();
+    const layout = makeLayout({ nodes: 10, k: 8, m: 2, unitBytes: UNIT }), bytes: number[] = [];
+    const lone = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10].map((stripe) => [stripe, unitOfNode(layout, stripe, 1)] as const).filter(([, unit]) => unit >= 0 && unit < 8);
+    for (const parity of ['auto', 'host'] as const) {
+      const client = await cluster.client(`r-${parity}`, { parity }), reader = await client.open('a'), before = deviceOf(client).counters().bytesReceived;
+      for (const [stripe, unit] of lone) {
+        const at = (stripe * 8 + unit) * UNIT;
+        t.ok((await reader.read(at + 100, 3000)).equals(data.subarray(at + 100, at + 3100)));
+      }
+      bytes.push(deviceOf(client).counters().bytesReceived - before);
+      t.equal(reader.unitsFromSwitch, parity === 'auto' ? lone.length : 0);
+      if (parity === 'auto') {
+        await cluster.switchCore!.unload();
+        await sleep(cluster.clock('test'), 50);
+        const [stripe, unit] = lone[0]!, at = (stripe * 8 + unit) * UNIT;
+        t.ok((await reader.read(at, UNIT)).equals(data.subarray(at, at + UNIT)), 'read degraded here');
+        await cluster.switchCore!.load();
+        await sleep(cluster.clock('test'), 3000);
+        t.ok((await reader.read(at, UNIT)).equals(data.subarray(at, at + UNIT)));
+        t.equal(reader.unitsFromSwitch, lone.length + 1, 'and by the switch again');
+      }
+      await client.close();
+    }
+    const ratio = bytes[1]! / bytes[0]!;
+    t.ok(ratio > 0.8 * 8 && ratio < 1.2 * 8, `${bytes[1]} bytes against ${bytes[0]}: ${ratio.toFixed(2)} times, k = 8`);
+  });
+});
