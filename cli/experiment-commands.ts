@@ -1,5 +1,6 @@
 /** `tartan experiment NAME`: runs it, writes its files, prints one line. `all` makes one report of all of them. */
 import { join, resolve } from 'node:path';
+import { parseCode } from '../erasure/code/index.js';
 import { TartanError } from '../wire/errors.js';
 import type { Experiment } from '../testbed/experiments/experiment.js';
 import { EXPERIMENTS } from '../testbed/experiments/all.js';
@@ -14,6 +15,8 @@ export interface ExperimentOptions {
   readonly quick: boolean;
   /** Of every link, as text; undefined: the experiment's own. */
   readonly rate?: string | undefined;
+  /** Only these codes, where it compares several. */
+  readonly codes?: readonly string[] | undefined;
   /** Folder for the files. */
   readonly out: string;
   readonly json: boolean;
@@ -24,13 +27,14 @@ export async function experiment(name: string, options: ExperimentOptions): Prom
   const wanted = name === 'all' ? EXPERIMENTS : EXPERIMENTS.filter((each) => each.name === name);
   if (wanted.length === 0) throw new TartanError('ERR_ARGUMENT', `Cannot run experiment '${name}': expected all or one of ${EXPERIMENTS.map((each) => each.name).join(', ')}`);
   const rateMbit = options.rate === undefined ? undefined : parseRate(options.rate);
+  const codes = options.codes?.map((code) => parseCode(code).name);
   requireMachine();
   const folder = resolve(options.out);
   const results: Result[] = [];
   const failures: { name: string; message: string }[] = [];
   for (const each of wanted) {
     try {
-      results.push(await runOne(each, rateMbit, folder, options));
+      results.push(await runOne(each, rateMbit, folder, { ...options, codes }));
     } catch (error) {
       // One that fails does not take the others' report with it; alone it is the command's error.
       if (wanted.length === 1 || (error as { code?: string }).code === 'ERR_INTERRUPTED') throw error;
@@ -45,10 +49,10 @@ export async function experiment(name: string, options: ExperimentOptions): Prom
 async function runOne(each: Experiment, rateMbit: number | undefined, folder: string, options: ExperimentOptions): Promise<Result> {
   const progress = new ProgressLine(each.name);
   const note = (line: string): void => { progress.finish(); process.stderr.write(`${line}\n`); };
-  const command = `tartan experiment ${each.name}${options.quick ? ' --quick' : ''}${options.rate === undefined ? '' : ` --rate ${options.rate}`}`;
+  const command = `tartan experiment ${each.name}${options.quick ? ' --quick' : ''}${options.rate === undefined ? '' : ` --rate ${options.rate}`}${options.codes === undefined ? '' : ` --code ${options.codes.map((code) => `'${code}'`).join(' ')}`}`;
   let result: Result;
   try {
-    result = await each.run({ quick: options.quick, rateMbit: rateMbit ?? (options.quick ? each.rateMbit.quick : each.rateMbit.full), command, progress, note });
+    result = await each.run({ quick: options.quick, rateMbit: rateMbit ?? (options.quick ? each.rateMbit.quick : each.rateMbit.full), command, progress, note, codes: options.codes });
   } finally {
     progress.finish();
   }

@@ -150,12 +150,13 @@ command('experiment', 'measures on shaped links, writes CSV, JSON, SVG and PNG (
   .argument('<name>', 'all, or one of those that a wrong name lists')
   .option('--quick', 'a few points, under two minutes')
   .option('--rate <rate>', 'of every link (default: the experiment\'s own)')
+  .option('--code <code...>', 'stripe-size, files: only these codes')
   .option('--out <folder>', 'where its files go', 'experiments')
   .addOption(json())
   .action(async (name: string, _: unknown, self: Command) => {
-    const options = self.opts<{ quick?: boolean; rate?: string; out: string; json?: boolean }>();
+    const options = self.opts<{ quick?: boolean; rate?: string; code?: string[]; out: string; json?: boolean }>();
     const { experiment } = await import('./experiment-commands.js');
-    await experiment(name, { quick: options.quick === true, rate: options.rate, out: options.out, json: options.json === true });
+    await experiment(name, { quick: options.quick === true, rate: options.rate, codes: options.code, out: options.out, json: options.json === true });
   });
 
 command('demo', 'tells the whole story with a real file, in a directory of its own')

@@ -19,6 +19,8 @@ export interface ExperimentContext {
   readonly quick: boolean;
   /** Of every link. */
   readonly rateMbit: number;
+  /** Only these codes, where an experiment compares several; undefined: all of its own. */
+  readonly codes?: readonly string[] | undefined;
   /** As it was typed. */
   readonly command: string;
   readonly progress: Progress;

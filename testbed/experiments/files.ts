@@ -26,7 +26,7 @@ export const files: Experiment = {
 };
 
 async function run(context: ExperimentContext): Promise<Result> {
-  const plan = context.quick ? QUICK : FULL;
+  const plan = { ...(context.quick ? QUICK : FULL), ...(context.codes === undefined ? {} : { codes: context.codes }) };
   const { rateMbit, progress, note } = context;
   const setting = settingOf(context, { durability: `ours volatile: acknowledged by all k+m nodes, in memory. ${CEPH_SETTINGS}`, repetitions: 1 });
   progress.expect(plan.codes.length * (2 + plan.bytes.length * SYSTEMS.length));

@@ -26,7 +26,7 @@ export const stripeSize: Experiment = {
   name: 'stripe-size',
   about: 'write throughput over the stripe unit, parity in the switch against parity on the host (Fig. 9 of the reference)',
   rateMbit: { full: 200, quick: 100 },
-  run: (context) => runStripeSize(context, context.quick ? QUICK : FULL),
+  run: (context) => runStripeSize(context, { ...(context.quick ? QUICK : FULL), ...(context.codes === undefined ? {} : { codes: context.codes }) }),
 };
 
 /** @param plan  units in KiB */
