@@ -101,12 +101,15 @@ fileCommand('rm', 'removes a file').argument('<name>').action(async (name: strin
 });
 
 for (const [verb, text] of [['rebuild', 'restores what nodes lack: after one came back, or got a new disk'], ['scrub', 'reads every unit back, and restores what is damaged or lacks']] as const) {
-  fileCommand(verb, text)
+  const repairing = fileCommand(verb, text)
     .argument('[names...]', 'default: all files')
-    .option('--rate <bytes>', 'at most so many bytes a second')
-    .action(async (names: string[], _: unknown, self: Command) => {
+    .option('--rate <bytes>', 'at most so many bytes a second');
+  if (verb === 'scrub') repairing.option('--continuous', 'all files again and again, until it is interrupted');
+  repairing
+    .action(async (names: string[], own: { continuous?: boolean }, self: Command) => {
       const { options, client } = await forFiles(self);
-      const { repair } = await import('./repair-commands.js');
+      const { repair, scrubContinuously } = await import('./repair-commands.js');
+      if (own.continuous === true) { await scrubContinuously({ ...client, names, verify: true, bytesPerSecond: options.rate === undefined ? undefined : parseBytes(options.rate, '--rate') }); return; }
       await repair({ ...client, names, verify: verb === 'scrub', bytesPerSecond: options.rate === undefined ? undefined : parseBytes(options.rate, '--rate') });
     });
 }

@@ -39,6 +39,23 @@ export async function repair(options: RepairOptions): Promise<void> {
   });
 }
 
+/** Until SIGINT or SIGTERM; a line for each file in which something was found, and the sums at the end. @throws {TartanError} ERR_ARGUMENT with names */
+export async function scrubContinuously(options: RepairOptions): Promise<void> {
+  if (options.names.length > 0) throw new TartanError('ERR_ARGUMENT', 'Cannot scrub continuously by name: it goes over all files');
+  await withClient(options, async (client) => {
+    const stopper = new AbortController(), stop = (): void => { stopper.abort(); };
+    process.once('SIGINT', stop);
+    process.once('SIGTERM', stop);
+    const sum = await client.patrol({
+      ...(options.bytesPerSecond !== undefined && { bytesPerSecond: options.bytesPerSecond }), signal: stopper.signal,
+      onFile: (each) => {
+        if (each.unitsDamaged + each.unitsMissing + each.parityMismatches + each.stripesLost > 0) process.stderr.write(`${table([row(each)])}\n`);
+      },
+    });
+    process.stdout.write(options.json ? `${JSON.stringify(sum)}\n` : `${sum.passes} passes, ${sum.unitsChecked} units checked, ${sum.unitsDamaged + sum.unitsMissing + sum.parityMismatches} found damaged, missing or unfit, ${sum.unitsRestored} restored, ${sum.unitsFailed} not, ${sum.stripesLost} stripes lost\n`);
+  });
+}
+
 const HEAD = ['NAME', 'STRIPES', 'CHECKED', 'MISSING', 'DAMAGED', 'RESTORED', 'BYTES', 'LOST'];
 
 function row(each: RebuildReport): string[] {

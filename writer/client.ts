@@ -17,6 +17,8 @@ import { TartanError, codeOf } from '../wire/errors.js';
 import type { ClientContext } from './context.js';
 import { FileReader } from './file-reader.js';
 import { FileWriter } from './file-writer.js';
+import type { PatrolOptions, PatrolReport } from './patrol.js';
+import { patrol } from './patrol.js';
 import type { ReadRepairCounts } from './read-repair.js';
 import { ReadRepair } from './read-repair.js';
 import type { RebuildOptions, RebuildReport } from './rebuild.js';
@@ -165,6 +167,9 @@ export class Client {
   async scrub(name: string, options: RebuildOptions = {}): Promise<RebuildReport> {
     return rebuildFile(this.context, await lookupFile(this.context.store, name), true, options);
   }
+
+  /** Scrubs all files in turn, again and again, at a bounded rate, until the signal ends it. Rejects only for faults of its own. */
+  patrol(options: PatrolOptions = {}): Promise<PatrolReport> { return patrol(this.context, options); }
 
   list(): Promise<FileRecord[]> { return listFiles(this.context.store); }
 

@@ -97,6 +97,32 @@ t.test('a read repairs what it finds damaged, in the background, and counts it',
   });
 });
 
+t.test('a continuous scrub repairs what is damaged between its passes, at its rate, until it is ended', async (t) => {
+  await withCluster(9, 3, async (cluster) => {
+    const layout = makeLayout({ nodes: 3, k: 2, m: 1, unitBytes: UNIT }), client = await cluster.client('w1'), ids = new Map<string, number>();
+    for (const name of ['a', 'b']) {
+      const writer = await client.create(name, { unitBytes: UNIT });
+      await new Promise<void>((resolve, reject) => { writer.once('error', reject); writer.once('finish', resolve); writer.end(randomBytes(cluster.world, name, 20 * 2 * UNIT)); });
+      ids.set(name, (await client.stat(name)).id);
+    }
+    const stopper = new AbortController(), began = cluster.world.now();
+    const patrolling = client.patrol({ bytesPerSecond: 2 << 20, restMs: 5000, signal: stopper.signal });
+    for (const [name, stripe] of [['a', 3], ['b', 11], ['a', 17]] as const) {
+      await damages[2]!.do(find(cluster, layout, ids.get(name)!, stripe, 1), find(cluster, layout, ids.get(name)!, 0, 0), () => 0.3);
+      await sleep(cluster.clock('test'), 12_000);
+    }
+    await client.remove('b');
+    await sleep(cluster.clock('test'), 12_000);
+    stopper.abort();
+    const sum = await patrolling;
+    t.match(sum, { unitsDamaged: 3, unitsRestored: 3, unitsFailed: 0, stripesLost: 0, unitsMissing: 0, parityMismatches: 0 });
+    t.ok(sum.passes >= 5, `${sum.passes} passes, ${sum.unitsChecked} units`);
+    t.ok(sum.unitsChecked * UNIT <= (2 << 20) * (cluster.world.now() - began) / 1000, 'no faster than it may');
+    t.equal((await client.scrub('a')).unitsDamaged, 0);
+    await client.close();
+  });
+});
+
 for (const [name, nodes] of [['xor(2+1)', 3], ['rs(4,2)', 6], ['copies(1,2)', 3]] as const) {
   t.test(`${name}: scrub tells parity that was made wrong from data that was stored wrong, and writes again what is wrong`, async (t) => {
     await withCluster(5, nodes, async (cluster) => {
