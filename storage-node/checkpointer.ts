@@ -56,6 +56,9 @@ export class Checkpointer {
     this.tail = options.base;
   }
 
+  /** Where the log that opening would read begins; another object after each checkpoint. */
+  get tailStart(): LogPosition { return this.tail; }
+
   /** Whether opening would read this block of the log. */
   isInTail(block: number): boolean {
     const { segments } = this.options, segment = segments.of(block);

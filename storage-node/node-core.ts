@@ -266,7 +266,7 @@ export class StorageNode {
   private async serve(connection: Connection, request: Request, mapEpoch: number): Promise<void> {
     connection.requests++;
     this.counters.requests++;
-    const reply = await answerRequest({ store: this.store, maps: this.maps, placements: this.placements, scrubber: this.scrubber, id: this.id }, request, mapEpoch);
+    const reply = await answerRequest({ store: this.store, maps: this.maps, placements: this.placements, scrubber: this.scrubber, id: this.id, log: this.log }, request, mapEpoch);
     connection.requests--;
     connection.channel.sendControl({ kind: { $case: 'reply', value: reply } });
   }

@@ -7,7 +7,7 @@ import type { Placements } from './placements.js';
 import type { Checked, Scrubber } from './scrubber.js';
 import type { UnitStore } from './unit-store.js';
 
-export interface RequestHost { readonly store: UnitStore; readonly maps: MapKeeper; readonly placements: Placements; readonly scrubber: Scrubber; readonly id: string }
+export interface RequestHost { readonly store: UnitStore; readonly maps: MapKeeper; readonly placements: Placements; readonly scrubber: Scrubber; readonly id: string; readonly log: (message: string) => void }
 
 /** An entry takes up to about 60 bytes encoded: so many are tried, fewer when they don't fit. */
 const MOST_ENTRIES = 128;
@@ -35,7 +35,7 @@ export async function answerRequest(host: RequestHost, request: Request, mapEpoc
   return reply;
 }
 
-async function answer({ store, maps, placements, scrubber, id }: RequestHost, request: Request, reply: Reply): Promise<void> {
+async function answer({ store, maps, placements, scrubber, id, log }: RequestHost, request: Request, reply: Reply): Promise<void> {
   const op = request.op;
   switch (op?.$case) {
     case 'fence':
@@ -44,6 +44,8 @@ async function answer({ store, maps, placements, scrubber, id }: RequestHost, re
     case 'inventory':
       takeInventory(store, op.value.fileId, op.value.fromStripe, op.value.limit, op.value.verify === true, reply);
       if (op.value.verify === true) {
+        // A scrub begins: the log's headers, too, lie there for long.
+        if (op.value.fromStripe === 0 && !await store.checkTail()) log(`node ${id}: headers of the log are damaged; a checkpoint takes their place`);
         reply.units = withChecks(reply.units, await scrubber.check(op.value.fileId, reply.units));
       }
       return;

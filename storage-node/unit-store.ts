@@ -17,6 +17,7 @@ import { BLOCK_BYTES, type Disk } from './disk.js';
 import { Checkpointer } from './checkpointer.js';
 import { Cleaner } from './cleaner.js';
 import type { FileIndex } from './file-index.js';
+import type { FileMark, HeldUnit } from './held-unit.js';
 import { E, EntryFlag, IndexTable, type EntryFields } from './index-table.js';
 import { EntryKind, missingEntry, unitEntryWords, writePair } from './log-format.js';
 import { LogWriter, type Durability } from './log-writer.js';
@@ -24,10 +25,12 @@ import { openLog, type OpenedLog, type StoreRecovery } from './open-log.js';
 import { SegmentsKeeper } from './segments-keeper.js';
 import type { Segments } from './segments.js';
 import type { StoreIdentity, Superblock } from './superblock.js';
+import { TailCheck } from './tail-check.js';
 import { discardVersions, freeSuperseded } from './versions.js';
 
 export type { AlignedMemory, AppendClient } from './batch.js';
 export type { Durability } from './log-writer.js';
+export type { FileMark, HeldUnit } from './held-unit.js';
 export type { StoreIdentity } from './superblock.js';
 export type { StoreRecovery } from './open-log.js';
 
@@ -60,18 +63,6 @@ export interface UnitLocation {
 /** A unit that append() took and could not place yet. */
 interface ParkedUnit { readonly client: AppendClient; readonly token: number; readonly words: Uint32Array; readonly headerBytes: number; readonly rebuilt: boolean; readonly payload: Uint8Array }
 
-/** One line of an inventory. */
-export interface HeldUnit {
-  readonly stripe: number; readonly unit: number; readonly writerEpoch: number; readonly counter: number;
-  readonly stripeLength: number; readonly payloadCrc: number; readonly mapEpoch: number;
-  /** A read found its checksum wrong. */
-  readonly damaged: boolean;
-  /** Bit u: unit u of this version is known missing. */
-  readonly missing: bigint;
-}
-
-export interface FileMark { readonly writerEpoch: number; readonly commitEpoch: number; readonly commitCounter: number }
-
 export interface StoreStats {
   readonly durability: Durability; readonly failed: boolean; readonly units: number;
   readonly capacityBytes: number; readonly usedBytes: number; readonly liveBytes: number; readonly deadBytes: number;
@@ -102,6 +93,7 @@ export class UnitStore {
   private readonly checkpointer: Checkpointer;
   private readonly cleaner: Cleaner;
   private readonly keeper: SegmentsKeeper;
+  private readonly tail: TailCheck;
   private parked: ParkedUnit[] = [];
   private closed: Promise<void> | undefined;
   private readonly counts = { unitsStored: 0, duplicates: 0, refused: 0, damaged: 0 };
@@ -150,6 +142,7 @@ export class UnitStore {
     this.keeper = new SegmentsKeeper({
       segments: this.segments, log: this.log, checkpointer: this.checkpointer, cleaner: this.cleaner, onProgress: (isLast) => { this.retryParked(isLast); }, checkpointBytes: options.checkpointBytes ?? 256 << 20, tailBytes: end.blocks * BLOCK_BYTES,
     });
+    this.tail = new TailCheck({ disk: options.disk, tag: superblock, segments: this.segments, log: this.log, checkpointer: this.checkpointer, keeper: this.keeper, allocate });
   }
 
   /**
@@ -403,6 +396,9 @@ export class UnitStore {
       this.deleting.delete(fileId);
     }
   }
+
+  /** Reads back the log's own headers, as opening would. @returns false: some were damaged, and a checkpoint takes their place */
+  checkTail(): Promise<boolean> { return this.durability === 'discard' ? Promise.resolve(true) : this.tail.check(); }
 
   /** A sync failed: nothing is written any more until the store is opened again. */
   get failed(): boolean { return this.log.state === 'failed'; }

@@ -85,6 +85,28 @@ t.test('Whatever bytes of a disk change, opening tells or works, and no unit is 
   t.ok(opened > 20 && refused > 10, `${opened} opened, ${refused} refused`);
 });
 
+t.test('Damaged headers of the log are found while the store is open, and the next opening does not need them', async (t) => {
+  for (const [what, damage] of [['a batch\'s own words', 20], ['the last byte of its entries', 540]] as const) {
+    for (const batch of [0, 3, 5]) {
+      const disk = new MemoryDisk(2 * MIB), store = await openStore(disk), starts: number[] = [];
+      for (let i = 0; i < 6; i++) {
+        await Promise.all(Array.from({ length: 5 }, (_, unit) => new Client().append(store, makeUnit({ stripe: i * 5 + unit }))));
+        starts.push((store['log'].position.block - 6) * BLOCK_BYTES);
+      }
+      t.equal(await store.checkTail(), true, 'all holds');
+      t.equal(store.stats().checkpoints, 0, 'and nothing is done about it');
+      disk.corrupt(starts[batch]! + damage, (bytes) => { bytes[0]! ^= 0x10; });
+      const unheeded = await openStore(disk.snapshot()).then((opened) => opened.stats().units, () => -1);
+      t.ok(unheeded < 30, `${what}, batch ${batch}: opened as it is, ${unheeded < 0 ? 'the store is refused' : 'the end is taken for torn'}`);
+      t.equal(await store.checkTail(), false);
+      await store.drained();
+      const again = await openStore(disk.crash());
+      t.equal(again.stats().units, 30);
+      t.equal(await again.checkTail(), true);
+    }
+  }
+});
+
 t.test('A tail that survived whole is kept, and synced before a duplicate is acknowledged', async (t) => {
   const disk = new MemoryDisk(4 * MIB);
   const store = await openStore(disk);
