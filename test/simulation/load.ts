@@ -176,7 +176,7 @@ export class Load {
         const report = await (isScrub ? client.scrub(name, options) : client.rebuild(name, options));
         if (!isComplete(report)) return;
         this.site.see('rebuilt');
-        losses.rebuilt(record.id, ({ stripe, epoch, counter }) => stripe < report.stripes && isCommitted(record, stripe, epoch, counter), moment);
+        losses.rebuilt(record.id, ({ stripe, epoch, counter }) => stripe < report.stripes && isCommitted(record, stripe, epoch, counter), moment, isScrub);
       });
       await sleep(clock, random.random() * 30);
     }

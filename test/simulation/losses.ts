@@ -16,22 +16,22 @@ export class Losses {
   readonly nodes = new Set<string>();
   /** Their stores could not be opened any more: all they held is lost, whatever that was. */
   readonly whole = new Set<string>();
-  private readonly units = new Map<number, Map<string, LostUnit & { readonly node: string }>>();
+  private readonly units = new Map<number, Map<string, LostUnit & { readonly node: string; readonly isSilent: boolean }>>();
   /** Counts destructions. */
   private count = 0;
 
   /** @param list  the whole units of a disk; throws ERR_CHECKSUM when it can't be opened */
   constructor(private readonly list: (node: string, disk: MemoryDisk) => Promise<LostUnit[]>) {}
 
-  /** @param destroy  does it at once, and returns the disk that the node has then */
-  async destroying(node: string, disk: MemoryDisk, destroy: () => MemoryDisk): Promise<void> {
+  /** @param destroy  does it at once, and returns the disk that the node has then  @param isSilent  only who reads everything back finds it */
+  async destroying(node: string, disk: MemoryDisk, destroy: () => MemoryDisk, isSilent = false): Promise<void> {
     // What was written and not synced was not acknowledged.
     const before = await this.wholeUnits(node, disk.snapshot());
     const after = await this.wholeUnits(node, destroy().snapshot());
     this.nodes.add(node);
     this.count++;
     if (before === undefined || after === undefined) this.whole.add(node);
-    for (const [name, unit] of before ?? []) if (after?.has(name) !== true) this.lose(nameOf(unit), { ...unit, node });
+    for (const [name, unit] of before ?? []) if (after?.has(name) !== true) this.lose(nameOf(unit), { ...unit, node, isSilent });
   }
 
   /** A store refuses to open, as it knows that it was damaged. */
@@ -44,12 +44,12 @@ export class Losses {
   /** To be taken before a rebuild, for `rebuilt()`. */
   get moment(): number { return this.count; }
 
-  /** A rebuild has completed of what `isCovered`: what was lost of it before it began is there again. */
-  rebuilt(fileId: number, isCovered: (unit: LostUnit) => boolean, began: number): void {
+  /** A rebuild (`isScrub`: that read everything back) has completed of what `isCovered`: what was lost of it before it began is there again. */
+  rebuilt(fileId: number, isCovered: (unit: LostUnit) => boolean, began: number, isScrub: boolean): void {
     const units = this.units.get(fileId);
     // A node that was lost meanwhile may have lost what had just been restored.
     if (units === undefined || began !== this.count) return;
-    for (const [name, unit] of units) if (isCovered(unit)) units.delete(name);
+    for (const [name, unit] of units) if (isCovered(unit) && (isScrub || !unit.isSilent)) units.delete(name);
   }
 
   /** Whether the unit of this version was destroyed on that node, and not restored since. */
@@ -60,7 +60,7 @@ export class Losses {
   /** The lost units of a file. */
   *of(fileId: number): Generator<LostUnit> { yield* this.units.get(fileId)?.values() ?? []; }
 
-  private lose(name: string, unit: LostUnit & { readonly node: string }): void {
+  private lose(name: string, unit: LostUnit & { readonly node: string; readonly isSilent: boolean }): void {
     let units = this.units.get(unit.fileId);
     if (units === undefined) this.units.set(unit.fileId, units = new Map());
     units.set(name, unit);

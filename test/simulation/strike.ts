@@ -110,7 +110,7 @@ export class Faults {
         machine.disk.corrupt(block * 4096 + random.int(4096), (bytes) => { bytes[0]! ^= 1 << random.int(8); });
       }
       return machine.disk;
-    });
+    }, true);
   }
 
   private mend(pair: string): void {
