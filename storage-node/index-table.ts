@@ -7,6 +7,7 @@
  * Invariants: an entry marked PENDING is known for checks of names and versions, and invisible to reads and inventories;
  * entry numbers are reused after remove(), so whoever keeps one across an await must copy what it needs.
  */
+import { TartanError } from '../wire/errors.js';
 import { compareVersions } from '../wire/unit-header.js';
 import { ChainMap } from './chain-map.js';
 import { BLOCK_BYTES } from './disk.js';
@@ -43,6 +44,8 @@ export const FREE_FILE = 0xffffffff;
 const CHUNK_ENTRIES = 1 << 12;
 const CHUNK_SHIFT = 12;
 const TWO_32 = 0x1_0000_0000;
+/** Numbers are given again as files go: a checkpoint that names a higher one is no checkpoint of ours. */
+const MOST_FILES = 1 << 22;
 const FLAG_SHIFT = 6, HEADER_SHIFT = 10, OFFSET_SHIFT = 16, PLACE_BITS = 9;
 
 /** One entry to insert or compare. */
@@ -274,24 +277,33 @@ export class IndexTable {
 
   restoreFile(words: Uint32Array, w: number): void {
     const id = readPair(words, w + 1), file = new FileIndex(id, words[w]!);
+    if (id > Number.MAX_SAFE_INTEGER || file.number >= MOST_FILES) throw senseless(`file ${id} has number ${file.number}`);
     file.fence = file.durableFence = words[w + 3]!;
     file.markEpoch = words[w + 4]!;
     file.markCounter = words[w + 5]!;
     this.files.set(id, this.byNumber[file.number] = file);
   }
   restoreDeleted(fileId: number): void { this.deleted.add(fileId); }
+  private restoredFile(number: number): FileIndex {
+    const file = this.byNumber[number];
+    if (file === undefined) throw senseless(`nothing was said of file number ${number}`);
+    return file;
+  }
   restoreMissing(words: Uint32Array, w: number): void {
-    this.byNumber[words[w]!]!.recordMissing(readPair(words, w + 1), words[w + 3]!, words[w + 4]!, BigInt(words[w + 5]!) | (BigInt(words[w + 6]!) << 32n));
+    this.restoredFile(words[w]!).recordMissing(readPair(words, w + 1), words[w + 3]!, words[w + 4]!, BigInt(words[w + 5]!) | (BigInt(words[w + 6]!) << 32n));
   }
   restoreEntry(words: Uint32Array, w: number): void {
     const entry = this.take(), at = this.at(entry), own = this.words(entry);
     own.set(words.subarray(w, w + ENTRY_WORDS), at);
-    const stripe = this.stripe(entry), file = this.byNumber[words[w + E.FILE]!]!, next = this.first(file, stripe);
+    const stripe = this.stripe(entry), file = this.restoredFile(words[w + E.FILE]!), next = this.first(file, stripe);
     own[at + E.NEXT] = next;
     if (next !== 0) file.superseded.add(stripe);
     this.link(file, stripe, entry, next);
   }
-  restoreMask(words: Uint32Array, w: number): void { this.masks.set(words[w]!, words[w + 1]!, words[w + 2]!); }
+  restoreMask(words: Uint32Array, w: number): void {
+    if (words[w]! === 0 || words[w]! >= this.used) throw senseless(`a mask is of entry ${words[w]} of ${this.used}`);
+    this.masks.set(words[w]!, words[w + 1]!, words[w + 2]!);
+  }
   /** All of a snapshot has been given back. */
   restored(): void { for (let number = 0; number < this.byNumber.length; number++) if (this.byNumber[number] === undefined) this.freeNumbers.push(number); }
 
@@ -340,3 +352,6 @@ export class IndexTable {
     return entry;
   }
 }
+
+/** A checkpoint whose checksums hold, and which can't be. */
+function senseless(what: string): TartanError { return new TartanError('ERR_CHECKSUM', `Cannot read the checkpoint: ${what}`); }

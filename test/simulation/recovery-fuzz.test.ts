@@ -9,12 +9,13 @@ import { sleep } from '../../wire/clock.js';
 import { codeOf } from '../../wire/errors.js';
 import { Refusal } from '../../wire/ring-messages.js';
 import { crc32c } from '../../erasure/code/index.js';
+import { POINTER_BLOCKS } from '../../storage-node/checkpoint-pointer.js';
 import { BLOCK_BYTES } from '../../storage-node/disk.js';
 import { B, headerBlocksOf, readPair, sealBatch } from '../../storage-node/log-format.js';
 import type { MemoryDisk } from '../../storage-node/memory-disk.js';
 import { LOG_FIRST_BLOCK } from '../../storage-node/superblock.js';
 import { UnitStore, emptyLocation } from '../../storage-node/unit-store.js';
-import { decodeHeader } from '../../wire/unit-header.js';
+import { DATA_HEADER_BYTES, decodeHeader } from '../../wire/unit-header.js';
 import { readIdentity } from '../../cluster/membership.js';
 import { Client, makeUnit } from '../storage-node/units.js';
 import { SimCluster, randomBytes } from './cluster.js';
@@ -50,7 +51,23 @@ async function capture(): Promise<Capture[]> {
     const { uuid } = await readIdentity(cluster.memory.client());
     for (const { id, disk } of cluster.nodes) captured.push({ disk: disk.snapshot(), nodeId: id, clusterUuid: uuid, clusterId: cluster.clusterId });
   })(), 600_000);
-  return captured;
+  const checkpointed = [];
+  for (const each of captured) checkpointed.push(each, await withCheckpoints(each));
+  return checkpointed;
+}
+
+/** The same store after more was written to it, and checkpoints were taken: opening it reads the newest and a tail. */
+async function withCheckpoints(captured: Capture): Promise<Capture> {
+  const disk = captured.disk.snapshot(), { nodeId, clusterUuid, clusterId } = captured, client = new Client();
+  const store = await UnitStore.open({ disk, nodeId, clusterUuid, clusterId, random: () => 0.25, checkpointBytes: 64 << 10 });
+  for (let stripe = 0; store.stats().checkpoints < 2 && stripe < 1000; stripe++) {
+    await client.append(store, makeUnit({ fileId: 3, stripe, unit: 0, clusterId, unitBytes: 512, counter: stripe + 1 }));
+    await new Promise((resolve) => { setImmediate(resolve); });
+  }
+  const { checkpoints } = store.stats(), image = disk.snapshot();
+  await store.close();
+  if (checkpoints < 2) throw new Error(`only ${checkpoints} checkpoints were taken`);
+  return { ...captured, disk: image };
 }
 
 /** One thing done to a disk; numbers are taken modulo what there is. */
@@ -59,6 +76,7 @@ type Damage =
   | { readonly kind: 'word'; readonly at: number; readonly value: number }
   | { readonly kind: 'zero' | 'garbage'; readonly block: number }
   | { readonly kind: 'copy'; readonly from: number; readonly to: number }
+  | { readonly kind: 'pointer' | 'piece'; readonly which: number; readonly word: number; readonly value: number }
   | { readonly kind: 'reseal'; readonly batch: number; readonly word: number; readonly value: number };
 
 const anyNumber = fc.nat(0xffff_ffff);
@@ -68,6 +86,7 @@ const damage: fc.Arbitrary<Damage> = fc.oneof(
   fc.record({ kind: fc.constant('word' as const), at: anyNumber, value: anyValue }),
   fc.record({ kind: fc.constantFrom('zero' as const, 'garbage' as const), block: anyNumber }),
   fc.record({ kind: fc.constant('copy' as const), from: anyNumber, to: anyNumber }),
+  fc.record({ kind: fc.constantFrom('pointer' as const, 'piece' as const), which: fc.nat(7), word: fc.oneof(anyNumber, fc.nat(40)), value: anyValue }),
   fc.record({ kind: fc.constant('reseal' as const), batch: anyNumber, word: anyNumber, value: anyValue }),
 );
 
@@ -85,8 +104,38 @@ async function apply(disk: MemoryDisk, { ...what }: Damage): Promise<void> {
       disk.corrupt(blockOf(what.to) * BLOCK_BYTES, (target) => { target.set(bytes); });
       return;
     }
+    case 'pointer': await resealCheckpoint(disk, POINTER_BLOCKS.map(Number), what); return;
+    case 'piece': await resealCheckpoint(disk, await piecesOf(disk, blocks), what); return;
     case 'reseal': await reseal(disk, what.batch, what.word, what.value);
   }
+}
+
+const PIECE_MAGIC = 0x504b4354;
+
+async function piecesOf(disk: MemoryDisk, blocks: readonly number[]): Promise<number[]> {
+  const pieces: number[] = [], words = new Uint32Array(BLOCK_BYTES / 4);
+  for (const block of blocks) {
+    await disk.read(new Uint8Array(words.buffer), block * BLOCK_BYTES);
+    if (words[0] === PIECE_MAGIC) pieces.push(block);
+  }
+  return pieces;
+}
+
+/** Changes a word of a checkpoint's piece, or of a pointer to one, and seals it as a program gone wrong would. */
+async function resealCheckpoint(disk: MemoryDisk, blocks: readonly number[], { kind, which, word, value }: { readonly kind: 'pointer' | 'piece'; readonly which: number; readonly word: number; readonly value: number }): Promise<void> {
+  const block = blocks[which % Math.max(1, blocks.length)];
+  if (block === undefined) return;
+  const first = new Uint8Array(BLOCK_BYTES);
+  await disk.read(first, block * BLOCK_BYTES);
+  const count = kind === 'piece' ? new Uint32Array(first.buffer)[6]! : 0, crcWord = kind === 'piece' ? 7 : 127;
+  if (count > 1 << 18 || block * BLOCK_BYTES + (8 + count) * 4 > disk.size) return; // an earlier damage changed it
+  const area = new Uint8Array(Math.ceil(Math.max(1, (8 + count) * 4) / BLOCK_BYTES) * BLOCK_BYTES), words = new Uint32Array(area.buffer);
+  await disk.read(area, block * BLOCK_BYTES);
+  const changed = kind === 'piece' ? word % (8 + count) : word % 160;
+  words[changed === crcWord ? 0 : changed] = value;
+  words[crcWord] = kind === 'piece' ? crc32c(area.subarray(32, 32 + count * 4), crc32c(area.subarray(0, crcWord * 4)))
+    : crc32c(area.subarray(crcWord * 4 + 4), crc32c(new Uint8Array(4), crc32c(area.subarray(0, crcWord * 4))));
+  for (let at = 0; at < area.length; at += BLOCK_BYTES) disk.corrupt(block * BLOCK_BYTES + at, (target) => { target.set(area.subarray(at, at + BLOCK_BYTES)); });
 }
 
 /** Changes a word of a batch's entries and seals the batch and, as its CRC is the next one's chain, all after it. */
@@ -161,6 +210,9 @@ async function lookAtAll(store: UnitStore): Promise<void> {
           if (codeOf(error) !== 'ERR_DISK') throw error; // a place beyond the disk's end
           continue;
         }
+        // A place made up has a header of any length: who reads it looks at that first, as read-server.ts does.
+        const isHeader = location.headerBytes >= DATA_HEADER_BYTES && location.headerByte + location.headerBytes <= header.length;
+        if (!isHeader) { store.markDamaged(fileId, held.stripe, held.unit, location); continue; }
         const decoded = decodeHeader(new Uint32Array(header.buffer, location.headerByte, location.headerBytes >> 2), 0);
         if (decoded.payloadCrc !== crc32c(payload.subarray(0, location.unitLength))) store.markDamaged(fileId, held.stripe, held.unit, location);
       }

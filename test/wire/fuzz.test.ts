@@ -2,6 +2,7 @@
  * Whatever a peer sends, parsers answer with a value or a refusal: headers and frames made up, bent, and captured from a real
  * cluster and damaged; and a node that is sent them goes on serving. TARTAN_SEED replays a run.
  */
+import { readFileSync } from 'node:fs';
 import fc from 'fast-check';
 import t from 'tap';
 import type { Test } from 'tap';
@@ -14,6 +15,9 @@ import { sleep } from '../../wire/clock.js';
 import { codeOf } from '../../wire/errors.js';
 import { Control } from '../../wire/generated/ring.js';
 import { FRAME_WORDS, MESSAGE_BYTES, MessageType, checkFrame, recordWords } from '../../wire/ring-messages.js';
+import {
+  DESCRIPTOR_BYTES, IP_UDP_BYTES, PACKET_HEADER_BYTES, PROBE_BODY_BYTES, PacketType, chunkStart, decodeDescriptor, decodePacketHeader, decodeProbeBody, encodePacketHeader, internetChecksum, stripePacketBytes,
+} from '../../wire/packet-header.js';
 import type { UnitHeader } from '../../wire/unit-header.js';
 import { MAX_HEADER_BYTES, MAX_K, MAX_M, checkHeader, decodeHeader, encodeHeader, headerBytesOf } from '../../wire/unit-header.js';
 import type { FileWriter } from '../../writer/index.js';
@@ -89,6 +93,42 @@ void t.test('a frame is taken only if its records fill it', (t) => {
     return byteLength <= MESSAGE_BYTES && (type === MessageType.CONTROL ? FRAME_WORDS * 4 + count === byteLength : count > 0 && (FRAME_WORDS + count * recordWords(type)) * 4 === byteLength);
   }));
   t.ok(taken > 20, `${taken} of ${RUNS} were taken`);
+  t.end();
+});
+
+void t.test('a packet, captured and damaged or made up, is refused or lies wholly within itself', (t) => {
+  const frames = (JSON.parse(readFileSync(new URL('../golden/packets.json', import.meta.url), 'utf8')) as { frame: string }[]).map(({ frame }) => Buffer.from(frame, 'hex').subarray(14 + IP_UDP_BYTES));
+  const probe = new Uint8Array(PACKET_HEADER_BYTES + PROBE_BODY_BYTES);
+  encodePacketHeader({ type: PacketType.PROBE, k: 0, m: 0, group: 1, mapEpoch: 1, offset: 0, chunkBytes: 0 }, probe, 0);
+  const sources = [...frames, Buffer.from(probe)];
+  t.same(sources.filter((packet) => typeof decodePacketHeader(packet) === 'string'), [], `${sources.length} packets are taken as they are`);
+  const outcomes = new Map<string, number>();
+  const edit = fc.record({ at: fc.oneof(fc.nat(PACKET_HEADER_BYTES + 87), fc.nat(2000)), value: fc.nat(255) });
+  const cut = fc.oneof(fc.constant(0), fc.constant(0), fc.integer({ min: -1600, max: 600 }));
+  holds(t, fc.property(fc.nat(sources.length), fc.array(edit, { maxLength: 6 }), cut, fc.boolean(), fc.uint8Array({ maxLength: 300 }), (which, edits, grow, isSealed, madeUp) => {
+    const source = sources[which] ?? madeUp, packet = new Uint8Array(Math.max(0, source.length + grow));
+    packet.set(source.subarray(0, packet.length));
+    for (const { at, value } of edits) if (packet.length > 0) packet[at % packet.length] = value;
+    // Sealed as by a sender gone wrong: then what lies behind the checksum is looked at.
+    if (isSealed && packet.length >= PACKET_HEADER_BYTES) {
+      packet[22] = packet[23] = 0;
+      const sum = internetChecksum(packet.subarray(0, PACKET_HEADER_BYTES + (packet[5] === PacketType.PROBE || packet[5] === PacketType.PROBE_ANSWER ? 0 : 88)));
+      packet[22] = sum >>> 8;
+      packet[23] = sum & 0xff;
+    }
+    const decoded = decodePacketHeader(packet);
+    outcomes.set(typeof decoded === 'string' ? decoded : 'taken', (outcomes.get(typeof decoded === 'string' ? decoded : 'taken') ?? 0) + 1);
+    if (typeof decoded === 'string') return true;
+    const { type, k, chunkBytes } = decoded;
+    if (type === PacketType.PROBE || type === PacketType.PROBE_ANSWER) return typeof decodeProbeBody(packet).nonce === 'bigint';
+    if (type === PacketType.STRIPE) {
+      for (let unit = 0; unit < k; unit++) if (decodeDescriptor(packet, PACKET_HEADER_BYTES + 88 + unit * DESCRIPTOR_BYTES).summary.length !== 16) return false;
+      return packet.length === stripePacketBytes(k, chunkBytes);
+    }
+    const start = chunkStart(decoded, packet);
+    return start >= PACKET_HEADER_BYTES + 88 && start + chunkBytes === packet.length;
+  }), 3 * RUNS);
+  t.ok(['taken', 'short', 'magic', 'version', 'type', 'checksum', 'length'].every((outcome) => (outcomes.get(outcome) ?? 0) > 0), JSON.stringify(Object.fromEntries(outcomes)));
   t.end();
 });
 
