@@ -295,7 +295,9 @@ export class IndexTable {
   restoreEntry(words: Uint32Array, w: number): void {
     const entry = this.take(), at = this.at(entry), own = this.words(entry);
     own.set(words.subarray(w, w + ENTRY_WORDS), at);
-    const stripe = this.stripe(entry), file = this.restoredFile(words[w + E.FILE]!), next = this.first(file, stripe);
+    const stripe = this.stripe(entry);
+    if (stripe > Number.MAX_SAFE_INTEGER) throw senseless(`a unit is of stripe ${stripe}`); // such a number cannot even be counted up
+    const file = this.restoredFile(words[w + E.FILE]!), next = this.first(file, stripe);
     own[at + E.NEXT] = next;
     if (next !== 0) file.superseded.add(stripe);
     this.link(file, stripe, entry, next);
