@@ -5,6 +5,7 @@ import { openClusterStore } from '../cluster/open-store.js';
 import { isRunning } from '../cluster/process-identity.js';
 import type { SwitchStatus } from '../wire/generated/control.js';
 import { TartanError } from '../wire/errors.js';
+import { percentOf, readRepair } from '../cluster/repair-hold.js';
 import type { ClusterOptions } from './cluster-processes.js';
 import { startCluster, stopCluster, wipe } from './cluster-processes.js';
 import { formatBytes, table } from './quantities.js';
@@ -34,11 +35,11 @@ export async function status(state: StateDirectory, secret: string | undefined, 
   state.requireRunning();
   const processes = state.processes();
   const store = await openClusterStore(state.cluster);
-  const [map, files] = await Promise.all([readMap(store), listFiles(store)]).finally(() => store.close());
+  const [map, files, repair] = await Promise.all([readMap(store), listFiles(store), readRepair(store)]).finally(() => store.close());
   const agent = await agentOf(state, secret);
   const bytes = files.reduce((sum, each) => sum + each.length, 0);
   if (json) {
-    print({ dir: state.path, mapEpoch: map.epoch, processes: processes.map((each) => ({ ...each, running: isRunning(each.identity) })), map, switch: agent, files: files.length, bytes });
+    print({ dir: state.path, mapEpoch: map.epoch, processes: processes.map((each) => ({ ...each, running: isRunning(each.identity) })), map, switch: agent, files: files.length, bytes, ...(repair && { repair }) });
     return;
   }
   const states = new Map([...map.nodes, ...map.switches].map((each) => [each.id, each.state]));
@@ -47,6 +48,11 @@ export async function status(state: StateDirectory, secret: string | undefined, 
   ]);
   process.stdout.write(`${table([['ID', 'ROLE', 'PID', 'PORT', 'STATE'], ...rows])}\n`);
   process.stdout.write(`map epoch ${map.epoch}, ${files.length} file${files.length === 1 ? '' : 's'}, ${formatBytes(bytes)}${agent ? `, switch ${agent.state}${agent.program === '' ? '' : ` (${agent.program})`}` : ''}\n`);
+  if (repair) {
+    const seconds = (Date.now() - Date.parse(repair.startedAt)) / 1000;
+    const left = repair.stripesDone === 0 ? 'time left unknown' : `about ${Math.ceil((seconds * (repair.stripes - repair.stripesDone)) / repair.stripesDone)} s left`;
+    process.stdout.write(`${repair.what}: ${percentOf(repair)} % (${repair.stripesDone} of ${repair.stripes} stripes, ${formatBytes(repair.bytesRestored)} restored), ${left}; process ${repair.pid} on ${repair.host}\n`);
+  }
 }
 
 export async function switchProgram(state: StateDirectory, verb: 'load' | 'unload', secret: string | undefined, json: boolean): Promise<void> {

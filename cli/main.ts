@@ -114,6 +114,42 @@ for (const [verb, text] of [['rebuild', 'restores what nodes lack: after one cam
     });
 }
 
+const nodeCommand = command('node', 'the storage nodes');
+const startsNode = (name: string, description: string) => nodeCommand.command(name).description(description).addOption(json()).addOption(transport()).addOption(device())
+  .option('--ring-memory <bytes>', 'the most registered memory of the node', DEFAULT_RING_MEMORY)
+  .option('--size <bytes>', 'of the node\'s store', '4GiB')
+  .addOption(new Option('--durability <kind>', 'sync, volatile or discard, as of `up`').choices(['sync', 'volatile', 'async', 'discard']).default('sync'));
+const nodeOptions = (options: Options) => ({
+  durability: options.durability, transport: options.transport ?? 'auto', ringMemoryBytes: parseBytes(options.ringMemory ?? DEFAULT_RING_MEMORY, '--ring-memory'),
+  sizeBytes: parseBytes(options.size, '--size'), secret: readSecret(options.secretFile),
+});
+nodeCommand.command('list').description('which there are, in which state, and how many files need them').addOption(json()).action(async (_: unknown, self: Command) => {
+  const options = self.optsWithGlobals<Options>();
+  const { listNodes } = await import('./node-commands.js');
+  await listNodes(StateDirectory.choose(options.dir, options.clusterStore), options.json === true);
+});
+startsNode('add', 'starts one node more on this machine; files made from then on use it').action(async (_: unknown, self: Command) => {
+  const options = self.optsWithGlobals<Options>();
+  const { addNode } = await import('./node-commands.js');
+  await addNode(StateDirectory.choose(options.dir, options.clusterStore), nodeOptions(options), options.json === true);
+});
+startsNode('replace', 'gives a node of this machine a new, blank store, and restores what the old one held')
+  .argument('<id>')
+  .option('--rate <bytes>', 'restores at most so many bytes a second')
+  .option('--discard', 'removes the old store, instead of setting it aside')
+  .option('--no-rebuild', 'leaves restoring to `tartan rebuild`')
+  .action(async (id: string, _: unknown, self: Command) => {
+    const { options, client } = await forFiles(self);
+    const more = self.opts<{ discard?: boolean; rebuild: boolean }>();
+    const { replaceNode } = await import('./node-commands.js');
+    await replaceNode(id, { ...nodeOptions(options), discard: more.discard === true, rebuild: more.rebuild, bytesPerSecond: options.rate === undefined ? undefined : parseBytes(options.rate, '--rate') }, client);
+  });
+nodeCommand.command('remove').description('takes a node that no file needs out of the cluster').argument('<id>').addOption(json()).action(async (id: string, _: unknown, self: Command) => {
+  const options = self.optsWithGlobals<Options>();
+  const { removeNodeFor } = await import('./node-commands.js');
+  await removeNodeFor(StateDirectory.choose(options.dir, options.clusterStore), id, options.json === true);
+});
+
 const switchCommand = command('switch', 'gives the switch its program, or takes it away');
 for (const [verb, text] of [['load', 'makes the switch compute parity'], ['unload', 'makes the switch forward packets only']] as const) {
   switchCommand.command(verb).description(text).addOption(json()).action(async (_: unknown, self: Command) => {

@@ -1,4 +1,7 @@
 /** `tartan rebuild` and `tartan scrub`: what nodes lack, or hold damaged, restored from the other units. */
+import { parseCode } from '../erasure/code/index.js';
+import { openClusterStore } from '../cluster/open-store.js';
+import { RepairHold } from '../cluster/repair-hold.js';
 import { TartanError } from '../wire/errors.js';
 import type { RebuildReport } from '../writer/index.js';
 import { withClient, type ClientOptions } from './file-commands.js';
@@ -10,30 +13,44 @@ export interface RepairOptions extends ClientOptions {
   readonly names: readonly string[];
   readonly verify: boolean;
   readonly bytesPerSecond: number | undefined;
+  /** Prints no result. */
+  readonly quiet?: boolean;
 }
 
-/** @throws {TartanError} ERR_TOO_MANY_LOST when something could not be restored; the others are done then */
+/** @throws {TartanError} ERR_TOO_MANY_LOST when something could not be restored; the others are done then. ERR_IN_USE while another rebuilds or scrubs */
 export async function repair(options: RepairOptions): Promise<void> {
   await withClient(options, async (client) => {
     const names = options.names.length > 0 ? options.names : (await client.list()).map(({ name }) => name);
     const reports: RebuildReport[] = [];
-    for (const name of names) {
-      const { length } = await client.stat(name);
-      const bar = new ProgressBar(`${options.verify ? 'scrub' : 'rebuild'} ${name}`, length);
-      const settings = {
-        ...(options.bytesPerSecond !== undefined && { bytesPerSecond: options.bytesPerSecond }),
-        onProgress: ({ stripesDone, stripes }: RebuildReport) => { bar.update(stripes === 0 ? 0 : (stripesDone / stripes) * length, ''); },
-      };
-      try {
-        reports.push(await (options.verify ? client.scrub(name, settings) : client.rebuild(name, settings)));
-      } finally {
-        bar.finish();
+    const files = await Promise.all(names.map((name) => client.stat(name)));
+    const store = await openClusterStore(options.state.cluster);
+    const stripesOf = files.map(({ code, unitBytes, length }) => Math.ceil(length / (parseCode(code).k * unitBytes)));
+    const hold = await RepairHold.take(store, options.verify ? 'scrub' : 'rebuild', files.length, stripesOf.reduce((a, b) => a + b, 0)).catch(async (error: unknown) => { await store.close(); throw error; });
+    try {
+      for (const [index, { name, length }] of files.entries()) {
+        const before = stripesOf.slice(0, index).reduce((a, b) => a + b, 0);
+        const bar = new ProgressBar(`${options.verify ? 'scrub' : 'rebuild'} ${name}`, length);
+        const settings = {
+          ...(options.bytesPerSecond !== undefined && { bytesPerSecond: options.bytesPerSecond }),
+          onProgress: ({ stripesDone, stripes, bytesRestored }: RebuildReport) => {
+            bar.update(stripes === 0 ? 0 : (stripesDone / stripes) * length, '');
+            hold.tell({ filesDone: index, stripesDone: before + stripesDone, bytesRestored: sum(reports, (each) => each.bytesRestored) + bytesRestored });
+          },
+        };
+        try {
+          reports.push(await (options.verify ? client.scrub(name, settings) : client.rebuild(name, settings)));
+        } finally {
+          bar.finish();
+        }
       }
+    } finally {
+      await hold.release();
+      await store.close();
     }
-    if (options.json) process.stdout.write(`${JSON.stringify(reports)}\n`);
-    else if (reports.length > 0) process.stdout.write(`${table([HEAD, ...reports.map(row)])}\n`);
+    if (options.json && options.quiet !== true) process.stdout.write(`${JSON.stringify(reports)}\n`);
+    else if (options.quiet !== true && reports.length > 0) process.stdout.write(`${table([HEAD, ...reports.map(row)])}\n`);
     const down = [...new Set(reports.flatMap(({ nodesDown }) => nodesDown))];
-    if (down.length > 0) process.stderr.write(`not looked at, for they are down: ${down.join(' ')}\n`);
+    if (down.length > 0 && options.quiet !== true) process.stderr.write(`not looked at, for they are down: ${down.join(' ')}\n`);
     const lost = sum(reports, (each) => each.stripesLost), failed = sum(reports, (each) => each.unitsFailed + each.parityMismatches - each.mismatchesRepaired);
     if (lost + failed > 0) throw new TartanError('ERR_TOO_MANY_LOST', `Cannot restore everything: ${lost} stripes have fewer units than they need, ${failed} units could not be restored now`);
   });

@@ -4,6 +4,7 @@ export const MAP_KEY = 'map';
 export const FILE_ID_KEY = 'file-id';
 export const FILES_BY_ID = 'files/by-id/';
 export const NODE_LEASES = 'leases/node/';
+export const REPAIR_KEY = 'leases/repair';
 export const SWITCH_LEASES = 'leases/switch/';
 
 export function fileNameKey(name: string): string { return `files/by-name/${name}`; }

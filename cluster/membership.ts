@@ -121,6 +121,20 @@ export function setNodeState(store: ClusterStore, id: string, state: NodeEntry['
   });
 }
 
+/**
+ * Takes a node out of the map. Whether anything needs it is for the caller to know.
+ *
+ * @throws {TartanError} ERR_NOT_FOUND: no such node · ERR_STALE_MAP: the epoch is not `ifEpoch` any more
+ */
+export function removeNode(store: ClusterStore, id: string, options: StateOptions = {}): Promise<ClusterMap> {
+  const attempt = `remove node ${id}`;
+  return editMap(store, attempt, (map) => {
+    if (!map.nodes.some((node) => node.id === id)) throw new TartanError('ERR_NOT_FOUND', `Cannot ${attempt}: the map of epoch ${map.epoch} does not have it`);
+    if (options.ifEpoch !== undefined && options.ifEpoch !== map.epoch) throw new TartanError('ERR_STALE_MAP', `Cannot ${attempt}: the map's epoch is ${map.epoch}, that was judged by ${options.ifEpoch}`);
+    return withNodes(map, map.nodes.filter((node) => node.id !== id));
+  });
+}
+
 /** As setNodeState, for a switch. */
 export function setSwitchState(store: ClusterStore, id: string, state: SwitchEntry['state'], options: StateOptions = {}): Promise<ClusterMap> {
   const attempt = `mark switch ${id} ${state}`;

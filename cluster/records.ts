@@ -7,6 +7,7 @@
  *   files/by-name/NAME   file id
  *   files/by-id/ID       FileRecord (ID: 16 hex digits, so that ranges ascend)
  *   leases/node/ID, leases/switch/ID   presence, under a lease
+ *   leases/repair        who rebuilds or scrubs, under a lease (repair-hold.ts)
  */
 export interface ClusterIdentity { readonly uuid: string; /** low 32 bits of the uuid; carried in headers */ readonly clusterId: number; readonly formatVersion: number }
 

@@ -1,0 +1,146 @@
+/** `tartan node`: the storage nodes of a cluster, and those that run on this machine. */
+import { existsSync, renameSync, rmSync } from 'node:fs';
+import { filesAtRisk } from './at-risk.js';
+import { listFiles } from '../cluster/files.js';
+import { NODE_LEASES, nodeLeaseKey } from '../cluster/keys.js';
+import { readMap, removeNode } from '../cluster/membership.js';
+import { openClusterStore } from '../cluster/open-store.js';
+import type { ClusterStore } from '../cluster/cluster-store.js';
+import type { ClusterMap, FileRecord } from '../cluster/records.js';
+import { TartanError, codeOf } from '../wire/errors.js';
+import { stopProcess } from './child-process.js';
+import type { ClusterOptions } from './cluster-processes.js';
+import { startNode } from './cluster-processes.js';
+import type { ClientOptions } from './file-commands.js';
+import { table } from './quantities.js';
+import { repair } from './repair-commands.js';
+import type { ProcessRecord, StateDirectory } from './state-directory.js';
+
+const STOP_MS = 5_000;
+/** Files that a message names. */
+const NAMED = 3;
+
+/** What a node that is started here is told; the rest it has in common with those that run. */
+export type NodeOptions = Pick<ClusterOptions, 'durability' | 'transport' | 'ringMemoryBytes' | 'sizeBytes' | 'secret'>;
+
+export async function listNodes(state: StateDirectory, json: boolean): Promise<void> {
+  const { map, files, present } = await look(state, (store) => readAll(store));
+  const running = new Map(state.running().map((each) => [each.id, each.identity.pid]));
+  const nodes = [...map.nodes].sort((a, b) => a.id.localeCompare(b.id, 'en', { numeric: true }));
+  const rows = nodes.map((node) => ({
+    id: node.id, state: node.state, present: present.has(node.id), host: node.host, port: node.port, pid: running.get(node.id) ?? null, store: node.store ?? null, since: node.since ?? null,
+    files: files.filter((file) => file.nodes.includes(node.id)).length,
+  }));
+  if (json) process.stdout.write(`${JSON.stringify(rows)}\n`);
+  else process.stdout.write(`${table([['ID', 'STATE', 'ADDRESS', 'PID', 'FILES', 'STORE'], ...rows.map((each) => [each.id, each.present ? each.state : `${each.state}, silent`, `${each.host}:${each.port}`, String(each.pid ?? '-'), String(each.files), each.store ?? '-'])])}\n`);
+}
+
+/** Starts one node more on this machine, with the next free id. Files made from now on use it too. @returns its id */
+export async function addNode(state: StateDirectory, options: NodeOptions, json: boolean): Promise<string> {
+  return state.locked(async () => {
+    const running = state.requireRunning();
+    const { nodes } = await look(state, (store) => readMap(store));
+    const numbers = [...nodes.map(({ id }) => id), ...state.processes().map(({ id }) => id)].map((id) => Number(/^n(\d+)$/.exec(id)?.[1] ?? 0));
+    const id = `n${Math.max(0, ...numbers) + 1}`;
+    const record = await startNode(state, startOptions(running, options), id);
+    if (json) process.stdout.write(`${JSON.stringify(record)}\n`);
+    else process.stdout.write(`${id} runs on port ${record.port}; files made from now on use it\n`);
+    return id;
+  });
+}
+
+/**
+ * Gives a node of this machine a new, blank store under the same id, and restores what the old one held. Before, what the
+ * other nodes lack is restored without it: if that can't be, it goes on with its old store. That is set aside in the end,
+ * or removed with `discard`.
+ *
+ * @throws {TartanError} ERR_WOULD_LOSE when so many nodes are down that its store is still needed; ERR_NOT_FOUND; ERR_IN_USE
+ *   while another rebuilds; what rebuild throws: then the node runs, and `tartan rebuild` goes on
+ */
+export async function replaceNode(id: string, options: NodeOptions & { readonly discard: boolean; readonly rebuild: boolean; readonly bytesPerSecond: number | undefined }, client: ClientOptions): Promise<void> {
+  const { state } = client;
+  await state.locked(async () => {
+    const running = state.requireRunning();
+    const record = state.processes().find((each) => each.id === id && each.role === 'node');
+    if (record === undefined) throw new TartanError('ERR_NOT_FOUND', `Cannot replace node '${id}': it is not one of this machine's; on its own machine stop it, start it with another --store, then \`tartan rebuild\``);
+    await look(state, async (store) => {
+      const { map, files, present } = await readAll(store);
+      const lost = filesAtRisk(map, files, present, id);
+      if (lost.length > 0) throw wouldLose(`replace the store of node ${id}`, `with what is down (${downOf(map, present, id)}) stripes of ${named(lost)} would be lost; bring those nodes back first`);
+    });
+    await stopProcess(record.identity, STOP_MS);
+    // The others must do without it: whatever they lack is restored before its store is given up. Nodes that are only being
+    // filled show here too: the map does not tell them from full ones.
+    await repair({ ...client, names: [], verify: false, bytesPerSecond: options.bytesPerSecond, quiet: true }).catch(async (error: unknown) => {
+      await startNode(state, startOptions(running, options), id);
+      if (codeOf(error) !== 'ERR_TOO_MANY_LOST') throw error;
+      throw wouldLose(`replace the store of node ${id}`, `the other nodes lack too much (${(error as Error).message})`);
+    });
+    const aside = setAside(state, id, options.discard);
+    const started = await startNode(state, startOptions(running, options), id);
+    if (!client.json) process.stdout.write(`${id} runs with a blank store on port ${started.port}${aside === undefined ? '' : `; the old one is ${aside}`}\n`);
+  });
+  if (options.rebuild) await repair({ ...client, names: [], verify: false, bytesPerSecond: options.bytesPerSecond });
+}
+
+/**
+ * Takes a node out of the cluster for good.
+ *
+ * @throws {TartanError} ERR_WOULD_LOSE while files keep units there; ERR_NOT_FOUND; ERR_IN_USE while it runs elsewhere
+ */
+export async function removeNodeFor(state: StateDirectory, id: string, json: boolean): Promise<void> {
+  await state.locked(() => look(state, async (store) => {
+    const { map, files } = await readAll(store);
+    if (!map.nodes.some((node) => node.id === id)) throw new TartanError('ERR_NOT_FOUND', `Cannot remove node '${id}': the cluster has ${map.nodes.map((node) => node.id).join(', ')}`);
+    const needed = files.filter((file) => file.nodes.includes(id));
+    if (needed.length > 0) throw wouldLose(`remove node ${id}`, `${named(needed)} keep${needed.length === 1 ? 's' : ''} units there; copy ${needed.length === 1 ? 'it' : 'them'} to a new name without that node, or remove ${needed.length === 1 ? 'it' : 'them'}`);
+    const record = state.processes().find((each) => each.id === id && each.role === 'node');
+    if (record !== undefined) await stopProcess(record.identity, STOP_MS);
+    else if (await store.get(nodeLeaseKey(id)) !== undefined) throw new TartanError('ERR_IN_USE', `Cannot remove node '${id}': it runs on another machine; stop it there first`);
+    const now = await removeNode(store, id);
+    // Whoever made a file meanwhile counted on it.
+    const late = (await listFiles(store)).filter((file) => file.nodes.includes(id));
+    if (record !== undefined) state.write(state.processes().filter((each) => each.id !== id));
+    if (json) process.stdout.write(`${JSON.stringify({ removed: id, mapEpoch: now.epoch })}\n`);
+    else process.stdout.write(`${id} is removed; its store stays in ${state.node(id)}\n`);
+    if (late.length > 0) process.stderr.write(`${named(late)} ${late.length === 1 ? 'was' : 'were'} made meanwhile and counted on it\n`);
+  }));
+}
+
+function startOptions(running: readonly ProcessRecord[], options: NodeOptions): ClusterOptions {
+  const like = running.find((each) => each.role === 'node') ?? running[0]!;
+  return { ...options, nodes: 1, host: like.host, basePort: 0, dependent: false, ...(like.device === undefined ? {} : { device: like.device }) };
+}
+
+/** @returns where the old store is now; undefined when it is gone */
+function setAside(state: StateDirectory, id: string, discard: boolean): string | undefined {
+  const path = state.node(id);
+  if (!existsSync(path)) return undefined;
+  if (discard) { rmSync(path, { recursive: true }); return undefined; }
+  let number = 1;
+  while (existsSync(`${path}.replaced-${number}`)) number++;
+  renameSync(path, `${path}.replaced-${number}`);
+  return `${path}.replaced-${number}`;
+}
+
+async function look<T>(state: StateDirectory, action: (store: ClusterStore) => Promise<T>): Promise<T> {
+  state.requireRunning();
+  const store = await openClusterStore(state.cluster);
+  try { return await action(store); } finally { await store.close(); }
+}
+
+async function readAll(store: ClusterStore): Promise<{ map: ClusterMap; files: FileRecord[]; present: Set<string> }> {
+  const [map, files, leases] = await Promise.all([readMap(store), listFiles(store), store.range(NODE_LEASES)]);
+  return { map, files: files.filter((file) => file.state !== 'deleted'), present: new Set(leases.map(({ key }) => key.slice(NODE_LEASES.length))) };
+}
+
+function downOf(map: ClusterMap, present: ReadonlySet<string>, id: string): string {
+  return map.nodes.filter((node) => (node.state === 'down' || !present.has(node.id)) && node.id !== id).map((node) => node.id).join(', ') || 'none';
+}
+
+function named(files: readonly FileRecord[]): string {
+  const names = files.slice(0, NAMED).map(({ name }) => `'${name}'`).join(', ');
+  return files.length > NAMED ? `${names} and ${files.length - NAMED} more files` : names;
+}
+
+function wouldLose(attempt: string, why: string): TartanError { return new TartanError('ERR_WOULD_LOSE', `Cannot ${attempt}: ${why}`); }
