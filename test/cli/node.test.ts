@@ -1,8 +1,9 @@
 /** `tartan node` on a real cluster: listed, added, replaced, removed; and refused where data would be lost. */
 import { execFile, spawn } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
-import { existsSync, readFileSync, writeFileSync } from 'node:fs';
-import { join, resolve } from 'node:path';
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { dirname, join, resolve } from 'node:path';
 import t, { type Test } from 'tap';
 import { RepairHold, percentOf, readRepair } from '../../cluster/repair-hold.js';
 import { MemoryCluster } from '../../cluster/memory-store.js';
@@ -13,7 +14,8 @@ const MAIN = resolve(import.meta.dirname, '../../dist/cli/main.js');
 interface NodeRow { readonly id: string; readonly state: string; readonly files: number; readonly present: boolean; readonly store: string; readonly pid: number | null }
 
 async function cluster(t: Test, nodes: number) {
-  const dir = join(t.testdir(), 'state');
+  // Not the test's own folder: that goes before the teardown that ends what runs in it.
+  const dir = join(mkdtempSync(join(tmpdir(), 'tartan-node-')), 'state');
   const { NODE_OPTIONS: _, ...env } = process.env;
   const run = (...args: string[]): Promise<{ status: number; stdout: string; stderr: string }> => new Promise((done) => {
     execFile(process.execPath, [MAIN, '--dir', dir, ...args], { env, maxBuffer: 1 << 26 }, (error, stdout, stderr) => { done({ status: error ? Number(error.code ?? 255) : 0, stdout, stderr }); });
@@ -23,7 +25,11 @@ async function cluster(t: Test, nodes: number) {
     if (status !== 0) t.fail(`tartan ${args.join(' ')}: ${status} ${stderr}`);
     return stdout;
   };
-  t.teardown(() => run('down'));
+  t.teardown(async () => {
+    const { status, stderr } = await run('down');
+    if (status !== 0) throw new Error(`what was started may still run: ${stderr}`);
+    rmSync(dirname(dir), { recursive: true });
+  });
   await well('up', '--nodes', String(nodes), '--size', '256MiB');
   const put = async (name: string, bytes: number, code: string): Promise<string> => {
     const file = join(dir, `${name}.original`), data = randomBytes(bytes);
