@@ -71,7 +71,7 @@ export const mutants: Readonly<Record<string, Mutant>> = {
     });
     replace(UnitStore, 'heldUnits', (original) => function (...args) { return (original.apply(this, args) as object[]).map((unit) => ({ ...unit, missing: 0n })); });
   } },
-  'fence-ignored': { what: 'a node says that it fenced a writer epoch, and goes on taking older ones', seed: 1, make: () => {
+  'fence-ignored': { what: 'a node says that it fenced a writer epoch, and goes on taking older ones', seed: 4, make: () => {
     replace(UnitStore, 'fence', () => function (_fileId: number, writerEpoch: number) { return Promise.resolve(writerEpoch); });
     replace(UnitStore, 'adoptFence', () => function () { /* forgotten */ });
   } },
@@ -106,7 +106,7 @@ export const mutants: Readonly<Record<string, Mutant>> = {
       if (isWaiting && ok) { const op = this.slotOp[slot], unit = this.slotUnit[slot]; this.slotState[slot] = 0; this.release(slot); this.owner.onAnswer(this, op, unit, 0, this.nodeMapEpoch); }
     });
   } },
-  'roll-back-forgets-a-slot': { what: 'a stripe that was refused never settles', seed: 2, make: () => {
+  'roll-back-forgets-a-slot': { what: 'a stripe that was refused never settles', seed: 4, make: () => {
     replace(StripePipeline, 'ended', (original) => function (op: number, refusal: number, unit: number) { if (refusal === Refusal.NONE) original.call(this, op, refusal, unit); });
   } },
   'versions-mixed': { what: 'a reader puts units of two versions together', seed: 47, make: () => {
@@ -115,7 +115,7 @@ export const mutants: Readonly<Record<string, Mutant>> = {
   'checksum-unchecked': { what: 'a node stores units without looking at their checksums', seed: 1, make: () => {
     replace(StorageNode, 'verified', (original) => function (wrId: number) { return original.call(this, wrId, 0); });
   } },
-  'few-units-believed': { what: 'a takeover takes every fenced node for one that was up all the time', seed: 4, make: () => {
+  'few-units-believed': { what: 'a takeover takes every fenced node for one that was up all the time', seed: 11, make: () => {
     replace(NodeSet, 'entry', (original) => function (...args) {
       const entry = original.apply(this, args) as object | undefined;
       return entry && { ...entry, since: -1 };
@@ -128,7 +128,7 @@ export const mutants: Readonly<Record<string, Mutant>> = {
       for (const id of ids) this.answered(id, Refusal.UNREACHABLE);
     });
   } },
-  'old-map-taken': { what: 'a node takes units that were sent under an older map', seed: 4, make: () => {
+  'old-map-taken': { what: 'a node takes units that were sent under an older map', seed: 2, make: () => {
     replace(UnitRing, 'judge', (original) => function (...args) {
       const { host } = this, { maps } = host;
       const epoch = Math.min(maps.epoch, this.words[this.wordOf(args[0]) + W.MAP_EPOCH]);
