@@ -81,7 +81,7 @@ export const mutants: Readonly<Record<string, Mutant>> = {
       return original.call(this, op, ...rest);
     });
   } },
-  'commit-mark-early': { what: 'headers call a version committed when it is submitted', seed: 46, make: () => {
+  'commit-mark-early': { what: 'headers call a version committed when it is submitted', seed: 113, make: () => {
     replace(WriteWindow, 'submit', (original) => function (...args) {
       if (!this.undecided) this.identity.commitMark = this.nextCounter;
       return original.apply(this, args);
