@@ -2,7 +2,7 @@ import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import t from 'tap';
 import { ChainMap } from '../../storage-node/chain-map.js';
-import { E, IndexTable, type EntryFields } from '../../storage-node/index-table.js';
+import { E, ENTRY_WORDS, IndexTable, type EntryFields } from '../../storage-node/index-table.js';
 import { MaskTable } from '../../storage-node/mask-table.js';
 import { randomFrom } from './units.js';
 
@@ -90,4 +90,29 @@ t.test('The hashes keep their keys apart, in any order of coming and going', asy
   }
   t.ok([...Array(3001).keys()].slice(1).every((entry) => masks.get(entry) === (expected.get(entry) ?? 0n)));
   t.equal(masks.size, expected.size);
+});
+
+t.test('What no checkpoint of ours says is refused: found by fuzzing', async (t) => {
+  const made = (): { index: IndexTable; entry: Uint32Array } => {
+    const index = new IndexTable();
+    index.restoreFile(Uint32Array.of(3, 7, 0, 1, 1, 1), 0);
+    const entry = new Uint32Array(ENTRY_WORDS);
+    entry[E.FILE] = 3;
+    entry[E.STRIPE_LOW] = 5;
+    return { index, entry };
+  };
+  const bad = { code: 'ERR_CHECKSUM' };
+  const good = made();
+  good.index.restoreEntry(good.entry, 0);
+  t.same([...good.index.stripesFrom(good.index.file(7), 0)], [5], 'an entry that can be');
+  // The inventory of a stripe beyond 2^53 never ended: it plus one is itself.
+  const far = made();
+  far.entry[E.PLACE] = (1 << 31) >>> 0;
+  t.throws(() => { far.index.restoreEntry(far.entry, 0); }, bad);
+  const stranger = made();
+  stranger.entry[E.FILE] = 4;
+  t.throws(() => { stranger.index.restoreEntry(stranger.entry, 0); }, bad, 'a unit of a file that was not told of');
+  t.throws(() => { made().index.restoreMissing(Uint32Array.of(4, 0, 0, 1, 1, 1, 0), 0); }, bad, 'what it lacks');
+  t.throws(() => { made().index.restoreFile(Uint32Array.of(0xffff_fff0, 8, 0, 1, 1, 1), 0); }, bad, 'a file number that would take all memory');
+  t.throws(() => { made().index.restoreMask(Uint32Array.of(9, 1, 0), 0); }, bad, 'a mask of no entry');
 });
