@@ -18,6 +18,8 @@ export type CephPlugin = typeof CEPH_PLUGINS[number];
 
 const MON_PORT = 6789;
 const READY_MS = 120_000;
+/** An OSD that is not up by then is started again: now and then one waits for ever for an answer that was lost. */
+const BOOT_MS = 25_000;
 const ATTEMPTS = 4;
 const COMMAND_MS = 30_000;
 const STOP_MS = 5_000;
@@ -35,6 +37,7 @@ export class CephCluster {
   private readonly children: ChildProcess[] = [];
   private readonly folder: string;
   private readonly config: string;
+  private readonly osds = new Map<number, { readonly child: ChildProcess; readonly at: number }>();
   private pools = 0;
 
   private constructor(private readonly testbed: Testbed) {
@@ -111,19 +114,33 @@ export class CephCluster {
       await this.ceph('osd', 'new', uuid);
       // It asks the monitor for its configuration, so it too has to be on the network.
       await run([...testbed.network.enter(nodes[i]!), 'ceph-osd', '-i', String(i), '-c', config, '--mkfs', '--osd-uuid', uuid], COMMAND_MS);
-      this.daemon(nodes[i]!, `osd.${i}`, ['ceph-osd', '-i', String(i), '-c', config, '-f']);
+      this.startOsd(nodes, i);
     }
     for (const deadline = performance.now() + READY_MS; ; await delay(500)) {
-      const { num_up_osds: up } = JSON.parse(await this.ceph('osd', 'stat', '--format', 'json')) as { num_up_osds: number };
+      const { osds } = JSON.parse(await this.ceph('osd', 'dump', '--format', 'json')) as { osds: { osd: number; up: number }[] };
+      const isUp = (i: number): boolean => osds.find(({ osd }) => osd === i)?.up === 1;
+      const up = nodes.filter((_, i) => isUp(i)).length;
       if (up === nodes.length) return;
+      for (const i of nodes.keys()) {
+        const started = this.osds.get(i)!;
+        if (isUp(i) || performance.now() - started.at < BOOT_MS) continue;
+        started.child.kill('SIGKILL');
+        this.startOsd(nodes, i);
+      }
       if (performance.now() > deadline) throw new TestbedError('ERR_TESTBED', `Cannot start Ceph: ${up} of ${nodes.length} OSDs are up after ${READY_MS / 1000} s`);
     }
   }
 
-  private daemon(host: string, name: string, command: readonly string[]): void {
+  private startOsd(nodes: readonly string[], i: number): void {
+    this.osds.set(i, { child: this.daemon(nodes[i]!, `osd.${i}`, ['ceph-osd', '-i', String(i), '-c', this.config, '-f']), at: performance.now() });
+  }
+
+  private daemon(host: string, name: string, command: readonly string[]): ChildProcess {
     const out = openSync(join(this.folder, `${name}.out`), 'w');
-    this.children.push(spawn('setpriv', ['--pdeathsig', 'KILL', ...this.testbed.network.enter(host), ...command], { stdio: ['ignore', out, out], detached: true }));
+    const child = spawn('setpriv', ['--pdeathsig', 'KILL', ...this.testbed.network.enter(host), ...command], { stdio: ['ignore', out, out], detached: true });
+    this.children.push(child);
     closeSync(out);
+    return child;
   }
 
   /**
