@@ -12,7 +12,7 @@ import { IndexTable } from './index-table.js';
 import { MAX_HEADER_AREA_BYTES } from './log-format.js';
 import { readLog, RECOVERY_WINDOW_BYTES, type LogEnd, type UncertainUnit } from './recovery.js';
 import { Replay } from './replay.js';
-import { Segments, SegmentState } from './segments.js';
+import { Segments, SegmentState, type Geometry } from './segments.js';
 import { openSuperblock, type StoreIdentity, type Superblock } from './superblock.js';
 
 /** What opening found; for logs and status. */
@@ -92,7 +92,7 @@ async function loadCheckpoint(disk: Disk, superblock: Superblock, window: Aligne
   const block = window.bytes.subarray(0, BLOCK_BYTES), pointers: { slot: number; pointer: Pointer }[] = [];
   for (const slot of [0, 1]) {
     const pointer = await readPointer(disk, slot, superblock, block);
-    if (typeof pointer === 'object') pointers.push({ slot, pointer });
+    if (typeof pointer === 'object' && liesInLog(pointer, superblock.geometry)) pointers.push({ slot, pointer });
   }
   pointers.sort((a, b) => b.pointer.generation - a.pointer.generation);
   let why: unknown;
@@ -111,6 +111,13 @@ async function loadCheckpoint(disk: Disk, superblock: Superblock, window: Aligne
     }
   }
   throw new TartanError('ERR_CHECKSUM', `Cannot open the store: ${pointers.length === 0 ? 'neither pointer block holds' : 'no checkpoint that a pointer names holds'}; what the store held cannot be told`, { cause: why });
+}
+
+/** A sealed pointer to a place outside its segment, or outside the log, would have the log go on over something else. */
+function liesInLog(pointer: Pointer, { firstBlock, segmentBlocks, segmentCount }: Geometry): boolean {
+  const first = firstBlock + pointer.segment * segmentBlocks;
+  return pointer.segment < segmentCount && pointer.block >= first && pointer.block <= first + segmentBlocks
+    && [pointer.next, pointer.after].every((segment) => segment >= -1 && segment < segmentCount) && pointer.segments.every((segment) => segment < segmentCount);
 }
 
 async function readStates(disk: Disk, superblock: Superblock, pointer: Pointer, index: IndexTable, segments: Segments, allocate: (bytes: number) => AlignedMemory): Promise<Uint8Array> {
