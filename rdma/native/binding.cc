@@ -8,6 +8,7 @@
 #include <node_api.h>
 #include <sys/random.h>
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -15,6 +16,7 @@
 #include <unordered_set>
 
 #include "engine.h"
+#include "packet_counters.h"
 #include "unit_header.h"
 
 namespace tartan {
@@ -29,6 +31,7 @@ struct Device {
   std::unordered_set<uint32_t> rkeys;   // ever given out
   uint32_t next_lkey = 1;
   uint32_t next_coder = 1;
+  std::map<uint32_t, std::shared_ptr<PacketCounters>> packet_counters;  // by socket
   bool hooked = false;
 };
 
@@ -271,6 +274,55 @@ napi_value counters(napi_env env, napi_callback_info info) {  // (Float64Array)
   return undefined(env);
 }
 
+// ---- packet sockets ----
+
+// (id, host, port, Uint32Array [seed, loss, reordering])
+napi_value open_packet_socket(napi_env env, napi_callback_info info) {
+  Call call(env, info);
+  Command command{CommandType::open_packet_socket, call.u32(0), call.u32(2)};
+  command.host = call.text(1);
+  memcpy(command.words, call.array<uint32_t>(3), 3 * 4);
+  command.packet_counters = call.device->packet_counters[call.u32(0)] = std::make_shared<PacketCounters>();
+  call.device->engine->submit(std::move(command));
+  return undefined(env);
+}
+
+// (id, Uint32Array) → qpn: a sender's [most packets], a receiver's words as in PacketSockets::add_receiver
+template <CommandType type>
+napi_value add_to_packet_socket(napi_env env, napi_callback_info info) {
+  Call call(env, info);
+  const uint32_t qpn = call.device->engine->new_qpn();
+  Command command{type, call.u32(0), 0, qpn};
+  size_t words = 0;
+  const uint32_t* given = call.array<uint32_t>(1, &words);
+  memcpy(command.words, given, std::min<size_t>(words, 12) * 4);
+  call.device->engine->submit(std::move(command));
+  return uint32(env, qpn);
+}
+
+napi_value remove_packet_receiver(napi_env env, napi_callback_info info) {  // (socket, qpn, fence)
+  Call call(env, info);
+  if (call.device->engine) call.device->engine->submit({CommandType::remove_packet_receiver, call.u32(0), call.u32(1), call.u32(2)});
+  return undefined(env);
+}
+
+napi_value close_packet_socket(napi_env env, napi_callback_info info) {  // (socket, fence)
+  Call call(env, info);
+  if (call.device->engine) call.device->engine->submit({CommandType::close_packet_socket, call.u32(0), 0, call.u32(1)});
+  return undefined(env);
+}
+
+napi_value packet_counters(napi_env env, napi_callback_info info) {  // (socket, Float64Array, whether they are asked for the last time)
+  Call call(env, info);
+  const auto found = call.device->packet_counters.find(call.u32(0));
+  if (found == call.device->packet_counters.end()) return undefined(env);
+  const Counter* all = &found->second->packets_sent;
+  double* out = call.array<double>(1);
+  for (size_t i = 0; i < sizeof(PacketCounters) / sizeof(Counter); i++) out[i] = static_cast<double>(all[i].get());
+  if (call.u32(2) != 0) call.device->packet_counters.erase(found);
+  return undefined(env);
+}
+
 // ---- life ----
 
 // Joins the engine's thread; afterwards nothing but JavaScript refers to the regions.
@@ -353,6 +405,12 @@ napi_value open(napi_env env, napi_callback_info info) {
       {"toError", to_error},
       {"destroyQueuePair", command_with_fence<CommandType::destroy_queue_pair>},
       {"fence", command_with_fence<CommandType::fence>},
+      {"openPacketSocket", open_packet_socket},
+      {"addPacketSender", add_to_packet_socket<CommandType::add_packet_sender>},
+      {"addPacketReceiver", add_to_packet_socket<CommandType::add_packet_receiver>},
+      {"removePacketReceiver", remove_packet_receiver},
+      {"closePacketSocket", close_packet_socket},
+      {"packetCounters", packet_counters},
       {"keepAlive", keep_alive},
       {"counters", counters},
       {"close", close},

@@ -52,7 +52,8 @@ Engine::Engine(const WorkRequest* requests, uint32_t request_capacity, Completio
       wake_(std::move(wake)),
       epoll_fd_(epoll_fd),
       services_(completions_, events_, counters, next_qpn_, epoll_fd),
-      encodes_(services_) {
+      encodes_(services_),
+      packets_(services_) {
   doorbell_.fd = doorbell_fd;
   services_.watch(doorbell_fd, &doorbell_, EPOLLIN, true);
   // Signals are for the threads that Node has set up for them.
@@ -116,7 +117,7 @@ void Engine::run() {
     // Asleep is announced before looking once more at everything that rings the doorbell only for a sleeper.
     sleeping_.store(true, std::memory_order_seq_cst);
     const bool busy = submissions_.tail() != submissions_.head() || commands_submitted_.load(std::memory_order_seq_cst) != commands_taken_ ||
-                      !services_.dirty.empty() || !encodes_.empty() || completions_.can_move() || stopping_.load(std::memory_order_seq_cst);
+                      !services_.dirty.empty() || !encodes_.empty() || packets_.has_work() || completions_.can_move() || stopping_.load(std::memory_order_seq_cst);
     if (busy) sleeping_.store(false, std::memory_order_relaxed);
     const int count = wait(ready, busy);
     sleeping_.store(false, std::memory_order_relaxed);
@@ -130,6 +131,7 @@ void Engine::run() {
     }
     run_timers();
     pump_dirty();
+    packets_.pump();
     publish();
     if (!encodes_.empty()) {
       encodes_.run(ENCODE_BUDGET_BYTES);
@@ -192,6 +194,7 @@ void Engine::take_submissions() {
 void Engine::execute(const WorkRequest& shared) {
   const WorkRequest request = shared;  // JavaScript could still write to its ring: judge and use the same bytes
   if (request.opcode == ENCODE || request.opcode == VERIFY) return encodes_.post(request);
+  if (request.opcode >= SEND_STRIPE && request.opcode <= RELEASE_SLOT) return packets_.post(request);
   QueuePair* pair = request.qpn < services_.queue_pairs.size() ? services_.queue_pairs[request.qpn] : nullptr;
   if (!pair) return services_.complete(request.opcode, FLUSHED, request.qpn, request.wr_id);
   switch (request.opcode) {
@@ -243,6 +246,12 @@ void Engine::execute(Command& command) {
     case CommandType::destroy_queue_pair:
       if (pair) pair->destroy();
       return;
+    case CommandType::open_packet_socket:
+    case CommandType::close_packet_socket:
+    case CommandType::add_packet_sender:
+    case CommandType::add_packet_receiver:
+    case CommandType::remove_packet_receiver:
+      return packets_.execute(command);
     case CommandType::fence:
       return services_.emit({EventType::fence, command.number});
   }
@@ -340,6 +349,7 @@ void Engine::tear_down() {
   for (QueuePair* pair : services_.queue_pairs) {
     if (pair) services_.bury(pair);
   }
+  packets_.close_all();
   empty_graveyard();
 }
 

@@ -18,6 +18,7 @@
 #include "encode_queue.h"
 #include "listener.h"
 #include "mailbox.h"
+#include "packet_sockets.h"
 #include "pollable.h"
 #include "services.h"
 #include "submission_queue.h"
@@ -77,6 +78,7 @@ class Engine {
   Doorbell doorbell_;
   Services services_;
   EncodeQueue encodes_;
+  PacketSockets packets_;
   std::unordered_map<uint32_t, Listener*> listeners_;
   std::atomic<uint32_t> commands_submitted_{0};
   uint32_t commands_taken_ = 0;

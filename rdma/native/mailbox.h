@@ -5,6 +5,7 @@
 #pragma once
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <mutex>
 #include <string>
 
@@ -12,6 +13,7 @@ namespace tartan {
 
 class Region;
 struct Coder;
+struct PacketCounters;
 
 enum class CommandType : uint8_t {
   add_region,         // region
@@ -26,6 +28,11 @@ enum class CommandType : uint8_t {
   to_error,           // id: the qpn, host: the reason
   destroy_queue_pair,  // id: the qpn → queue_pair_gone
   fence,              // id → fence
+  open_packet_socket,   // id, host, port, words: impairment, packet_counters → listening or listen_failed
+  close_packet_socket,  // id, number: fence → fence
+  add_packet_sender,    // id: the socket, number: qpn, words: most packets
+  add_packet_receiver,  // id: the socket, number: qpn, words: ReceiverOptions, lkey
+  remove_packet_receiver,  // id: the socket, port: its qpn, number: fence → fence
 };
 
 enum class ConnectMode : uint8_t { automatic, tcp, shm };
@@ -39,6 +46,8 @@ struct Command {
   Region* region = nullptr;
   Coder* coder = nullptr;
   std::string host;
+  uint32_t words[12] = {};
+  std::shared_ptr<PacketCounters> packet_counters;
   uint32_t position = 0;  // the send queue's tail at submission: everything posted before runs before
 };
 

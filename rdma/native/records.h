@@ -14,6 +14,10 @@ enum Opcode : uint8_t {
   ENCODE = 6,
   VERIFY = 7,
   RECV_WRITE_WITH_IMM = 8,
+  SEND_STRIPE = 9,
+  SEND_UNIT = 10,
+  CANCEL = 11,
+  RELEASE_SLOT = 12,
   // Not in records.ts: a completion that stands for an engine event, so that events and completions keep their order.
   OPCODE_EVENT = 255,
 };
@@ -84,6 +88,27 @@ struct WorkRequest {
       uint32_t payload_offset;
       uint32_t payload_bytes;
     } verify;
+    struct {
+      uint32_t lkey;
+      uint32_t headers_offset;
+      uint32_t units_offset;
+      uint32_t stride;
+      uint32_t group;
+      uint32_t chunk;
+      uint32_t units;
+      uint32_t address;
+      uint32_t port;
+    } send_stripe;
+    struct {
+      uint32_t lkey;
+      uint32_t header_offset;
+      uint32_t header_bytes;
+      uint32_t payload_offset;
+      uint32_t payload_bytes;
+      uint32_t most_chunk;
+      uint32_t address;
+      uint32_t port;
+    } send_unit;
     uint32_t words[13];
   };
 };

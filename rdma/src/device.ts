@@ -22,6 +22,8 @@
  * 9. One device belongs to one JavaScript thread; handlers run on it, never from within a post or `ring()`.
  */
 
+import type { PacketSocket, PacketSocketOptions } from './packets.js';
+
 export type DeviceKind = 'soft' | 'sim' | 'verbs';
 
 /** What a remote peer may do with a region. Local access is always granted. */
@@ -172,6 +174,8 @@ export interface Device {
   connect(host: string, port: number, options?: ConnectOptions): Promise<QueuePair>;
   /** `onConnection` gets each new queue pair before any completion of it; it must set `handler` and post receives. */
   listen(host: string, port: number, onConnection: (qp: QueuePair) => void): Promise<Listener>;
+  /** A UDP socket for packets that a switch computes on. Absent where the device has none. @throws {RdmaError} ERR_LISTEN */
+  openPacketSocket?(host: string, port: number, options?: PacketSocketOptions): Promise<PacketSocket>;
   /** Releases everything posted since the last call to the device. Called by the device itself after a batch of handlers. */
   ring(): void;
   /** Runs at the end of every batch of completions, before the device's own `ring()`. */

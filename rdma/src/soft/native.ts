@@ -40,6 +40,13 @@ export interface NativeDevice {
   destroyQueuePair(qpn: number): void;
   /** A FENCE event comes back after the completions of everything released before. */
   fence(id: number, fence: number): void;
+  /** @param impairment  seed, loss and reordering of 1000; LISTENING or LISTEN_FAILED comes back */
+  openPacketSocket(id: number, host: string, port: number, impairment: Uint32Array): void;
+  addPacketSender(socket: number, words: Uint32Array): number;
+  addPacketReceiver(socket: number, words: Uint32Array): number;
+  removePacketReceiver(socket: number, qpn: number, fence: number): void;
+  closePacketSocket(socket: number, fence: number): void;
+  packetCounters(socket: number, into: Float64Array, isLast: number): void;
   keepAlive(on: number): void;
   counters(into: Float64Array): void;
   /** Stops and joins the engine's thread. */

@@ -11,11 +11,13 @@ import {
   Access, type Coder, type CoderSpec, type CodingQueue, type CompletionHandler, type ConnectOptions, type Device, type DeviceCounters, type Listener,
   type MemoryRegion, type QueuePair, RdmaError,
 } from '../device.js';
+import type { PacketSocket, PacketSocketOptions } from '../packets.js';
 import { CQE_WORDS, Opcode } from '../records.js';
 import { SoftCoder } from './coder.js';
 import { SoftCodingQueue } from './coding-queue.js';
 import { SoftMemoryRegion } from './memory-region.js';
 import { ConnectMode, COUNTER_NAMES, EventType, loadAddon, type NativeDevice, type NativeEvent, OPCODE_EVENT } from './native.js';
+import { SoftPacketSocket } from './packet-socket.js';
 import { SoftQueuePair } from './queue-pair.js';
 import { SendQueue } from './send-queue.js';
 
@@ -60,6 +62,9 @@ export class SoftDevice implements Device {
   readonly #targets: (SoftQueuePair | SoftCodingQueue | undefined)[] = [];
   readonly #listeners = new Map<number, (qp: SoftQueuePair) => void>();
   readonly #listenersOpen = new Set<Listener>();
+  readonly #packetSockets = new Set<SoftPacketSocket>();
+  /** Completions of packet senders and receivers, by qpn. */
+  readonly #packetHandlers = new Map<number, CompletionHandler>();
   readonly #regions = new Map<number, SoftMemoryRegion>();
   /** Who waits for an event, by its id: listen, connect, fence; regions and queue pairs by key and qpn below. */
   readonly #waiters = new Map<number, Waiter>();
@@ -139,6 +144,26 @@ export class SoftDevice implements Device {
       return this.#createListener(event[1], address, event[3]);
     } catch (cause) {
       throw new RdmaError('ERR_LISTEN', `Cannot listen on ${host}:${port}: ${(cause as Error).message}; a free address of this machine was expected`, { cause });
+    }
+  }
+
+  async openPacketSocket(host: string, port: number, options: PacketSocketOptions = {}): Promise<PacketSocket> {
+    this.#assertOpen('open a packet socket');
+    const { seed, lossPerMille, reorderPerMille } = options.impairment ?? { seed: 0, lossPerMille: 0, reorderPerMille: 0 };
+    try {
+      const address = await this.#resolve(host);
+      const event = await this.#request((id) => { this.#native.openPacketSocket(id, address, port, Uint32Array.of(seed, lossPerMille, reorderPerMille)); });
+      const socket = new SoftPacketSocket({
+        sendQueue: this.sendQueue, native: this.#native, keyOf: (region) => this.keyOf(region),
+        setTarget: (qpn, handler) => { if (handler === undefined) this.#packetHandlers.delete(qpn); else this.#packetHandlers.set(qpn, handler); },
+        command: async (send) => { await this.#request(send); },
+        forget: (gone) => { this.#packetSockets.delete(gone); this.#release(); },
+      }, event[1], address, event[3]);
+      this.#packetSockets.add(socket);
+      this.#hold();
+      return socket;
+    } catch (cause) {
+      throw new RdmaError('ERR_LISTEN', `Cannot open a packet socket on ${host}:${port}: ${(cause as Error).message}; a free IPv4 address of this machine was expected`, { cause });
     }
   }
 
@@ -246,7 +271,8 @@ export class SoftDevice implements Device {
       }
       if ((opcode === Opcode.ENCODE || opcode === Opcode.VERIFY) && --this.#codingOutstanding === 0) this.#release();
       const target = this.#targets[words[at + 2]!];
-      if (target !== undefined) target.handler(opcode, kind & 0xff, words[at]!, words[at + 3]!, words[at + 4]!, words[at + 5]!);
+      if (target === undefined) this.#packetHandlers.get(words[at + 2]!)?.(opcode, kind & 0xff, words[at]!, words[at + 3]!, words[at + 4]!, words[at + 5]!);
+      else target.handler(opcode, kind & 0xff, words[at]!, words[at + 3]!, words[at + 4]!, words[at + 5]!);
     }
   }
 
@@ -356,6 +382,7 @@ export class SoftDevice implements Device {
 
   async #close(): Promise<void> {
     await Promise.all([...this.#listenersOpen].map((listener) => listener.close()));
+    await Promise.all([...this.#packetSockets].map((socket) => socket.close()));
     await Promise.all(this.#targets.map((target) => target?.destroy()));
     await Promise.all([...this.#regions.values()].map((region) => region.deregister()));
     this.#native.counters(this.#counters);
