@@ -3,6 +3,7 @@
  * ClusterStore; every change of the map is a compare-and-swap of one key; one of the nodes raises its epoch by one.
  */
 import { randomUUID } from 'node:crypto';
+import { isDeepStrictEqual } from 'node:util';
 import { TartanError, codeOf } from '../wire/errors.js';
 import type { ClusterStore, Watch } from './cluster-store.js';
 import { editJson, parseJson } from './compare-and-swap.js';
@@ -186,9 +187,10 @@ function upsert<Entry extends NodeEntry | SwitchEntry>(entries: readonly Entry[]
   const { id, host, port, controlPort } = entry;
   const stores = entry as { readonly store?: string }, known = old as { readonly store?: string } | undefined;
   const store = stores.store ?? known?.store;
-  const made = { id, host, port, state: entry.state ?? old?.state ?? initial, controlPort, ...(store !== undefined && { store }) } as Entry;
+  const { packets } = entry;
+  const made = { id, host, port, state: entry.state ?? old?.state ?? initial, controlPort, ...(store !== undefined && { store }), ...(packets !== undefined && { packets }) } as Entry;
   if (!old) return [...entries, made];
-  if (old.host === host && old.port === port && old.controlPort === controlPort && old.state === made.state && known?.store === store) return entries;
+  if (old.host === host && old.port === port && old.controlPort === controlPort && old.state === made.state && known?.store === store && isDeepStrictEqual(old.packets, packets)) return entries;
   return entries.map((other) => (other === old ? made : other));
 }
 

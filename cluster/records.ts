@@ -19,8 +19,17 @@ export interface NodeEntry {
   readonly store?: string;
   /** Map epoch with which that store came: what it lacks of older units proves nothing. */
   readonly storeSince?: number;
+  /** IPv4 address and UDP port on which it takes unit and parity packets (docs/wire-format.md); absent: it takes none. */
+  readonly packets?: PacketAddress;
 }
-export interface SwitchEntry { readonly id: string; readonly host: string; readonly port: number; readonly state: 'programmable' | 'forwarding' | 'down'; readonly controlPort: number }
+export interface SwitchEntry {
+  readonly id: string; readonly host: string; readonly port: number; readonly state: 'programmable' | 'forwarding' | 'down'; readonly controlPort: number;
+  /** Where a packet switch takes stripe packets and probes, and the largest IP packet it takes; absent: a software switch, which grants rings at host and port. */
+  readonly packets?: PacketAddress & { readonly mtu: number };
+}
+
+/** Of UDP over IPv4. */
+export interface PacketAddress { readonly host: string; readonly port: number }
 
 export interface ClusterMap {
   /** Grows by one with every change of the nodes: who they are, where, in which state. Units and requests carry it. */

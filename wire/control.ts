@@ -9,7 +9,7 @@ import {
 import { isIPv6 } from 'node:net';
 import { PROOF_KEY, TOKEN_KEY, TokenChecker, isProof, makeProof, makeToken, type Token } from './control-token.js';
 import { TartanError, type ErrorCode } from './errors.js';
-import { NodeControlService, SwitchControlService, type NodeStatus, type SwitchStatus } from './generated/control.js';
+import { NodeControlService, SwitchControlService, type NodeStatus, type OpenGroupsReply, type OpenGroupsRequest, type SwitchStatus } from './generated/control.js';
 import { isLoopback } from './loopback.js';
 
 // Every error is thrown or answered; gRPC would print some of them too. Its own variable turns that on.
@@ -31,6 +31,8 @@ export interface SwitchControlHandlers {
   load(program: string): Awaitable<SwitchStatus>;
   unload(): Awaitable<SwitchStatus>;
   status(): Awaitable<SwitchStatus>;
+  /** Only of a packet switch. */
+  openGroups?(request: OpenGroupsRequest): Awaitable<OpenGroupsReply>;
 }
 
 export interface NodeControlHandlers { status(): Awaitable<NodeStatus> }
@@ -71,6 +73,10 @@ export async function serveControl({ host, port, secret, services }: ServeContro
       serving(SwitchControlService.load, (request) => onSwitch.load(request.program)),
       serving(SwitchControlService.unload, () => onSwitch.unload()),
       serving(SwitchControlService.status, () => onSwitch.status()),
+      serving(SwitchControlService.openGroups, (request) => {
+        if (onSwitch.openGroups === undefined) throw new TartanError('ERR_ARGUMENT', 'Cannot open groups: this switch takes stripes over rings, not as packets');
+        return onSwitch.openGroups(request);
+      }),
     ]);
   }
   if (node) addService(server, checker, [serving(NodeControlService.status, () => node.status())]);
@@ -107,6 +113,13 @@ export class SwitchControl {
   load(program: string): Promise<SwitchStatus> { return this.#caller.call(SwitchControlService.load, `load '${program}' into`, { program }); }
   unload(): Promise<SwitchStatus> { return this.#caller.call(SwitchControlService.unload, 'unload the program of', {}); }
   status(): Promise<SwitchStatus> { return this.#caller.call(SwitchControlService.status, 'ask the status of', {}); }
+  /**
+   * Numbers for ordered sets of nodes, entered in a packet switch; at most a few hundred sets a call (64 KiB).
+   *
+   * @throws {TartanError} ERR_STALE_MAP: the agent's map is of another epoch · ERR_CAPACITY: no room for more groups ·
+   * ERR_NOT_PROGRAMMABLE: it has no parity program now · ERR_ARGUMENT: not a packet switch, or k, m or a set that it cannot serve
+   */
+  openGroups(request: OpenGroupsRequest): Promise<OpenGroupsReply> { return this.#caller.call(SwitchControlService.openGroups, 'open groups in', request); }
   close(): void { this.#caller.close(); }
 }
 

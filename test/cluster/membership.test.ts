@@ -61,6 +61,21 @@ t.test('switches are registered and change state as nodes do', async (t) => {
   await t.rejects(setSwitchState(store, 's2', 'down'), { code: 'ERR_NOT_FOUND' });
 });
 
+t.test('where a member takes packets is registered with it, and goes when it is registered without', async (t) => {
+  const store = await cluster();
+  const packets = { host: '10.0.0.1', port: 21_586 };
+  const taking = await registerNode(store, { ...n1, state: 'up', packets });
+  t.same(taking.nodes[0]?.packets, packets);
+  t.same(await registerNode(store, { ...n1, packets: { ...packets } }), taking, 'the same again changes nothing');
+  t.match(await setNodeState(store, 'n1', 'down'), { nodes: [{ packets }] });
+  const { nodes, epoch } = await registerNode(store, n1);
+  t.equal(epoch, taking.epoch + 2);
+  t.notOk('packets' in nodes[0]!);
+  const s1 = { id: 's1', host: 'localhost', port: 7000, controlPort: 7000, packets: { ...packets, mtu: 9000 } };
+  t.same((await registerSwitch(store, s1)).switches, [{ ...s1, state: 'down' }]);
+  t.same((await registerSwitch(store, { ...s1, packets: { ...packets, mtu: 1500 } })).switches[0]?.packets, { ...packets, mtu: 1500 });
+});
+
 t.test('entries that cannot be meant are refused', async (t) => {
   const store = await cluster();
   for (const change of [{ id: '' }, { id: 'a b' }, { id: '-a' }, { id: 'a/b' }, { id: 'x'.repeat(65) }, { host: '' }, { host: 'a b' }, { port: 0 }, { port: 65_536 }, { port: 1.5 }, { controlPort: -1 }]) {

@@ -35,6 +35,20 @@ t.test('a switch is loaded, unloaded and asked, a node is asked', async (t) => {
   t.same(await nodeAt().status(), nodeStatus);
 });
 
+t.test('groups are opened in a packet switch, and refused by another', async (t) => {
+  const asked = { mapEpoch: 7, k: 2, m: 1, sets: [{ nodes: ['n1', 'n2', 'n3'] }, { nodes: ['n2', 'n3', 'n1'] }] };
+  const server = await serveControl({ host: '127.0.0.1', port: 0, services: { switch: { ...handlers, openGroups: (request) => {
+    t.same(request, asked);
+    return { groups: [5, 6], mapEpoch: 7 };
+  } } } });
+  t.teardown(() => server.close());
+  const client = new SwitchControl('127.0.0.1', server.port);
+  t.teardown(() => { client.close(); });
+  t.same(await client.openGroups(asked), { groups: [5, 6], mapEpoch: 7 });
+  const { switchAt } = await serve(t);
+  await t.rejects(switchAt().openGroups(asked), { code: 'ERR_ARGUMENT', message: /over rings, not as packets$/ });
+});
+
 t.test("a handler's error reaches the caller with its code, in one line", async (t) => {
   const { switchAt } = await serve(t);
   await t.rejects(switchAt().load('nonsense'), { code: 'ERR_NOT_PROGRAMMABLE', message: "Cannot load 'nonsense': there is no such program" });
