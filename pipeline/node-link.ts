@@ -12,8 +12,9 @@ import { Flag, Status } from 'tartan-rdma';
 import type { Clock } from '../wire/clock.js';
 import { TartanError } from '../wire/errors.js';
 import type { Control, Reply, Request } from '../wire/generated/ring.js';
-import { ACK_WORDS, MessageType, READ_FAILED_WORDS, Refusal, unitImm } from '../wire/ring-messages.js';
+import { ACK_WORDS, MessageType, READ_FAILED_WORDS, Refusal, UNIT_ACK_WORDS, unitImm } from '../wire/ring-messages.js';
 import { PAGE_BYTES } from '../wire/slot-layout.js';
+import type { PacketLane, PacketLanes } from './packet-lanes.js';
 import type { MessageChannel } from './channel.js';
 import type { Session } from './session.js';
 import { Heartbeat } from './session.js';
@@ -22,6 +23,8 @@ import { Heartbeat } from './session.js';
 export interface UnitPlace {
   region: MemoryRegion; headerOffset: number; headerBytes: number; payloadOffset: number; payloadBytes: number;
   writerEpoch: number; counter: number;
+  /** For packets, whose acknowledgements name units and not slots. */
+  stripe: number; mapEpoch: number;
 }
 
 export interface NodeLinkOwner {
@@ -31,6 +34,8 @@ export interface NodeLinkOwner {
   onWritten(link: NodeLink, op: number, unit: number, ok: boolean): void;
   /** Durable (refusal 0) or refused; `nodeMapEpoch` as the node reported. */
   onAnswer(link: NodeLink, op: number, unit: number, refusal: number, nodeMapEpoch: number): void;
+  /** A unit that this link did not send, of a stripe sent to a packet switch, is durable or refused. @param mapEpoch  of its header */
+  onStripeAnswer?(link: NodeLink, unit: number, refusal: number, stripe: number, writerEpoch: number, counter: number, mapEpoch: number, nodeMapEpoch: number): void;
   /** The connection is gone; all its units have been or will be answered with UNREACHABLE. */
   onLinkDown(link: NodeLink, reason: string): void;
   /** The node has placed what a read asked for. */
@@ -52,7 +57,13 @@ type RequestOp = NonNullable<Request['op']>;
 const TWO_32 = 0x1_0000_0000;
 const FREE = 0, WRITING = 1, WAITING_ACK = 2;
 
-export interface NodeLinkOptions { clock: Clock; heartbeatMs: number; deadlineMs: number }
+export interface NodeLinkOptions {
+  clock: Clock; heartbeatMs: number; deadlineMs: number;
+  /** When the node granted slots for packets: what sends them. */
+  packets?: PacketLanes | undefined;
+  /** The node's address as the map has it; needed with `packets`. */
+  host?: string;
+}
 
 export class NodeLink {
   readonly nodeId: string;
@@ -76,13 +87,16 @@ export class NodeLink {
   private readonly slotUnit: Uint8Array;
   private readonly slotEpoch: Uint32Array;
   private readonly slotCounter: Uint32Array;
+  private readonly slotStripe: Float64Array;
+  private readonly slotMapEpoch: Uint32Array;
+  private readonly lane: PacketLane | undefined;
   private readonly free: Uint16Array;
   private freeCount: number;
   // Units waiting for a slot: a ring of op · 64 + unit.
   private queue = new Float64Array(256);
   private queueHead = 0;
   private queueCount = 0;
-  private readonly place: UnitPlace = { region: undefined as unknown as MemoryRegion, headerOffset: 0, headerBytes: 0, payloadOffset: 0, payloadBytes: 0, writerEpoch: 0, counter: 0 };
+  private readonly place: UnitPlace = { region: undefined as unknown as MemoryRegion, headerOffset: 0, headerBytes: 0, payloadOffset: 0, payloadBytes: 0, writerEpoch: 0, counter: 0, stripe: 0, mapEpoch: 0 };
   private nextRequest = 1;
   private readonly requests = new Map<number, { resolve: (reply: Reply) => void; reject: (error: Error) => void; timer: unknown }>();
 
@@ -101,8 +115,11 @@ export class NodeLink {
     this.slotUnit = new Uint8Array(slots);
     this.slotEpoch = new Uint32Array(slots);
     this.slotCounter = new Uint32Array(slots);
+    this.slotStripe = new Float64Array(slots);
+    this.slotMapEpoch = new Uint32Array(slots);
     this.free = Uint16Array.from({ length: slots }, (_, i) => slots - 1 - i);
     this.freeCount = slots;
+    this.lane = session.grant.packetPort === undefined ? undefined : options.packets?.open(options.host ?? '', session.grant.packetPort, (slot, ok) => { this.written(slot, ok); });
     this.nodeMapEpoch = session.grant.mapEpoch;
     this.channel.onWritten = (wrId, status) => { this.written(wrId, status === Status.SUCCESS); };
     this.channel.onRecords = (type, words, w, count, mapEpoch) => { this.records(type, words, w, count, mapEpoch); };
@@ -141,6 +158,10 @@ export class NodeLink {
   /** The map this side acts under; the node refuses requests and reads under an older one than its own. */
   adoptMap(epoch: number): void { this.channel.mapEpoch = epoch; }
 
+  /** Whether units go as packets; and how many may be under way. */
+  get takesPackets(): boolean { return this.lane !== undefined; }
+  get slots(): number { return this.slotState.length; }
+
   get waiting(): number { return this.queueCount; }
 
   /** Sends a request and waits for its reply. @throws {TartanError} the reply's code, ERR_CONNECT, ERR_DEADLINE */
@@ -175,7 +196,14 @@ export class NodeLink {
     this.slotUnit[slot] = unit;
     this.slotEpoch[slot] = place.writerEpoch;
     this.slotCounter[slot] = place.counter;
+    this.slotStripe[slot] = place.stripe;
+    this.slotMapEpoch[slot] = place.mapEpoch;
     this.counters.units++;
+    if (this.lane !== undefined) {
+      this.lane.post(slot, place);
+      this.channel.hub.wake();
+      return;
+    }
     this.channel.qp.postGatherWithImm(slot, place.region, place.headerOffset, place.headerBytes, place.payloadOffset, place.payloadBytes,
       this.rkey, slot * this.slotBytes + PAGE_BYTES - place.headerBytes, unitImm(slot, place.headerBytes), Flag.SIGNALED);
     this.channel.hub.wake();
@@ -185,6 +213,7 @@ export class NodeLink {
     const state = this.slotState[slot]!;
     if ((state & WRITING) === 0) return;
     this.slotState[slot] = state & ~WRITING;
+    if (!this.up) this.retireLane();
     const op = this.slotOp[slot]!, unit = this.slotUnit[slot]!;
     if (this.slotState[slot] === FREE) this.release(slot);
     this.owner.onWritten(this, op, unit, ok);
@@ -197,18 +226,39 @@ export class NodeLink {
       for (let i = 0; i < count && this.up; i++, w += READ_FAILED_WORDS) this.owner.onReadFailed?.(this, words[w]!, words[w + 1]!, words[w + 2]!, words[w + 3]!);
       return;
     }
+    if (type === MessageType.UNIT_ACK && this.lane !== undefined) {
+      for (let i = 0; i < count && this.up; i++, w += UNIT_ACK_WORDS) this.unitAnswer(words, w);
+      return;
+    }
     if (type !== MessageType.ACK) { this.close(`unexpected message of type ${type}`); return; }
     for (let i = 0; i < count && this.up; i++, w += ACK_WORDS) {
       const slot = words[w]! & 0xffff;
       if (slot >= this.slotState.length || (this.slotState[slot]! & WAITING_ACK) === 0
         || words[w + 1] !== this.slotEpoch[slot] || words[w + 2] !== this.slotCounter[slot]) { this.counters.strayAcks++; continue; }
-      const refusal = words[w]! >>> 16;
-      if (refusal !== 0) this.counters.refused++;
-      const op = this.slotOp[slot]!, unit = this.slotUnit[slot]!;
-      this.slotState[slot]! &= ~WAITING_ACK;
-      if (this.slotState[slot] === FREE) this.release(slot);
-      this.owner.onAnswer(this, op, unit, refusal, words[w + 3]!);
+      this.settle(slot, words[w]! >>> 16, words[w + 3]!);
     }
+  }
+
+  private settle(slot: number, refusal: number, nodeMapEpoch: number): void {
+    if (refusal !== 0) this.counters.refused++;
+    const op = this.slotOp[slot]!, unit = this.slotUnit[slot]!;
+    this.slotState[slot]! &= ~WAITING_ACK;
+    if (this.slotState[slot] === FREE) this.release(slot);
+    this.owner.onAnswer(this, op, unit, refusal, nodeMapEpoch);
+  }
+
+  /** Of a unit sent by this link, or by the switch: whichever copy the node took, it is the same unit under the same header. */
+  private unitAnswer(words: Uint32Array, w: number): void {
+    const unit = words[w]! & 0xff, refusal = words[w]! >>> 8;
+    const stripe = words[w + 2]! * TWO_32 + words[w + 1]!, epoch = words[w + 3]!, counter = words[w + 4]!, mapEpoch = words[w + 5]!;
+    for (let slot = 0; slot < this.slotState.length; slot++) {
+      if ((this.slotState[slot]! & WAITING_ACK) === 0 || this.slotStripe[slot] !== stripe || this.slotCounter[slot] !== counter) continue;
+      if (this.slotUnit[slot] !== unit || this.slotEpoch[slot] !== epoch || this.slotMapEpoch[slot] !== mapEpoch) continue;
+      this.settle(slot, refusal, words[w + 6]!);
+      return;
+    }
+    if (this.owner.onStripeAnswer === undefined) this.counters.strayAcks++;
+    else this.owner.onStripeAnswer(this, unit, refusal, stripe, epoch, counter, mapEpoch, words[w + 6]!);
   }
 
   private release(slot: number): void {
@@ -221,6 +271,8 @@ export class NodeLink {
       this.post(Math.floor(entry / 64), entry % 64);
     }
   }
+
+  private retireLane(): void { if (this.slotState.every((state) => (state & WRITING) === 0)) this.lane?.retire(); }
 
   private control(message: Control): void {
     const kind = message.kind;
@@ -243,6 +295,12 @@ export class NodeLink {
     this.up = false;
     this.heartbeat.stop();
     void this.channel.destroy(reason);
+    // Nobody will acknowledge these chunks: the device gives them up, and says so as of any write.
+    if (this.lane !== undefined) {
+      for (let slot = 0; slot < this.slotState.length; slot++) if ((this.slotState[slot]! & WRITING) !== 0) this.lane.cancel(slot);
+      this.channel.hub.wake();
+      this.retireLane();
+    }
     for (const [, waiting] of this.requests) {
       this.clock.clearTimer(waiting.timer);
       waiting.reject(new TartanError('ERR_CONNECT', `Node ${this.nodeId} is gone: ${reason}`));

@@ -9,6 +9,7 @@ import type { NodeEntry } from '../cluster/records.js';
 import { TartanError } from '../wire/errors.js';
 import type { NodeLinkOwner } from './node-link.js';
 import { NodeLink } from './node-link.js';
+import type { PacketLanes } from './packet-lanes.js';
 import type { SessionContext } from './session.js';
 import { connectSession } from './session.js';
 
@@ -28,6 +29,10 @@ export interface NodeSetOptions {
   readonly heartbeatMs: number;
   readonly deadlineMs: number;
   readonly owner: NodeLinkOwner;
+  /** Units go as packets to nodes that take them; opened by the owner, and closed after this set. */
+  readonly packets?: PacketLanes | undefined;
+  /** Of the owner, told to nodes with `packets`. */
+  readonly writerEpoch?: number;
 }
 
 export class NodeSet {
@@ -104,10 +109,11 @@ export class NodeSet {
   }
 
   private async open(index: number, timeoutMs: number): Promise<NodeLink> {
-    const { context, nodes, role, name, fileId, unitBytes, slots, receiveSlots, transport, heartbeatMs, deadlineMs, owner } = this.options;
+    const { context, nodes, role, name, fileId, unitBytes, slots, receiveSlots, transport, heartbeatMs, deadlineMs, owner, packets, writerEpoch } = this.options;
     const entry = this.entry(index);
     if (entry === undefined) throw new TartanError('ERR_CONNECT', `Cannot reach node ${nodes[index]}: it is not in the cluster map of epoch ${this.map.epoch}`);
-    const session = await connectSession(context, entry.host, entry.port, { role, name, unitBytes, slots, fileId, mapEpoch: this.map.epoch },
+    const asPackets = packets !== undefined && entry.packets !== undefined ? { packetPort: packets.port, packetHost: packets.host, ...(writerEpoch !== undefined && { writerEpoch }) } : {};
+    const session = await connectSession(context, entry.host, entry.port, { role, name, unitBytes, slots, fileId, mapEpoch: this.map.epoch, ...asPackets },
       { transport, timeoutMs, receiveSlots });
     if (session.grant.name !== entry.id) {
       await session.channel.destroy('wrong node');
@@ -115,7 +121,7 @@ export class NodeSet {
     }
     if (this.closed) { await session.channel.destroy('closed'); throw new TartanError('ERR_CLOSED', 'Closed while connecting'); }
     this.drop(index, 'replaced by a new connection');
-    const link = new NodeLink(entry.id, index, session, owner, { clock: context.clock, heartbeatMs, deadlineMs });
+    const link = new NodeLink(entry.id, index, session, owner, { clock: context.clock, heartbeatMs, deadlineMs, packets, host: entry.packets?.host ?? entry.host });
     link.adoptMap(this.current.epoch);
     this.links[index] = link;
     return link;

@@ -164,6 +164,8 @@ export class StripePipeline implements NodeLinkOwner {
     place.payloadBytes = unitLength(this.length[op]!, slots.unitBytes, unit, code.k);
     place.writerEpoch = this.epoch[op]!;
     place.counter = this.counter[op]!;
+    place.stripe = this.stripe[op]!;
+    place.mapEpoch = this.words[((this.slotOffset[op]! + slots.dataHeadersOffset) >> 2) + W.MAP_EPOCH]!;
     this.posted[op]!++;
   }
 

@@ -14,6 +14,7 @@ import { nodeLeaseKey } from '../cluster/keys.js';
 import { readMap, registerNode, setNodeState } from '../cluster/membership.js';
 import { sleep, type Clock, type TimerHandle } from '../wire/clock.js';
 import { codeOf, TartanError } from '../wire/errors.js';
+import type { PacketAddress } from '../cluster/records.js';
 import type { MapKeeper } from './map-keeper.js';
 import type { UnitStore } from './unit-store.js';
 
@@ -65,10 +66,10 @@ export class Joining {
   }
 
   /** Registers the address, adopts map and writer epochs, and marks the node up. @throws {TartanError} ERR_MAP_UNAVAILABLE, ERR_ARGUMENT */
-  async join(store: UnitStore, host: string, port: number, controlPort: number): Promise<void> {
+  async join(store: UnitStore, host: string, port: number, controlPort: number, packets?: PacketAddress): Promise<void> {
     const { clusterStore, id, maps } = this.options;
     this.store = store;
-    maps.adopt(await registerNode(clusterStore, { id, host, port, controlPort, store: store.superblock.storeUuid }));
+    maps.adopt(await registerNode(clusterStore, { id, host, port, controlPort, store: store.superblock.storeUuid, ...(packets !== undefined && { packets }) }));
     await this.comeUp();
     this.rejoining = false;
     this.onMap();

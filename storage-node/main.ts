@@ -5,16 +5,16 @@ import { pino } from 'pino';
 import { codeOf } from '../wire/errors.js';
 import { runStorageNode, type StorageNodeSettings } from './run-node.js';
 
-const USAGE = 'usage: storage-node --cluster DIR|etcd://HOST:PORT/PREFIX --id ID --store PATH [--size BYTES] [--host 127.0.0.1] [--port 0] [--control-port 0] [--durability sync|volatile|discard] [--ring-memory BYTES] [--transport auto|tcp|shm] [--device soft|verbs|verbs:NAME|auto] [--secret-file FILE]';
+const USAGE = 'usage: storage-node --cluster DIR|etcd://HOST:PORT/PREFIX --id ID --store PATH [--size BYTES] [--host 127.0.0.1] [--port 0] [--packet-port PORT] [--control-port 0] [--durability sync|volatile|discard] [--ring-memory BYTES] [--transport auto|tcp|shm] [--device soft|verbs|verbs:NAME|auto] [--secret-file FILE]';
 
 function settingsFrom(args: string[]): Omit<StorageNodeSettings, 'log' | 'onDisplaced'> {
   const { values } = parseArgs({ args, options: {
     cluster: { type: 'string' }, id: { type: 'string' }, store: { type: 'string' }, size: { type: 'string', default: String(4 * 2 ** 30) },
-    host: { type: 'string', default: '127.0.0.1' }, port: { type: 'string', default: '0' }, 'control-port': { type: 'string', default: '0' },
+    host: { type: 'string', default: '127.0.0.1' }, port: { type: 'string', default: '0' }, 'packet-port': { type: 'string' }, 'control-port': { type: 'string', default: '0' },
     durability: { type: 'string', default: 'sync' }, 'ring-memory': { type: 'string', default: String(256 << 20) },
     transport: { type: 'string', default: 'auto' }, device: { type: 'string', default: 'soft' }, 'secret-file': { type: 'string' },
   } });
-  const number = (name: 'size' | 'port' | 'control-port' | 'ring-memory'): number => {
+  const number = (name: 'size' | 'port' | 'packet-port' | 'control-port' | 'ring-memory'): number => {
     const value = Number(values[name]);
     if (!Number.isSafeInteger(value) || value < 0) throw new TypeError(`--${name} is '${values[name]}', expected a whole number`);
     return value;
@@ -28,7 +28,7 @@ function settingsFrom(args: string[]): Omit<StorageNodeSettings, 'log' | 'onDisp
   const secret = values['secret-file'] === undefined ? process.env['TARTAN_SECRET'] : readFileSync(values['secret-file'], 'utf8').trim();
   return {
     cluster, id, path: store, host, durability, device: values.device, secret: secret === '' ? undefined : secret, sizeBytes: number('size'), port: number('port'),
-    controlPort: number('control-port'), ringMemoryBytes: number('ring-memory'),
+    ...(values['packet-port'] !== undefined && { packetPort: number('packet-port') }), controlPort: number('control-port'), ringMemoryBytes: number('ring-memory'),
   };
 }
 

@@ -7,7 +7,7 @@
  *
  * Nothing is served before the node holds the map and the open files' writer epochs. Ring memory is bounded by one budget.
  */
-import { Access, Opcode, RdmaError, type Coder, type CodingQueue, type Device, type Listener, type MemoryRegion, type QueuePair } from 'tartan-rdma';
+import { Access, Opcode, RdmaError, Status, ipv4Of, type Coder, type CodingQueue, type Device, type Listener, type MemoryRegion, type PacketCounters, type PacketSocket, type QueuePair } from 'tartan-rdma';
 import type { ClusterStore } from '../cluster/cluster-store.js';
 import { readFile } from '../cluster/files.js';
 import { readIdentity } from '../cluster/membership.js';
@@ -43,6 +43,8 @@ export interface StorageNodeOptions {
   /** Address to listen on, and to register. Port 0: any. */
   readonly host: string;
   readonly port?: number;
+  /** UDP port for units in packets, at `host`, which must then be an IPv4 address; 0: any. Default: none are taken. */
+  readonly packetPort?: number;
   readonly controlPort?: number;
   readonly secret?: string | undefined;
   readonly durability?: Durability;
@@ -107,6 +109,7 @@ export class StorageNode {
   private ringHost!: RingHost;
   private joining: Joining | undefined;
   private listener: Listener | undefined;
+  private packetSocket: PacketSocket | undefined;
   private silenceTimer: TimerHandle | undefined;
   private serving!: Promise<void>;
   private stopping: Promise<void> | undefined;
@@ -148,6 +151,8 @@ export class StorageNode {
   get state(): 'up' | 'down' { return this.maps.map.nodes.find((node) => node.id === this.id)?.state ?? 'down'; }
   storeStats(): StoreStats { return this.store.stats(); }
   get connectionCount(): number { return this.connections.size; }
+  /** Undefined when it takes no packets. */
+  packetCounters(): PacketCounters | undefined { return this.packetSocket?.counters(); }
 
   private async open(): Promise<void> {
     const { id, device, clock, clusterStore, disk, host, durability, nowMs } = this.options;
@@ -183,9 +188,21 @@ export class StorageNode {
     const context = { device, hub: this.hub, clock, secret: this.options.secret, clusterId: identity.clusterId };
     this.listener = await listen(device, host, this.options.port ?? 0, (qp) => { acceptSession(context, qp, this.maxSlots, (hello, channel) => this.decide(hello, channel)); });
     this.port = this.listener.port;
-    await this.joining.join(this.store, host, this.port, this.options.controlPort ?? 0);
+    this.packetSocket = await this.openPackets();
+    await this.joining.join(this.store, host, this.port, this.options.controlPort ?? 0, this.packetSocket && { host: this.packetSocket.address, port: this.packetSocket.port });
     this.maps.watch();
     this.dropSilent();
+  }
+
+  private async openPackets(): Promise<PacketSocket | undefined> {
+    const { device, host, packetPort } = this.options;
+    if (packetPort === undefined) return undefined;
+    if (device.openPacketSocket === undefined) throw new TartanError('ERR_DEVICE_KIND', `Cannot take packets on node ${this.id}: a ${device.kind} device has no packet sockets, a soft one has`);
+    try {
+      return await device.openPacketSocket(host, packetPort);
+    } catch (cause) {
+      throw cause instanceof RdmaError ? new TartanError('ERR_LISTEN', cause.message, { cause }) : cause;
+    }
   }
 
   private displaced(): void {
@@ -200,6 +217,7 @@ export class StorageNode {
     await this.listener?.close();
     for (const connection of [...this.connections]) this.end(connection, 'the node is stopping');
     await Promise.all(this.ending);
+    await this.packetSocket?.close();
     await this.reads?.stop();
     await this.scrubber?.stop();
     await this.coding?.destroy();
@@ -214,7 +232,9 @@ export class StorageNode {
     if (this.stopping !== undefined) throw new TartanError('ERR_CLOSED', `Cannot serve '${hello.name}': node ${this.id} is stopping`);
     const connection: Connection = { channel, ring: undefined, ringBytes: 0, reads: 0, requests: 0, heardAt: this.options.clock.now(), name: hello.name, ended: false };
     const rebuilds = hello.role === 'rebuilder' ? await readFile(this.options.clusterStore, hello.fileId) : undefined;
+    const peerAddress = this.packetPeer(hello, channel);
     const granted = hello.unitBytes > 0 ? this.grantRing(connection, hello, rebuilds) : { rkey: 0, slots: 0, slotBytes: 0 };
+    const packets = peerAddress !== undefined && connection.ring !== undefined ? this.takePackets(connection.ring, hello, peerAddress) : {};
     this.connections.add(connection);
     this.counters.connections++;
     channel.mapEpoch = this.maps.epoch;
@@ -227,7 +247,7 @@ export class StorageNode {
     channel.onWritten = (wrId) => { this.reads.written(wrId); };
     channel.onClosed = (reason) => { this.end(connection, reason); };
     if (channel.closed) this.end(connection, 'closed during the handshake');
-    return { name: this.id, ...granted, mapEpoch: this.maps.epoch, state: '' };
+    return { name: this.id, ...granted, ...packets, mapEpoch: this.maps.epoch, state: '' };
   }
 
   /** @throws {TartanError} ERR_RING_MEMORY, ERR_UNIT_BYTES */
@@ -252,6 +272,22 @@ export class StorageNode {
     connection.ring = ring;
     connection.ringBytes = bytes;
     return { rkey: region.rkey, slots: ring.slots, slotBytes };
+  }
+
+  /** Where packets of this session will come from; undefined: there are none, or this node takes none. @throws {TartanError} ERR_ARGUMENT */
+  private packetPeer({ name, packetPort, packetHost }: Hello, { qp }: MessageChannel): number | undefined {
+    if (packetPort === undefined || this.packetSocket === undefined) return undefined;
+    const host = packetHost ?? qp.remote.slice(0, qp.remote.lastIndexOf(':'));
+    try { return ipv4Of(host); } catch { throw new TartanError('ERR_ARGUMENT', `Cannot take packets of '${name}' on node ${this.id}: its address is '${host}', an IPv4 address is expected`); }
+  }
+
+  /** Units of this writer come as packets: the ring's memory is filled by the packet socket, no longer by the peer. */
+  private takePackets(ring: UnitRing, hello: Hello, peerAddress: number): { rkey: number; packetPort: number } {
+    const socket = this.packetSocket!;
+    ring.packets = socket.createReceiver({
+      peerAddress, peerPort: hello.packetPort!, fileId: hello.fileId, writerEpoch: hello.writerEpoch ?? 0, region: ring.region, slots: ring.slots, slotBytes: ring.slotBytes, unitBytes: hello.unitBytes,
+    }, (opcode, status, _wrId, byteLength, imm) => { if (opcode === Opcode.RECV_WRITE_WITH_IMM && status === Status.SUCCESS) ring.arrive(imm, byteLength); });
+    return { rkey: 0, packetPort: socket.port };
   }
 
   private control(connection: Connection, message: Control, mapEpoch: number): void {
@@ -303,6 +339,7 @@ export class StorageNode {
   /** The ring's memory goes when the connection is gone, and nobody here reads it any more: checks, disk writes. */
   private async bury({ channel, ring, ringBytes }: Connection, reason: string): Promise<void> {
     const idle = ring?.close();
+    await ring?.packets?.destroy();
     await channel.destroy(reason);
     if (ring === undefined) return;
     await idle;

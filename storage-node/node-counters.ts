@@ -13,5 +13,6 @@ export function nodeCounters(node: StorageNode, device: Device): Record<string, 
   add('store', store);
   add('store', { failed: store.failed ? 1 : 0, recoveredUnits: store.recovery.units, tornUnits: store.recovery.torn });
   add('device', device.counters());
+  add('packets', node.packetCounters() ?? {});
   return out;
 }

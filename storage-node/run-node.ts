@@ -24,6 +24,8 @@ export interface StorageNodeSettings {
   readonly sizeBytes: number;
   readonly host: string;
   readonly port: number;
+  /** UDP port for units in packets; 0: any; undefined: none are taken. */
+  readonly packetPort?: number;
   readonly controlPort: number;
   readonly durability: Durability;
   readonly ringMemoryBytes: number;
@@ -72,7 +74,7 @@ export async function runStorageNode(settings: StorageNodeSettings): Promise<Run
     } } }).catch(async (error: unknown) => { await disk.close(); throw error; });
     opened.push(() => control.close());
     const starting = new StorageNode({
-      id, device, hub: new Hub(device, setImmediate), clock: realClock, clusterStore, disk, host, port: settings.port, controlPort: control.port, secret, durability: settings.durability,
+      id, device, hub: new Hub(device, setImmediate), clock: realClock, clusterStore, disk, host, port: settings.port, ...(settings.packetPort !== undefined && { packetPort: settings.packetPort }), controlPort: control.port, secret, durability: settings.durability,
       ringMemoryBytes: settings.ringMemoryBytes, log, nowMs: Date.now(),
       onDisplaced: () => { void closeAll().then(() => { settings.onDisplaced?.(); }); },
     });

@@ -12,14 +12,14 @@
  *
  * The region is deregistered only when no slot is being verified, awaited or written to disk.
  */
-import type { MemoryRegion } from 'tartan-rdma';
+import type { MemoryRegion, PacketReceiver } from 'tartan-rdma';
 import { Status } from 'tartan-rdma';
 import { isCommitted } from '../cluster/files.js';
 import type { FileRecord } from '../cluster/records.js';
 import type { MessageChannel } from '../pipeline/channel.js';
-import { ACK_WORDS, MessageType, Refusal, unitImmHeaderBytes, unitImmSlot } from '../wire/ring-messages.js';
+import { ACK_WORDS, MessageType, Refusal, UNIT_ACK_WORDS, unitImmHeaderBytes, unitImmSlot } from '../wire/ring-messages.js';
 import { PAGE_BYTES, roundUp, unitSlotBytes } from '../wire/slot-layout.js';
-import { checkHeader, DATA_HEADER_BYTES, headerFileId, headerStripe, MAX_HEADER_BYTES, W } from '../wire/unit-header.js';
+import { checkHeader, DATA_HEADER_BYTES, headerFileId, headerStripe, headerUnit, MAX_HEADER_BYTES, W } from '../wire/unit-header.js';
 import type { MapKeeper } from './map-keeper.js';
 import type { Placement, Placements } from './placements.js';
 import { QUEUED, type AppendClient, type UnitStore } from './unit-store.js';
@@ -50,6 +50,8 @@ export class UnitRing implements AppendClient {
   private busy = 0;
   private closed = false;
   private onIdle: (() => void) | undefined;
+  /** Set when units come as packets: the device chose their slots, and gets them back. */
+  packets: PacketReceiver | undefined;
 
   /**
    * @param id         names the ring in VERIFY completions
@@ -156,17 +158,34 @@ export class UnitRing implements AppendClient {
   /** Tells the peer, and gives the slot back to it. */
   private answer(slot: number, refusal: number): void {
     if (!this.closed) {
-      const w = this.wordOf(slot), queue = this.channel.records(MessageType.ACK);
-      const at = queue.push(), record = queue.words;
-      record[at] = (slot | (refusal << 16)) >>> 0;
-      record[at + 1] = this.words[w + W.WRITER_EPOCH]!;
-      record[at + 2] = this.words[w + W.COUNTER]!;
-      record[at + 3] = this.host.maps.epoch;
-      record[at + ACK_WORDS - 1] = this.words[w + W.STRIPE_LO]!;
+      if (this.packets === undefined) this.acknowledgeSlot(slot, refusal); else this.acknowledgeUnit(this.packets, slot, refusal);
       this.channel.touch();
       if (refusal === Refusal.NONE) this.host.counters.unitsAcknowledged++; else this.host.counters.unitsRefused++;
     }
     this.free(slot);
+  }
+
+  private acknowledgeSlot(slot: number, refusal: number): void {
+    const w = this.wordOf(slot), queue = this.channel.records(MessageType.ACK);
+    const at = queue.push(), record = queue.words;
+    record[at] = (slot | (refusal << 16)) >>> 0;
+    record[at + 1] = this.words[w + W.WRITER_EPOCH]!;
+    record[at + 2] = this.words[w + W.COUNTER]!;
+    record[at + 3] = this.host.maps.epoch;
+    record[at + ACK_WORDS - 1] = this.words[w + W.STRIPE_LO]!;
+  }
+
+  private acknowledgeUnit(packets: PacketReceiver, slot: number, refusal: number): void {
+    const w = this.wordOf(slot), queue = this.channel.records(MessageType.UNIT_ACK);
+    const at = queue.push(), record = queue.words;
+    record[at] = (headerUnit(this.words, w) | (refusal << 8)) >>> 0;
+    record[at + 1] = this.words[w + W.STRIPE_LO]!;
+    record[at + 2] = this.words[w + W.STRIPE_HI]!;
+    record[at + 3] = this.words[w + W.WRITER_EPOCH]!;
+    record[at + 4] = this.words[w + W.COUNTER]!;
+    record[at + 5] = this.words[w + W.MAP_EPOCH]!;
+    record[at + UNIT_ACK_WORDS - 1] = this.host.maps.epoch;
+    packets.release(slot, refusal === Refusal.NONE);
   }
 
   private free(slot: number): void {

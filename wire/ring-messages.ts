@@ -11,7 +11,7 @@ export const PROTOCOL_VERSION = 1;
 export const MESSAGE_BYTES = 4096;
 export const FRAME_WORDS = 2;
 
-export const MessageType = { CONTROL: 1, ACK: 2, STRIPE_ACK: 3, CREDIT: 4, READ: 5, READ_FAILED: 6 } as const;
+export const MessageType = { CONTROL: 1, ACK: 2, STRIPE_ACK: 3, CREDIT: 4, READ: 5, READ_FAILED: 6, UNIT_ACK: 7 } as const;
 
 /** Node → sender of a unit: slot, durable or refused, returns the slot's credit. 5 words:
  *  0 slot | refusal << 16 · 1 writer epoch · 2 counter · 3 map epoch of the node · 4 stripe (low 32 bits) */
@@ -34,6 +34,10 @@ export const READ_WORDS = 14;
 
 /** Node → reader: a read that failed. 4 words: 0 request id · 1 refusal · 2, 3 highest commit mark known (epoch, counter). */
 export const READ_FAILED_WORDS = 4;
+
+/** Node → writer of packets: durable or refused. 7 words:
+ *  0 unit | refusal << 8 · 1, 2 stripe · 3 writer epoch · 4 counter · 5 map epoch of the unit's header · 6 map epoch of the node */
+export const UNIT_ACK_WORDS = 7;
 
 /** Why a node refuses a unit or a read; numbers are never reused. */
 export const Refusal = {
@@ -74,6 +78,7 @@ export function recordWords(type: number): number {
     case MessageType.CREDIT: return CREDIT_WORDS;
     case MessageType.READ: return READ_WORDS;
     case MessageType.READ_FAILED: return READ_FAILED_WORDS;
+    case MessageType.UNIT_ACK: return UNIT_ACK_WORDS;
     default: return 0;
   }
 }

@@ -43,6 +43,8 @@ export interface ConnectOptions {
   readonly holdMs?: number;
   /** 'host': compute parity here, never use a switch. Default 'auto'. */
   readonly parity?: 'auto' | 'host';
+  /** How units of files being written travel: 'packets' (UDP), 'ring', or 'auto': packets where the cluster has a packet switch. */
+  readonly dataPath?: 'auto' | 'ring' | 'packets';
   /** Most bytes a second for repairing, in the background, what reads find damaged; 0: it is left to scrubs. Default 16 MiB. */
   readonly repairBytesPerSecond?: number;
 }
@@ -77,7 +79,7 @@ export async function connect(options: ConnectOptions): Promise<Client> {
     return new Client({
       device, hub: new Hub(device), clock: options.clock ?? realClock, secret: options.secret, clusterId: identity.clusterId, store,
       name: options.name ?? `writer-${process.pid}`, transport: options.transport ?? 'auto', deadlineMs, heartbeatMs: Math.max(5, deadlineMs / 10),
-      holdMs: options.holdMs ?? 1000, parity: options.parity ?? 'auto', memory: new RingMemory(options.ringMemoryBytes ?? DEFAULT_RING_MEMORY),
+      holdMs: options.holdMs ?? 1000, parity: options.parity ?? 'auto', dataPath: options.dataPath ?? 'auto', memory: new RingMemory(options.ringMemoryBytes ?? DEFAULT_RING_MEMORY),
     }, owned, options.repairBytesPerSecond ?? DEFAULT_REPAIR_RATE);
   } catch (error) {
     for (const close of owned) await close();

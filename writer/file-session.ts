@@ -11,13 +11,15 @@ import { readMap, setNodeState, watchMap } from '../cluster/membership.js';
 import { parseCode } from '../erasure/code/index.js';
 import { layoutOf } from '../erasure/layout/index.js';
 import { NodeSet } from '../pipeline/node-set.js';
+import { PacketLanes } from '../pipeline/packet-lanes.js';
 import { sleep } from '../wire/clock.js';
 import { TartanError, codeOf } from '../wire/errors.js';
 import { Refusal } from '../wire/ring-messages.js';
 import { unitSlotBytes } from '../wire/slot-layout.js';
 import type { ClientContext } from './context.js';
 import { SwitchFinder } from './switch-finder.js';
-import type { SwitchPath } from './switch-path.js';
+import { PacketPath } from './packet-path.js';
+import type { StripePath, StripePathOwner } from './stripe-path.js';
 import { WriteWindow } from './write-window.js';
 
 export type ParityMode = 'switch' | 'host';
@@ -63,7 +65,7 @@ export class FileSession {
   private closed = false;
   private waiters: (() => void)[] = [];
 
-  private constructor(context: ClientContext, file: FileRecord, map: ClusterMap, owner: FileSessionOwner) {
+  private constructor(context: ClientContext, file: FileRecord, map: ClusterMap, owner: FileSessionOwner, private readonly lanes: PacketLanes | undefined) {
     this.context = context;
     this.file = file;
     this.owner = owner;
@@ -73,12 +75,16 @@ export class FileSession {
     this.nodes = new NodeSet(map, {
       context, nodes: file.nodes, role: 'writer', name: context.name, fileId: file.id, unitBytes: file.unitBytes,
       slots: Math.max(2, Math.min(NODE_SLOTS, Math.floor(NODE_RING_BYTES / unitSlotBytes(file.unitBytes)))), receiveSlots: 0, transport: context.transport,
-      heartbeatMs: context.heartbeatMs, deadlineMs: context.deadlineMs,
+      heartbeatMs: context.heartbeatMs, deadlineMs: context.deadlineMs, packets: lanes, writerEpoch: file.writerEpoch,
       owner: {
         locate: (op, unit, place) => { window!.pipeline.locate(op, unit, place); },
         onWritten: (link, op, unit, ok) => { window!.pipeline.onWritten(link, op, unit, ok); },
         onAnswer: (link, op, unit, refusal, epoch) => { window!.pipeline.onAnswer(link, op, unit, refusal, epoch); },
-        onLinkDown: (link) => { this.disturbed(link.index, Refusal.UNREACHABLE, false); },
+        onStripeAnswer: (...answer) => { this.packetPath?.answered(...answer); },
+        onLinkDown: (link) => {
+          this.packetPath?.nodeLost(link.index);
+          this.disturbed(link.index, Refusal.UNREACHABLE, false);
+        },
       },
     });
     window = new WriteWindow(context, file, code, layout, this.nodes, {
@@ -88,13 +94,16 @@ export class FileSession {
       onFatal: (error) => { this.fatal(error); },
     });
     this.window = window;
+    const pathOwner: StripePathOwner = {
+      onSettled: (tag, refusal, unit, epoch) => { this.window.pathSettled(tag, refusal, unit, epoch); },
+      onLost: (path, reason) => { this.pathLost(path, reason); },
+      onState: (path, state) => { this.pathState(path, state); },
+    };
     this.finder = new SwitchFinder({
-      context, file, window, map: () => this.nodes.map,
-      owner: {
-        onSettled: (tag, refusal, unit, epoch) => { this.window.pathSettled(tag, refusal, unit, epoch); },
-        onLost: (path, reason) => { this.pathLost(path, reason); },
-        onState: (path, state) => { this.pathState(path, state); },
-      },
+      context, file, window, map: () => this.nodes.map, owner: pathOwner,
+      openPackets: lanes && ((entry) => PacketPath.open(entry, {
+        context, file, layout, slots: this.window.slots, region: this.window.region, tags: this.window.tags, lanes, nodes: this.nodes, owner: pathOwner,
+      })),
       onPath: (path) => {
         this.window.setPath(path);
         this.changeMode('switch', `switch ${path.id} is programmable`);
@@ -103,14 +112,17 @@ export class FileSession {
     this.mapWatch = watchMap(context.store, (map) => {
       if (this.closed) return;
       if (map.epoch > this.nodes.map.epoch) void this.repair();
-      else if (map.changes > this.nodes.map.changes) this.nodes.map = map;
+      else if (map.changes > this.nodes.map.changes) {
+        this.nodes.map = map;
+        this.heedSwitches(map);
+      }
     });
   }
 
   /** Connects to all nodes of the file and, if there is one, a switch. */
   static async open(context: ClientContext, file: FileRecord, owner: FileSessionOwner): Promise<FileSession> {
     const map = await readMap(context.store);
-    const session = new FileSession(context, file, map, owner);
+    const session = new FileSession(context, file, map, owner, await openLanes(context, file, map));
     try {
       const failures = await session.nodes.connectUp(context.deadlineMs);
       const refused = failures.find(({ error }) => !['ERR_CONNECT', 'ERR_CLOSED'].includes(codeOf(error) ?? ''));
@@ -163,6 +175,7 @@ export class FileSession {
     await this.publishing;
     await this.finder.stop();
     await this.nodes.destroy('closed');
+    await this.lanes?.close();
     await this.repairing;
     await this.window.destroy();
   }
@@ -195,7 +208,15 @@ export class FileSession {
     for (const resolve of waiters) resolve();
   }
 
-  private pathState(path: SwitchPath, state: string): void {
+  private get packetPath(): PacketPath | undefined { return this.window.currentPath instanceof PacketPath ? this.window.currentPath : undefined; }
+
+  /** A packet switch says nothing itself when it loses its program: its agent says so in the map, sooner than probes find out. */
+  private heedSwitches(map: ClusterMap): void {
+    const path = this.packetPath, state = map.switches.find(({ id }) => id === path?.id)?.state;
+    if (path !== undefined && state !== 'programmable') path.close(`switch ${path.id} is ${state ?? 'gone'}`);
+  }
+
+  private pathState(path: StripePath, state: string): void {
     if (path === this.window.currentPath) {
       if (state !== 'programmable') path.close(`switch ${path.id} is ${state}`);
     } else {
@@ -203,7 +224,7 @@ export class FileSession {
     }
   }
 
-  private pathLost(path: SwitchPath, reason: string): void {
+  private pathLost(path: StripePath, reason: string): void {
     if (this.closed) return;
     if (path === this.window.currentPath) {
       this.window.setPath(undefined);
@@ -269,6 +290,7 @@ export class FileSession {
         if (gone.length > 0) continue;
         await this.checkSuspects();
         await this.adopt();
+        this.packetPath?.remap(nodes.map);
         break;
       } catch (error) {
         const code = codeOf(error);
@@ -306,4 +328,13 @@ export class FileSession {
       await link.request({ $case: 'adoptMap', value: { mapEpoch: this.nodes.map.epoch } }, this.context.deadlineMs);
     }));
   }
+}
+
+/** Where packets are wanted and the device has them; undefined: rings. */
+async function openLanes(context: ClientContext, file: FileRecord, map: ClusterMap): Promise<PacketLanes | undefined> {
+  if (context.dataPath === 'ring') return undefined;
+  const packetSwitch = map.switches.find(({ packets }) => packets !== undefined)?.packets;
+  if (context.dataPath === 'auto' && (packetSwitch === undefined || context.device.openPacketSocket === undefined)) return undefined;
+  const taking = map.nodes.find(({ id, packets }) => packets !== undefined && file.nodes.includes(id));
+  return taking && PacketLanes.open(context, taking.packets!.host, packetSwitch?.mtu);
 }

@@ -86,7 +86,7 @@ const MAX_WINDOW_SLOTS = 16;
 const NODE_SLOTS = 32;
 const MAP_ATTEMPTS = 5;
 
-type DirectPlace = Omit<UnitPlace, 'region'>;
+type DirectPlace = Omit<UnitPlace, 'region' | 'stripe' | 'mapEpoch'>;
 interface DirectWrite { readonly place: DirectPlace; written(): void; answered(refusal: number): void }
 
 interface Version { readonly epoch: number; readonly counter: number; readonly stripeLength: number; readonly held: Map<number, UnitEntry>; missing: number }

@@ -4,11 +4,11 @@
  * A new path is offered once the switch has been programmable for the hold time (the first one at once, so that a file
  * starts on the switch). A switch that only forwards is kept connected: its in-band notice says when it is loaded again.
  */
-import type { ClusterMap, FileRecord } from '../cluster/records.js';
+import type { ClusterMap, FileRecord, SwitchEntry } from '../cluster/records.js';
 import { connectSession } from '../pipeline/session.js';
 import { codeOf } from '../wire/errors.js';
 import type { ClientContext } from './context.js';
-import type { SwitchPathOwner } from './switch-path.js';
+import type { StripePath, StripePathOwner } from './stripe-path.js';
 import { SwitchPath } from './switch-path.js';
 import type { WriteWindow } from './write-window.js';
 
@@ -22,16 +22,18 @@ export interface FinderOptions {
   readonly file: FileRecord;
   readonly window: WriteWindow;
   readonly map: () => ClusterMap;
-  readonly owner: SwitchPathOwner;
+  readonly owner: StripePathOwner;
+  /** A path through a packet switch; absent: this writer sends no packets. */
+  readonly openPackets: ((entry: SwitchEntry) => Promise<StripePath>) | undefined;
   /** A path is ready for use. */
-  readonly onPath: (path: SwitchPath) => void;
+  readonly onPath: (path: StripePath) => void;
 }
 
 export class SwitchFinder {
   private readonly options: FinderOptions;
-  private readonly paths = new Set<SwitchPath>();
+  private readonly paths = new Set<StripePath>();
   private readonly ending = new Set<Promise<void>>();
-  private current: SwitchPath | undefined;
+  private current: StripePath | undefined;
   private stopped = false;
   private looking: Promise<void> | undefined;
   private wake: (() => void) | undefined;
@@ -46,7 +48,7 @@ export class SwitchFinder {
   }
 
   /** The path in use was lost: looks for another. */
-  lost(path: SwitchPath): void {
+  lost(path: StripePath): void {
     this.paths.delete(path);
     this.bury(path.destroy('lost'));
     if (this.current === path) this.current = undefined;
@@ -54,7 +56,7 @@ export class SwitchFinder {
   }
 
   /** A connected switch changed its state: with a new program it gets a fresh session, and a ring. */
-  changed(path: SwitchPath): void {
+  changed(path: StripePath): void {
     if (path === this.current || path.state !== 'programmable') return;
     this.lost(path);
   }
@@ -95,19 +97,13 @@ export class SwitchFinder {
 
   /** @returns whether a path was found */
   private async tryAll(holdMs: number): Promise<boolean> {
-    const { context, file, window, map, owner } = this.options;
+    const { map } = this.options;
     for (const entry of map().switches) {
       if (this.stopped) return false;
       if ([...this.paths].some((path) => path.id === entry.id && path.up)) continue;
       try {
-        const session = await connectSession(context, entry.host, entry.port, {
-          role: 'writer', name: context.name, mapEpoch: map().epoch, k: window.slots.k, m: window.slots.m, unitBytes: window.slots.unitBytes,
-          slots: WANTED_SLOTS, fileId: file.id, nodes: [...file.nodes], tags: window.tags, code: file.code, ...(file.layout !== undefined && { layout: file.layout }),
-        }, { transport: context.transport, timeoutMs: context.deadlineMs });
-        const path = new SwitchPath(entry.id, session, {
-          clock: context.clock, layout: window.slots, region: window.region, tags: window.tags,
-          heartbeatMs: context.heartbeatMs, deadlineMs: context.deadlineMs, owner,
-        });
+        const path = await this.open(entry);
+        if (path === undefined) continue;
         this.paths.add(path);
         if (!path.usable) continue;
         if (holdMs > 0) await this.pause(holdMs);
@@ -120,5 +116,19 @@ export class SwitchFinder {
       }
     }
     return false;
+  }
+
+  /** @returns undefined when it can't be used now */
+  private async open(entry: SwitchEntry): Promise<StripePath | undefined> {
+    const { context, file, window, map, owner, openPackets } = this.options;
+    if (entry.packets !== undefined) return entry.state === 'programmable' ? openPackets?.(entry) : undefined;
+    const session = await connectSession(context, entry.host, entry.port, {
+      role: 'writer', name: context.name, mapEpoch: map().epoch, k: window.slots.k, m: window.slots.m, unitBytes: window.slots.unitBytes,
+      slots: WANTED_SLOTS, fileId: file.id, nodes: [...file.nodes], tags: window.tags, code: file.code, ...(file.layout !== undefined && { layout: file.layout }),
+    }, { transport: context.transport, timeoutMs: context.deadlineMs });
+    return new SwitchPath(entry.id, session, {
+      clock: context.clock, layout: window.slots, region: window.region, tags: window.tags,
+      heartbeatMs: context.heartbeatMs, deadlineMs: context.deadlineMs, owner,
+    });
   }
 }

@@ -17,14 +17,7 @@ import type { Control } from '../wire/generated/ring.js';
 import { CREDIT_WORDS, MessageType, Refusal, STRIPE_ACK_WORDS, stripeImm } from '../wire/ring-messages.js';
 import type { StripeSlotLayout } from '../wire/slot-layout.js';
 import { W } from '../wire/unit-header.js';
-
-export interface SwitchPathOwner {
-  /** @param refusal 0: durable on all nodes that are not missing; else why, by unit `unit` */
-  onSettled(tag: number, refusal: number, unit: number, mapEpoch: number): void;
-  /** The path can't be used any more; the tags under way follow as UNREACHABLE. */
-  onLost(path: SwitchPath, reason: string): void;
-  onState(path: SwitchPath, state: string): void;
-}
+import type { StripePath, StripePathOwner } from './stripe-path.js';
 
 export interface SwitchPathOptions {
   readonly clock: Clock;
@@ -34,12 +27,12 @@ export interface SwitchPathOptions {
   readonly tags: number;
   readonly heartbeatMs: number;
   readonly deadlineMs: number;
-  readonly owner: SwitchPathOwner;
+  readonly owner: StripePathOwner;
 }
 
 const IDLE = 0, WRITING = 1, AWAITING_ACK = 2;
 
-export class SwitchPath {
+export class SwitchPath implements StripePath {
   readonly id: string;
   state: string;
   up = true;

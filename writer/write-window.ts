@@ -28,7 +28,7 @@ import type { StripeSlotLayout } from '../wire/slot-layout.js';
 import { stripeSlotLayout } from '../wire/slot-layout.js';
 import { DATA_HEADER_BYTES, PARITY_HEADER_STRIDE, digestLayout } from '../wire/unit-header.js';
 import type { ClientContext } from './context.js';
-import type { SwitchPath } from './switch-path.js';
+import type { StripePath } from './stripe-path.js';
 
 const State = { FREE: 0, FILLING: 1, LIMBO: 2, SEALING: 3, SWITCH: 4, HOST: 5, DURABLE: 6 } as const;
 
@@ -84,7 +84,7 @@ export class WriteWindow {
   private orderCount = 0;
   private readonly freeTags: number[] = [];
   private nextCounter = 1;
-  private path: SwitchPath | undefined;
+  private path: StripePath | undefined;
   private halted = false;
   private renumber = false;
   private failed = false;
@@ -204,15 +204,15 @@ export class WriteWindow {
 
   // --- path and map
 
-  get currentPath(): SwitchPath | undefined { return this.path; }
+  get currentPath(): StripePath | undefined { return this.path; }
 
   /** New stripes go this way; undefined: host mode. Stripes under way finish, or fail, where they are. */
-  setPath(path: SwitchPath | undefined): void {
+  setPath(path: StripePath | undefined): void {
     this.path = path;
     this.attempts.fill(0);
   }
 
-  /** For the SwitchPath's owner. */
+  /** For the path's owner. */
   pathSettled(tag: number, refusal: number, unit: number, mapEpoch: number): void { this.settled(tag, refusal, unit, mapEpoch, true); }
 
   /** Nothing is dispatched until resume(). */

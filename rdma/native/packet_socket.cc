@@ -70,7 +70,9 @@ void PacketSocket::close_all() {
 void PacketSocket::add_sender(uint32_t qpn, uint32_t most_packets) { sender_ = std::make_unique<PacketSender>(services_, *counters_, qpn, most_packets); }
 
 void PacketSocket::add_receiver(uint32_t qpn, Region* region, const ReceiverOptions& options) {
-  receivers_[key_of(options.peer_address, options.peer_port)].push_back(std::make_unique<PacketReceiver>(services_, *counters_, qpn, region, options));
+  // The newest first: a session that was made again must not lose units to the one that is about to go.
+  auto& receivers = receivers_[key_of(options.peer_address, options.peer_port)];
+  receivers.insert(receivers.begin(), std::make_unique<PacketReceiver>(services_, *counters_, qpn, region, options));
   if (reclaim_due_us_ == 0) {
     reclaim_due_us_ = monotonic_us() + RECLAIM_EVERY_US;
     set_timer(reclaim_due_us_);

@@ -42,7 +42,7 @@ class Bench {
         };
       },
     } as unknown as Device;
-    const place = { region, headerOffset: 0, headerBytes: 0, payloadOffset: 0, payloadBytes: 0, writerEpoch: 0, counter: 0 };
+    const place = { region, headerOffset: 0, headerBytes: 0, payloadOffset: 0, payloadBytes: 0, writerEpoch: 0, counter: 0, stripe: 0, mapEpoch: 0 };
     const link = {
       send: (op: number, unit: number) => {
         this.pipeline.locate(op, unit, place);
