@@ -144,6 +144,17 @@ startsNode('replace', 'gives a node of this machine a new, blank store, and rest
     const { replaceNode } = await import('./node-commands.js');
     await replaceNode(id, { ...nodeOptions(options), discard: more.discard === true, rebuild: more.rebuild, bytesPerSecond: options.rate === undefined ? undefined : parseBytes(options.rate, '--rate') }, client);
   });
+const drain = nodeCommand.command('drain').description('moves what a node holds to other nodes: then it can be removed').argument('<id>')
+  .option('--to <id>', 'the node that takes it all (default: spares, then those that hold least)')
+  .option('--rate <bytes>', 'moves at most so many bytes a second')
+  .option('--cancel', 'the node is used again; what has moved stays where it is');
+for (const option of [json(), transport(), device()]) drain.addOption(option);
+drain.option('--ring-memory <bytes>', 'the most registered memory').action(async (id: string, own: { to?: string; cancel?: boolean }, self: Command) => {
+  const { options, client } = await forFiles(self);
+  const { cancelDrain, drainNodeFor } = await import('./move-commands.js');
+  if (own.cancel === true) await cancelDrain(id, client);
+  else await drainNodeFor(id, { to: own.to, bytesPerSecond: options.rate === undefined ? undefined : parseBytes(options.rate, '--rate') }, client);
+});
 nodeCommand.command('remove').description('takes a node that no file needs out of the cluster').argument('<id>').addOption(json()).action(async (id: string, _: unknown, self: Command) => {
   const options = self.optsWithGlobals<Options>();
   const { removeNodeFor } = await import('./node-commands.js');

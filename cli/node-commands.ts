@@ -2,8 +2,8 @@
 import { existsSync, renameSync, rmSync } from 'node:fs';
 import { filesAtRisk } from './at-risk.js';
 import { listFiles } from '../cluster/files.js';
-import { NODE_LEASES, nodeLeaseKey } from '../cluster/keys.js';
-import { readMap, removeNode } from '../cluster/membership.js';
+import { nodeLeaseKey } from '../cluster/keys.js';
+import { presentNodes, purposeOf, readMap, removeNode } from '../cluster/membership.js';
 import { openClusterStore } from '../cluster/open-store.js';
 import type { ClusterStore } from '../cluster/cluster-store.js';
 import type { ClusterMap, FileRecord } from '../cluster/records.js';
@@ -28,11 +28,11 @@ export async function listNodes(state: StateDirectory, json: boolean): Promise<v
   const running = new Map(state.running().map((each) => [each.id, each.identity.pid]));
   const nodes = [...map.nodes].sort((a, b) => a.id.localeCompare(b.id, 'en', { numeric: true }));
   const rows = nodes.map((node) => ({
-    id: node.id, state: node.state, present: present.has(node.id), host: node.host, port: node.port, pid: running.get(node.id) ?? null, store: node.store ?? null, since: node.since ?? null,
+    id: node.id, state: node.state, purpose: purposeOf(node), present: present.has(node.id), host: node.host, port: node.port, pid: running.get(node.id) ?? null, store: node.store ?? null, since: node.since ?? null,
     files: files.filter((file) => file.nodes.includes(node.id)).length,
   }));
   if (json) process.stdout.write(`${JSON.stringify(rows)}\n`);
-  else process.stdout.write(`${table([['ID', 'STATE', 'ADDRESS', 'PID', 'FILES', 'STORE'], ...rows.map((each) => [each.id, each.present ? each.state : `${each.state}, silent`, `${each.host}:${each.port}`, String(each.pid ?? '-'), String(each.files), each.store ?? '-'])])}\n`);
+  else process.stdout.write(`${table([['ID', 'STATE', 'ADDRESS', 'PID', 'FILES', 'STORE'], ...rows.map((each) => [each.id, [each.state, ...(each.present ? [] : ['silent']), ...(each.purpose === 'member' ? [] : [each.purpose])].join(', '), `${each.host}:${each.port}`, String(each.pid ?? '-'), String(each.files), each.store ?? '-'])])}\n`);
 }
 
 /** Starts one node more on this machine, with the next free id. Files made from now on use it too. @returns its id */
@@ -93,7 +93,7 @@ export async function removeNodeFor(state: StateDirectory, id: string, json: boo
     const { map, files } = await readAll(store);
     if (!map.nodes.some((node) => node.id === id)) throw new TartanError('ERR_NOT_FOUND', `Cannot remove node '${id}': the cluster has ${map.nodes.map((node) => node.id).join(', ')}`);
     const needed = files.filter((file) => file.nodes.includes(id));
-    if (needed.length > 0) throw wouldLose(`remove node ${id}`, `${named(needed)} keep${needed.length === 1 ? 's' : ''} units there; copy ${needed.length === 1 ? 'it' : 'them'} to a new name without that node, or remove ${needed.length === 1 ? 'it' : 'them'}`);
+    if (needed.length > 0) throw wouldLose(`remove node ${id}`, `${named(needed)} keep${needed.length === 1 ? 's' : ''} units there; \`tartan node drain ${id}\` moves them`);
     const record = state.processes().find((each) => each.id === id && each.role === 'node');
     if (record !== undefined) await stopProcess(record.identity, STOP_MS);
     else if (await store.get(nodeLeaseKey(id)) !== undefined) throw new TartanError('ERR_IN_USE', `Cannot remove node '${id}': it runs on another machine; stop it there first`);
@@ -130,8 +130,8 @@ async function look<T>(state: StateDirectory, action: (store: ClusterStore) => P
 }
 
 async function readAll(store: ClusterStore): Promise<{ map: ClusterMap; files: FileRecord[]; present: Set<string> }> {
-  const [map, files, leases] = await Promise.all([readMap(store), listFiles(store), store.range(NODE_LEASES)]);
-  return { map, files: files.filter((file) => file.state !== 'deleted'), present: new Set(leases.map(({ key }) => key.slice(NODE_LEASES.length))) };
+  const [map, files, present] = await Promise.all([readMap(store), listFiles(store), presentNodes(store)]);
+  return { map, files, present };
 }
 
 function downOf(map: ClusterMap, present: ReadonlySet<string>, id: string): string {

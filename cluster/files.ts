@@ -160,6 +160,12 @@ export function decide(store: ClusterStore, id: number, decision: Commit & { rea
   });
 }
 
+/** The owner of that epoch says that it is there, if anybody has asked since it last said so. */
+export async function answerPresence(store: ClusterStore, id: number, writerEpoch: number): Promise<void> {
+  await editFile(store, 'answer for', id, (record) => (record.asked === undefined || record.answered === record.asked || record.writerEpoch !== writerEpoch || record.state !== 'open'
+    ? record : { ...record, answered: record.asked }));
+}
+
 /** The lowest writer epoch that a committed version of this stripe can have; 0: any. */
 export function epochFloor({ floors }: FileRecord, stripe: number): number {
   if (floors === undefined) return 0;

@@ -7,7 +7,7 @@ import { isDeepStrictEqual } from 'node:util';
 import { TartanError, codeOf } from '../wire/errors.js';
 import type { ClusterStore, Watch } from './cluster-store.js';
 import { editJson, parseJson } from './compare-and-swap.js';
-import { CLUSTER_KEY, FILE_ID_KEY, MAP_KEY } from './keys.js';
+import { CLUSTER_KEY, FILE_ID_KEY, MAP_KEY, NODE_LEASES } from './keys.js';
 import type { ClusterIdentity, ClusterMap, NodeEntry, SwitchEntry } from './records.js';
 
 export const CLUSTER_FORMAT_VERSION = 1;
@@ -54,6 +54,11 @@ export async function readMap(store: ClusterStore): Promise<ClusterMap> {
   const row = await store.get(MAP_KEY);
   if (!row) throw noCluster('read the map');
   return parseJson<ClusterMap>(row);
+}
+
+/** Ids of the nodes whose lease stands: one that the map calls up may have died since. */
+export async function presentNodes(store: ClusterStore): Promise<Set<string>> {
+  return new Set((await store.range(NODE_LEASES)).map(({ key }) => key.slice(NODE_LEASES.length)));
 }
 
 /**
@@ -136,6 +141,28 @@ export function removeNode(store: ClusterStore, id: string, options: StateOption
   });
 }
 
+/**
+ * Marks what a node is for: a spare, a node that leaves, or neither. Disturbs nobody: the epoch stays.
+ *
+ * @throws {TartanError} ERR_NOT_FOUND: no such node
+ */
+export function setNodePurpose(store: ClusterStore, id: string, purpose: 'member' | 'spare' | 'leaving'): Promise<ClusterMap> {
+  const attempt = `make node ${id} a ${purpose === 'leaving' ? 'leaving one' : purpose}`;
+  return editMap(store, attempt, (map) => {
+    const old = map.nodes.find((node) => node.id === id);
+    if (old === undefined) throw new TartanError('ERR_NOT_FOUND', `Cannot ${attempt}: the map of epoch ${map.epoch} does not have it`);
+    if (purposeOf(old) === purpose) return map;
+    return { ...map, changes: map.changes + 1, nodes: map.nodes.map((node) => (node === old ? withPurpose(node, purpose) : node)) };
+  });
+}
+
+export function purposeOf(node: NodeEntry): 'member' | 'spare' | 'leaving' { return node.leaving === true ? 'leaving' : node.spare === true ? 'spare' : 'member'; }
+
+/** The entry with that purpose. */
+export function withPurpose({ spare: _spare, leaving: _leaving, ...node }: NodeEntry, purpose: 'member' | 'spare' | 'leaving'): NodeEntry {
+  return { ...node, ...(purpose === 'spare' && { spare: true as const }), ...(purpose === 'leaving' && { leaving: true as const }) };
+}
+
 /** As setNodeState, for a switch. */
 export function setSwitchState(store: ClusterStore, id: string, state: SwitchEntry['state'], options: StateOptions = {}): Promise<ClusterMap> {
   const attempt = `mark switch ${id} ${state}`;
@@ -188,7 +215,11 @@ function upsert<Entry extends NodeEntry | SwitchEntry>(entries: readonly Entry[]
   const stores = entry as { readonly store?: string }, known = old as { readonly store?: string } | undefined;
   const store = stores.store ?? known?.store;
   const { packets } = entry;
-  const made = { id, host, port, state: entry.state ?? old?.state ?? initial, controlPort, ...(store !== undefined && { store }), ...(packets !== undefined && { packets }) } as Entry;
+  // What a node is for is not its own to say.
+  const { spare, leaving } = (old ?? {}) as Partial<NodeEntry>;
+  const made = {
+    id, host, port, state: entry.state ?? old?.state ?? initial, controlPort, ...(store !== undefined && { store }), ...(packets !== undefined && { packets }), ...(spare && { spare }), ...(leaving && { leaving }),
+  } as Entry;
   if (!old) return [...entries, made];
   if (old.host === host && old.port === port && old.controlPort === controlPort && old.state === made.state && known?.store === store && isDeepStrictEqual(old.packets, packets)) return entries;
   return entries.map((other) => (other === old ? made : other));

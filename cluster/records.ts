@@ -21,6 +21,10 @@ export interface NodeEntry {
   readonly storeSince?: number;
   /** IPv4 address and UDP port on which it takes unit and parity packets (docs/wire-format.md); absent: it takes none. */
   readonly packets?: PacketAddress;
+  /** Waits to take the share of a node that is lost, or leaves: new files don't use it. Ends with the first share it takes. */
+  readonly spare?: true;
+  /** Being drained: new files don't use it, and nothing is moved to it. */
+  readonly leaving?: true;
 }
 export interface SwitchEntry {
   readonly id: string; readonly host: string; readonly port: number; readonly state: 'programmable' | 'forwarding' | 'down'; readonly controlPort: number;
@@ -38,7 +42,14 @@ export interface ClusterMap {
   readonly changes: number;
   readonly nodes: readonly NodeEntry[];
   readonly switches: readonly SwitchEntry[];
+  /** The last epoch with which files' shares began to move or moved: who read a file's record before looks again. */
+  readonly moved?: number;
+  /** Grows by one whenever the owners of files are asked whether they are there (FileRecord.asked). */
+  readonly questions?: number;
 }
+
+/** A file's share at one index on its way to another node. */
+export interface ShareMove { readonly index: number; readonly to: string }
 
 export interface EpochFloor { readonly stripe: number; readonly epoch: number }
 
@@ -50,7 +61,14 @@ export interface FileRecord {
   readonly unitBytes: number;
   /** Node ids in placement order (layout/ maps a unit to an index in this list). */
   readonly nodes: readonly string[];
-  /** How units are placed on them: 'rotated' (also when absent) or 'spread', as erasure/layout/ knows it. Never changes. */
+  /** Map epochs with which each index came to its present node; 0, or absent: with the file. What a node lacks of older units proves nothing. */
+  readonly nodesSince?: readonly number[];
+  /** Nodes that are being filled with the units of an index, to take it then (moves.ts): they store what a rebuilder sends. */
+  readonly moves?: readonly ShareMove[];
+  /** The owner's presence was asked for so many times, and by the last owner answered. */
+  readonly asked?: number;
+  readonly answered?: number;
+  /** How units are placed on them: 'rotated' (also when absent) or 'spread', as erasure/layout/ knows it. The places never change. */
   readonly layout?: string;
   /** Owner's epoch; 0: never opened for writing. */
   readonly writerEpoch: number;

@@ -1,5 +1,5 @@
 /**
- * Who is rebuilding or scrubbing, and how far it is: one at a time in a cluster, told under a lease, so that it vanishes
+ * Who is rebuilding, scrubbing or moving files' shares, and how far it is: one at a time in a cluster, told under a lease, so that it vanishes
  * with whoever did it. What was restored stays restored: the next one finds less to do.
  */
 import { hostname } from 'node:os';
@@ -9,7 +9,7 @@ import { parseJson } from './compare-and-swap.js';
 import { REPAIR_KEY } from './keys.js';
 
 export interface RepairState {
-  readonly what: 'rebuild' | 'scrub';
+  readonly what: 'rebuild' | 'scrub' | 'drain' | 'rebalance';
   readonly host: string;
   readonly pid: number;
   /** ISO time. */

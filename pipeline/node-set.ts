@@ -39,6 +39,7 @@ export class NodeSet {
   private current: ClusterMap;
   private readonly options: NodeSetOptions;
   private readonly links: (NodeLink | undefined)[];
+  private ids: readonly string[];
   private readonly connecting = new Map<number, Promise<NodeLink>>();
   private readonly dying = new Set<Promise<void>>();
   private closed = false;
@@ -46,7 +47,8 @@ export class NodeSet {
   constructor(map: ClusterMap, options: NodeSetOptions) {
     this.current = map;
     this.options = options;
-    this.links = options.nodes.map(() => undefined);
+    this.ids = options.nodes;
+    this.links = this.ids.map(() => undefined);
   }
 
   get map(): ClusterMap { return this.current; }
@@ -57,9 +59,15 @@ export class NodeSet {
     for (const link of this.links) link?.adoptMap(map.epoch);
   }
 
-  get count(): number { return this.options.nodes.length; }
+  /** Other nodes at some of the indexes, as the file's record has them now: links to those that went are dropped. */
+  follow(ids: readonly string[]): void {
+    for (const [index, id] of ids.entries()) if (id !== this.ids[index]) this.drop(index, `${id} has its share now`);
+    this.ids = ids;
+  }
 
-  entry(index: number): NodeEntry | undefined { return this.map.nodes.find((node) => node.id === this.options.nodes[index]); }
+  get count(): number { return this.ids.length; }
+
+  entry(index: number): NodeEntry | undefined { return this.map.nodes.find((node) => node.id === this.ids[index]); }
 
   isDown(index: number): boolean { return this.entry(index)?.state !== 'up'; }
 
@@ -70,7 +78,7 @@ export class NodeSet {
   }
 
   /** Indexes of nodes that the map calls up. */
-  upIndexes(): number[] { return this.options.nodes.map((_, i) => i).filter((i) => !this.isDown(i)); }
+  upIndexes(): number[] { return this.ids.map((_, i) => i).filter((i) => !this.isDown(i)); }
 
   /** The link to a node, connecting when there is none. @throws {TartanError} ERR_CONNECT and what a node refuses with */
   connect(index: number, timeoutMs: number): Promise<NodeLink> {
@@ -109,9 +117,9 @@ export class NodeSet {
   }
 
   private async open(index: number, timeoutMs: number): Promise<NodeLink> {
-    const { context, nodes, role, name, fileId, unitBytes, slots, receiveSlots, transport, heartbeatMs, deadlineMs, owner, packets, writerEpoch } = this.options;
+    const { context, role, name, fileId, unitBytes, slots, receiveSlots, transport, heartbeatMs, deadlineMs, owner, packets, writerEpoch } = this.options;
     const entry = this.entry(index);
-    if (entry === undefined) throw new TartanError('ERR_CONNECT', `Cannot reach node ${nodes[index]}: it is not in the cluster map of epoch ${this.map.epoch}`);
+    if (entry === undefined) throw new TartanError('ERR_CONNECT', `Cannot reach node ${this.ids[index]}: it is not in the cluster map of epoch ${this.map.epoch}`);
     const asPackets = packets !== undefined && entry.packets !== undefined ? { packetPort: packets.port, packetHost: packets.host, ...(writerEpoch !== undefined && { writerEpoch }) } : {};
     const session = await connectSession(context, entry.host, entry.port, { role, name, unitBytes, slots, fileId, mapEpoch: this.map.epoch, ...asPackets },
       { transport, timeoutMs, receiveSlots });
@@ -119,6 +127,7 @@ export class NodeSet {
       await session.channel.destroy('wrong node');
       throw new TartanError('ERR_CONNECT', `Cannot reach node ${entry.id}: ${entry.host}:${entry.port} answers as '${session.grant.name}'`);
     }
+    if (entry.id !== this.ids[index]) { await session.channel.destroy('moved'); throw new TartanError('ERR_CONNECT', `Cannot use node ${entry.id}: ${this.ids[index]} has its share now`); }
     if (this.closed) { await session.channel.destroy('closed'); throw new TartanError('ERR_CLOSED', 'Closed while connecting'); }
     this.drop(index, 'replaced by a new connection');
     const link = new NodeLink(entry.id, index, session, owner, { clock: context.clock, heartbeatMs, deadlineMs, packets, host: entry.packets?.host ?? entry.host });

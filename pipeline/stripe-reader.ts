@@ -131,6 +131,8 @@ export class StripeReader {
   private readonly requestPlace = new Map<number, { readonly slot: number; readonly unit: number; readonly node: number; verifying: boolean }>();
   private closed = false;
   private readonly units: number;
+  /** The map epoch up to which it is known which nodes hold the file. */
+  private followed = 0;
 
   constructor(context: ReaderContext, file: FileRecord, code: Code, layout: Layout, map: ClusterMap) {
     this.context = context;
@@ -173,6 +175,7 @@ export class StripeReader {
 
   /** Connects to what the map calls up; nodes that can't be reached are read around. @throws {TartanError} ERR_DEVICE_KIND, ERR_AUTHENTICATION */
   async connect(): Promise<void> {
+    await this.followMoves();
     const failures = await this.nodes.connectUp(this.context.deadlineMs);
     // These say what is wrong here, not there.
     const own = failures.find(({ error }) => ['ERR_DEVICE_KIND', 'ERR_AUTHENTICATION'].includes(codeOf(error) ?? ''));
@@ -481,6 +484,8 @@ export class StripeReader {
   private async renewFloor(job: Job): Promise<void> {
     try {
       const file = await readFile(this.context.store, this.file.id);
+      // Mark and nodes go together: a node whose share has moved since knows nothing of newer versions.
+      this.nodes.follow(file.nodes);
       job.floorEpoch = epochFloor(file, job.wish.stripe);
       if (compareVersions(file.commitEpoch, file.commitCounter, job.markEpoch, job.markCounter) <= 0) return;
       job.markEpoch = file.commitEpoch;
@@ -494,10 +499,25 @@ export class StripeReader {
   /** @returns false also when the cluster store does not answer */
   private async isRemoved(): Promise<boolean> {
     try {
-      return (await readFile(this.context.store, this.file.id)).state === 'deleted';
+      const file = await readFile(this.context.store, this.file.id);
+      this.nodes.follow(file.nodes);
+      return file.state === 'deleted';
     } catch (error) {
       if (codeOf(error) === undefined) throw error;
       return codeOf(error) === 'ERR_NOT_FOUND';
+    }
+  }
+
+  /** The map tells when shares of files have moved last; the file's record, read afterwards, where to. */
+  private async followMoves(): Promise<void> {
+    const { map } = this.nodes;
+    if ((map.moved ?? 0) <= this.followed) return;
+    try {
+      this.nodes.follow((await readFile(this.context.store, this.file.id)).nodes);
+      this.followed = map.epoch;
+    } catch (error) {
+      // What can't be had where it was is read around, and looked for again before a read fails.
+      if (codeOf(error) === undefined) throw error;
     }
   }
 
@@ -505,6 +525,7 @@ export class StripeReader {
   private async renewMap(job: Job, reason: number): Promise<void> {
     try {
       this.nodes.map = await readMap(this.context.store);
+      await this.followMoves();
     } catch (error) {
       if (codeOf(error) === undefined) throw error;
     }

@@ -1,6 +1,6 @@
 /**
  * Which units of which files are this node's: file records from the cluster store, kept while the map stays the same.
- * A record's code, unit size and node list never change under one map epoch, so what is kept can't be wrong.
+ * A record's code, unit size, node list and moves never change under one map epoch, so what is kept can't be wrong.
  */
 import type { ClusterStore } from '../cluster/cluster-store.js';
 import { readFile } from '../cluster/files.js';
@@ -16,14 +16,15 @@ const MOST_FILES = 4096;
 export class Placement {
   readonly layout: Layout;
   private readonly codeId: number;
-  /** This node's index in the file's list, or −1. */
+  /** This node's index in the file's list, or the one that it is about to take; or −1. */
   private readonly index: number;
 
   constructor(record: FileRecord, nodeId: string) {
     const code = parseCode(record.code);
     this.codeId = code.id;
     this.layout = layoutOf(record, code);
-    this.index = record.nodes.indexOf(nodeId);
+    const index = record.nodes.indexOf(nodeId);
+    this.index = index >= 0 ? index : record.moves?.find(({ to }) => to === nodeId)?.index ?? -1;
   }
 
   /** Whether a unit of this file belongs here. @returns NONE, NOT_MINE, or MALFORMED when it isn't of the file's shape */
@@ -38,6 +39,8 @@ export class Placement {
 export class Placements {
   private readonly kept = new Map<number, Placement>();
   private readonly fetching = new Map<number, Promise<Placement | number>>();
+  /** Grows with each newer map: what was read before it may be older than it. */
+  private generation = 0;
 
   /** @param onRecord each record read, before it is used */
   constructor(private readonly store: ClusterStore, private readonly nodeId: string, private readonly onRecord: (record: FileRecord) => void) {}
@@ -55,12 +58,18 @@ export class Placements {
   }
 
   forget(fileId: number): void { this.kept.delete(fileId); }
-  forgetAll(): void { this.kept.clear(); }
+  forgetAll(): void {
+    this.generation++;
+    this.kept.clear();
+  }
 
   private async read(fileId: number): Promise<Placement | number> {
-    let record: FileRecord;
+    let record: FileRecord, generation: number;
     try {
-      record = await readFile(this.store, fileId);
+      do {
+        generation = this.generation;
+        record = await readFile(this.store, fileId);
+      } while (generation !== this.generation);
     } catch (error) {
       return codeOf(error) === 'ERR_NOT_FOUND' ? Refusal.NO_UNIT : Refusal.MAP_UNAVAILABLE;
     }

@@ -3,7 +3,7 @@ import type { Device } from 'tartan-rdma';
 import { openDevice } from 'tartan-rdma';
 import type { ClusterStore } from '../cluster/cluster-store.js';
 import { createFile, deleteFile, listFiles, lookupFile, readFile, takeOver } from '../cluster/files.js';
-import { readIdentity, readMap } from '../cluster/membership.js';
+import { purposeOf, readIdentity, readMap } from '../cluster/membership.js';
 import { openClusterStore } from '../cluster/open-store.js';
 import type { ClusterMap, FileRecord } from '../cluster/records.js';
 import { parseCode } from '../erasure/code/index.js';
@@ -15,6 +15,7 @@ import type { Clock } from '../wire/clock.js';
 import { realClock } from '../wire/clock.js';
 import { TartanError, codeOf } from '../wire/errors.js';
 import type { ClientContext } from './context.js';
+import { drainNode, type DrainOptions, type DrainReport } from './drain.js';
 import { FileReader } from './file-reader.js';
 import { FileWriter } from './file-writer.js';
 import type { PatrolOptions, PatrolReport } from './patrol.js';
@@ -113,7 +114,7 @@ export class Client {
     const code = parseCode(options.code ?? 'xor(2+1)');
     const unitBytes = options.unitBytes ?? 65536;
     const map = await readMap(this.context.store);
-    const nodes = map.nodes.map((node) => node.id);
+    const nodes = map.nodes.filter((node) => purposeOf(node) === 'member').map((node) => node.id);
     const layout = options.layout ?? layoutFor(nodes.length, code.k + code.m);
     layoutOf({ id: 0, nodes, unitBytes, layout }, code);
     const file = await createFile(this.context.store, { name, code: code.name, unitBytes, nodes, mapEpoch: map.epoch, ...(layout !== 'rotated' && { layout }) });
@@ -173,6 +174,14 @@ export class Client {
   /** Scrubs all files in turn, again and again, at a bounded rate, until the signal ends it. Rejects only for faults of its own. */
   patrol(options: PatrolOptions = {}): Promise<PatrolReport> { return patrol(this.context, options); }
 
+  /**
+   * Moves everything that a node holds to other nodes; new files don't use it from now on. Files that somebody writes move
+   * when they are closed; those whose writer is gone are taken over and closed. May be interrupted and called again.
+   *
+   * @throws {TartanError} ERR_NOT_FOUND, ERR_NOT_ENOUGH_NODES, ERR_WOULD_LOSE, ERR_MAP_UNAVAILABLE
+   */
+  drain(id: string, options: DrainOptions = {}): Promise<DrainReport> { return drainNode(this.context, id, (name) => this.closeFor(name), options); }
+
   list(): Promise<FileRecord[]> { return listFiles(this.context.store); }
 
   stat(name: string): Promise<FileRecord> { return lookupFile(this.context.store, name); }
@@ -185,7 +194,7 @@ export class Client {
     const file = await lookupFile(context.store, name);
     await deleteFile(context.store, file.id);
     const nodes = new NodeSet(await readMap(context.store), {
-      context, nodes: file.nodes, role: 'reader', name: context.name, fileId: file.id, unitBytes: 0, slots: 0, receiveSlots: 0,
+      context, nodes: [...file.nodes, ...(file.moves ?? []).map(({ to }) => to)], role: 'reader', name: context.name, fileId: file.id, unitBytes: 0, slots: 0, receiveSlots: 0,
       transport: context.transport, heartbeatMs: context.heartbeatMs, deadlineMs: context.deadlineMs,
       owner: { locate: () => {}, onWritten: () => {}, onAnswer: () => {}, onLinkDown: () => {} },
     });
@@ -208,6 +217,12 @@ export class Client {
     await Promise.all([...this.readers].map((reader) => reader.close()));
     await this.repair.close();
     for (const close of this.owned) await close();
+  }
+
+  /** Settles what an owner that is gone has left. */
+  private async closeFor(name: string): Promise<void> {
+    const writer = await this.append(name);
+    await new Promise<void>((resolve, reject) => { writer.once('error', reject); writer.once('close', resolve); writer.end(); });
   }
 
   /** A newer owner frees and discards what an older one still counts: then it is not lost, but the file is another's. */

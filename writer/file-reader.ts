@@ -50,6 +50,8 @@ export class FileReader {
   /** Looks for bytes committed since. @returns the new length */
   async refresh(): Promise<number> {
     this.file = await readFile(this.context.store, this.file.id);
+    // What is committed now may be newer than what a node holds whose share has moved.
+    this.stripes.nodes.follow(this.file.nodes);
     return this.file.length;
   }
 

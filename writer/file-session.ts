@@ -6,7 +6,7 @@
  * again, under the same names, with headers that say what is missing.
  */
 import type { ClusterMap, FileRecord } from '../cluster/records.js';
-import { publishCommit } from '../cluster/files.js';
+import { answerPresence, publishCommit } from '../cluster/files.js';
 import { readMap, setNodeState, watchMap } from '../cluster/membership.js';
 import { parseCode } from '../erasure/code/index.js';
 import { layoutOf } from '../erasure/layout/index.js';
@@ -64,9 +64,12 @@ export class FileSession {
   private published = -1;
   private closed = false;
   private waiters: (() => void)[] = [];
+  /** Asked so far whether owners are there (ClusterMap.questions). */
+  private questions: number;
 
   private constructor(context: ClientContext, file: FileRecord, map: ClusterMap, owner: FileSessionOwner, private readonly lanes: PacketLanes | undefined) {
     this.context = context;
+    this.questions = map.questions ?? 0;
     this.file = file;
     this.owner = owner;
     const code = parseCode(file.code);
@@ -111,6 +114,7 @@ export class FileSession {
     });
     this.mapWatch = watchMap(context.store, (map) => {
       if (this.closed) return;
+      if ((map.questions ?? 0) > this.questions) this.answerPresence(map.questions ?? 0);
       if (map.epoch > this.nodes.map.epoch) void this.repair();
       else if (map.changes > this.nodes.map.changes) {
         this.nodes.map = map;
@@ -195,6 +199,12 @@ export class FileSession {
     });
     this.owner.onAcknowledged();
     this.wakeAll();
+  }
+
+  /** Somebody wants to know which files have owners that live. */
+  private answerPresence(questions: number): void {
+    this.questions = questions;
+    answerPresence(this.context.store, this.file.id, this.file.writerEpoch).catch((error: unknown) => { if (codeOf(error) === undefined) throw error; });
   }
 
   private endPatience(): void {

@@ -4,6 +4,8 @@ export type { ConnectOptions, CreateOptions } from './client.js';
 export { FileWriter } from './file-writer.js';
 export type { WriterProgress } from './file-writer.js';
 export { FileReader } from './file-reader.js';
+export type { DrainOptions, DrainReport } from './drain.js';
+export type { MoveOptions, MoveReport } from './mover.js';
 export type { PatrolOptions, PatrolReport } from './patrol.js';
 export type { ReadRepairCounts } from './read-repair.js';
 export type { RebuildOptions, RebuildReport } from './rebuild.js';

@@ -15,11 +15,11 @@ import type { MemoryRegion } from 'tartan-rdma';
 import { Access } from 'tartan-rdma';
 import { isCommitted, readFile } from '../cluster/files.js';
 import { readMap } from '../cluster/membership.js';
-import type { ClusterMap, FileRecord } from '../cluster/records.js';
+import type { ClusterMap, FileRecord, ShareMove } from '../cluster/records.js';
 import type { Code } from '../erasure/code/index.js';
 import { parseCode } from '../erasure/code/index.js';
 import type { Layout } from '../erasure/layout/index.js';
-import { layoutOf, nodeOfUnit, stripeCount, stripeDataLength, unitLength } from '../erasure/layout/index.js';
+import { layoutOf, nodeOfUnit, stripeCount, stripeDataLength, unitLength, unitOfNode } from '../erasure/layout/index.js';
 import { NodeSet } from '../pipeline/node-set.js';
 import type { UnitPlace } from '../pipeline/node-link.js';
 import { isSealed, sealHeader, writeDataHeaders } from '../pipeline/stripe-headers.js';
@@ -46,6 +46,8 @@ export interface RebuildOptions {
   readonly signal?: AbortSignal;
   /** Only these stripes, ascending. Default: all that are committed. */
   readonly stripes?: readonly number[];
+  /** Fills another node with the units of one index, as begun by beginMoves(); the node that has them now is read, if it can be. */
+  readonly move?: ShareMove;
 }
 
 /** Counts of one file, growing while it is rebuilt. */
@@ -70,6 +72,8 @@ export interface RebuildReport {
   unitsFailed: number;
   /** Stripes of which fewer than k units can be had. */
   stripesLost: number;
+  /** Units of the index that moves (RebuildOptions.move) which its new node still lacks. */
+  unitsNotMoved: number;
   /** Nodes that were down: what they lack is not known. */
   nodesDown: string[];
 }
@@ -89,7 +93,12 @@ const MAP_ATTEMPTS = 5;
 type DirectPlace = Omit<UnitPlace, 'region' | 'stripe' | 'mapEpoch'>;
 interface DirectWrite { readonly place: DirectPlace; written(): void; answered(refusal: number): void }
 
-interface Version { readonly epoch: number; readonly counter: number; readonly stripeLength: number; readonly held: Map<number, UnitEntry>; missing: number }
+interface Version {
+  readonly epoch: number; readonly counter: number; readonly stripeLength: number; missing: number;
+  readonly held: Map<number, UnitEntry>;
+  /** Of a share that moves: what the node holds that has it now. */
+  readonly given: Map<number, UnitEntry>;
+}
 
 /**
  * Restores one file's missing units.
@@ -98,7 +107,10 @@ interface Version { readonly epoch: number; readonly counter: number; readonly s
  * @throws {TartanError} ERR_RING_MEMORY, ERR_MAP_UNAVAILABLE, ERR_CONNECT; what can't be restored is counted, not thrown
  */
 export async function rebuildFile(context: ClientContext, file: FileRecord, verify: boolean, options: RebuildOptions = {}): Promise<RebuildReport> {
-  const rebuilder = new Rebuilder(context, file, await readMap(context.store), verify, options);
+  const map = await readMap(context.store);
+  // Who reads a file's record and then waits may know the nodes of yesterday; what is committed is the caller's to say.
+  const { nodes, layout } = map.moved === undefined ? file : await readFile(context.store, file.id);
+  const rebuilder = new Rebuilder(context, { ...file, nodes, ...(layout !== undefined && { layout }) }, map, verify, options);
   try {
     await rebuilder.run();
     return rebuilder.report;
@@ -112,7 +124,9 @@ class Rebuilder {
   private readonly code: Code;
   private readonly layout: Layout;
   private readonly slots: StripeSlotLayout;
+  /** By index; of a share that moves its new node, and the present one after all others. */
   private readonly nodes: NodeSet;
+  private readonly ids: readonly string[];
   private readonly reader: StripeReader;
   private readonly pipeline: StripePipeline;
   private readonly ringBytes: number;
@@ -130,9 +144,11 @@ class Rebuilder {
   constructor(private readonly context: ClientContext, private readonly file: FileRecord, map: ClusterMap, private readonly verify: boolean, private readonly options: RebuildOptions) {
     const code = this.code = parseCode(file.code);
     this.layout = layoutOf(file, code);
+    const { move } = options;
+    this.ids = move === undefined ? file.nodes : [...file.nodes.map((id, index) => (index === move.index ? move.to : id)), file.nodes[move.index]!];
     this.report = {
       name: file.name, stripes: options.stripes?.length ?? stripeCount(this.layout, file.length), stripesDone: 0, unitsMissing: 0, unitsDamaged: 0, unitsChecked: 0, parityMismatches: 0, mismatchesRepaired: 0,
-      unitsRestored: 0, bytesRestored: 0, unitsFromSwitch: 0, unitsSuperseded: 0, unitsFailed: 0, stripesLost: 0, nodesDown: [],
+      unitsRestored: 0, bytesRestored: 0, unitsFromSwitch: 0, unitsSuperseded: 0, unitsFailed: 0, stripesLost: 0, unitsNotMoved: 0, nodesDown: [],
     };
     this.slots = stripeSlotLayout(code.k, code.m, file.unitBytes);
     const { slotBytes } = this.slots;
@@ -151,7 +167,7 @@ class Rebuilder {
     this.settled = new Array<undefined>(ops).fill(undefined);
     let pipeline: StripePipeline | undefined;
     const nodes = this.nodes = new NodeSet(map, {
-      context, nodes: file.nodes, role: 'rebuilder', name: context.name, fileId: file.id, unitBytes: file.unitBytes, slots: NODE_SLOTS, receiveSlots: 0,
+      context, nodes: this.ids, role: 'rebuilder', name: context.name, fileId: file.id, unitBytes: file.unitBytes, slots: NODE_SLOTS, receiveSlots: 0,
       transport: context.transport, heartbeatMs: context.heartbeatMs, deadlineMs: context.deadlineMs,
       owner: {
         locate: (op, unit, place) => {
@@ -174,8 +190,8 @@ class Rebuilder {
     await this.nodes.connectUp(this.context.deadlineMs);
     await this.reader.connect();
     this.decoder = await Decoder.find(this.context, this.file, this.code, this.nodes.map, this.settled.length);
-    const { report, file } = this;
-    report.nodesDown = file.nodes.filter((_, index) => this.nodes.isDown(index) || this.nodes.linkTo(index) === undefined);
+    const { report } = this;
+    report.nodesDown = this.ids.filter((_, index) => this.nodes.isDown(index) || this.nodes.linkTo(index) === undefined);
     for (const [from, to] of this.ranges()) {
       if (this.options.signal?.aborted === true) break;
       const chunk = await this.gather(from, to);
@@ -225,7 +241,7 @@ class Rebuilder {
         if (code === 'ERR_NO_UNIT' || code === 'ERR_NOT_FOUND') return false;
         // A node that fails now is as one that is down: what it lacks is not known.
         this.nodes.drop(index, `it does not answer: ${String(error)}`);
-        const id = this.file.nodes[index]!;
+        const id = this.ids[index]!;
         if (!this.report.nodesDown.includes(id)) this.report.nodesDown.push(id);
         return true;
       }
@@ -238,13 +254,13 @@ class Rebuilder {
       const asked = next;
       const reply = await this.withMap(() => {
         const link = this.nodes.linkTo(index);
-        if (link === undefined) throw new TartanError('ERR_CONNECT', `Cannot ask node ${this.file.nodes[index]}: its connection is down`);
+        if (link === undefined) throw new TartanError('ERR_CONNECT', `Cannot ask node ${this.ids[index]}: its connection is down`);
         return link.request({ $case: 'inventory', value: { fileId: this.file.id, fromStripe: asked, limit: to - asked === 1 ? ONE_LIMIT : this.verify ? CHECK_LIMIT : INVENTORY_LIMIT, verify: this.verify } });
       });
       let bytes = 0;
       for (const entry of reply.units) {
         if (entry.stripe >= to || !isCommitted(this.file, entry.stripe, entry.writerEpoch, entry.counter)) continue;
-        if (this.note(chunk, entry) && this.verify) {
+        if (this.note(chunk, entry, index) && this.verify) {
           this.report.unitsChecked++;
           bytes += this.lengthOf(entry.stripeLength, entry.unit);
         }
@@ -258,13 +274,17 @@ class Rebuilder {
   }
 
   /** @returns whether it was new */
-  private note(chunk: Map<number, Version[]>, entry: UnitEntry): boolean {
+  private note(chunk: Map<number, Version[]>, entry: UnitEntry, index: number): boolean {
+    const isGiven = index === this.file.nodes.length;
+    // What a node kept of another index that it had once is no part of the file any more.
+    if (nodeOfUnit(this.layout, entry.stripe, entry.unit) !== (isGiven ? this.options.move!.index : index)) return false;
     let versions = chunk.get(entry.stripe);
     if (versions === undefined) chunk.set(entry.stripe, versions = []);
     let version = versions.find(({ epoch, counter }) => epoch === entry.writerEpoch && counter === entry.counter);
-    if (version === undefined) versions.push(version = { epoch: entry.writerEpoch, counter: entry.counter, stripeLength: entry.stripeLength, held: new Map(), missing: 0 });
-    if (version.held.has(entry.unit)) return false;
-    version.held.set(entry.unit, entry);
+    if (version === undefined) versions.push(version = { epoch: entry.writerEpoch, counter: entry.counter, stripeLength: entry.stripeLength, held: new Map(), given: new Map(), missing: 0 });
+    const units = isGiven ? version.given : version.held;
+    if (units.has(entry.unit)) return false;
+    units.set(entry.unit, entry);
     version.missing = union(version.missing, entry.missing);
     return true;
   }
@@ -274,8 +294,14 @@ class Rebuilder {
   private async restore(stripe: number, versions: readonly Version[]): Promise<void> {
     const { code, report } = this;
     const newest = versions.reduce<Version | undefined>((best, each) => (best === undefined || compareVersions(each.epoch, each.counter, best.epoch, best.counter) > 0 ? each : best), undefined);
-    const good = newest === undefined ? [] : [...newest.held.values()].filter(({ damaged }) => damaged !== true);
-    if (newest === undefined || newest.stripeLength < stripeDataLength(this.layout, this.file.length, stripe) || good.length < code.k) { report.stripesLost++; return; }
+    const good = newest === undefined ? [] : soundUnits(newest);
+    const moving = this.unitThatMoves(stripe);
+    if (newest === undefined || newest.stripeLength < stripeDataLength(this.layout, this.file.length, stripe) || good.length < code.k) {
+      report.stripesLost++;
+      if (moving >= 0) report.unitsNotMoved++;
+      return;
+    }
+    if (moving >= 0 && isLacking(newest.held, moving)) report.unitsNotMoved++;
     const lacking: number[] = [];
     for (let unit = 0; unit < code.k + code.m; unit++) {
       const held = newest.held.get(unit), index = nodeOfUnit(this.layout, stripe, unit);
@@ -292,7 +318,9 @@ class Rebuilder {
       return;
     }
     if (lacking.length === 0) return;
-    await this.count(newest, lacking, await this.relayUnits(stripe, newest, lacking) ?? await this.writeUnits(stripe, newest, lacking));
+    const refusal = await this.relayUnits(stripe, newest, lacking) ?? await this.writeUnits(stripe, newest, lacking);
+    if (refusal === Refusal.NONE && lacking.includes(moving)) report.unitsNotMoved--;
+    await this.count(newest, lacking, refusal);
   }
 
   /** Writes again what the first doubt names that proves right. @returns false when none does, or it could not be written */
@@ -388,7 +416,7 @@ class Rebuilder {
     try {
       const slotOffset = op * this.slots.slotBytes;
       try {
-        const read = await this.reader.read({ stripe, dataLength: version.stripeLength, epoch: version.epoch, counter: version.counter, exact: true, avoid: [...lacking, ...avoid] });
+        const read = await this.reader.read({ stripe, dataLength: version.stripeLength, epoch: version.epoch, counter: version.counter, exact: true, avoid: [...lacking.filter((unit) => isLacking(version.given, unit)), ...avoid] });
         this.bytes.set(read.bytes, slotOffset + this.slots.unitsOffset);
         read.release();
         if (condemn) await this.condemn(stripe, version, lacking);
@@ -462,7 +490,22 @@ class Rebuilder {
     if (this.dueMs > now) await sleep(this.context.clock, this.dueMs - now);
   }
 
+  /** The unit of a stripe that the new node is to have; −1: none moves. */
+  private unitThatMoves(stripe: number): number { return this.options.move === undefined ? -1 : unitOfNode(this.layout, stripe, this.options.move.index); }
+
   private lengthOf(stripeLength: number, unit: number): number { return unitLength(stripeLength, this.file.unitBytes, unit, this.code.k); }
+}
+
+function isLacking(units: ReadonlyMap<number, UnitEntry>, unit: number): boolean {
+  const entry = units.get(unit);
+  return entry === undefined || entry.damaged === true;
+}
+
+/** Each once, wherever it is sound. */
+function soundUnits({ held, given }: Version): UnitEntry[] {
+  const sound = new Map<number, UnitEntry>();
+  for (const entry of [...given.values(), ...held.values()]) if (entry.damaged !== true) sound.set(entry.unit, entry);
+  return [...sound.values()];
 }
 
 const NONE = new Uint8Array(0);

@@ -10,7 +10,8 @@
  * A version that no fenced node shows may exist all the same, when k or more of its units' nodes are not fenced and all
  * others may have been down when it was written, and so be missing from it. The map says since when a node is up, the
  * file's record under which map its owner began: only a fenced node that was up all the time proves a hole. Nor does a node
- * with a new disk speak for the time before it: the map says since when it has its store.
+ * with a new disk speak for the time before it: the map says since when it has its store. The file's record says the same of
+ * a node that took another's share (FileRecord.nodesSince).
  */
 import { decide } from '../cluster/files.js';
 import type { FileRecord } from '../cluster/records.js';
@@ -87,9 +88,9 @@ export async function recoverTail(context: ClientContext, session: FileSession, 
   const { epoch: mapEpoch } = nodes.map;
   const fencedNodes = await fence(session, file, Math.max(code.k, code.m + 1));
   const full = stripeBytes(layout);
-  const witnesses = fencedNodes.filter((index) => (nodes.entry(index)?.since ?? Infinity) <= (file.decidedMapEpoch ?? -1));
+  const witnesses = fencedNodes.filter((index) => Math.max(nodes.entry(index)?.since ?? Infinity, file.nodesSince?.[index] ?? 0) <= (file.decidedMapEpoch ?? -1));
   const firstOpen = Math.floor(file.length / full);
-  const evidence = await gatherEvidence(session, file, firstOpen, fencedNodes);
+  const evidence = await gatherEvidence(session, file, layout, firstOpen, fencedNodes);
   const reader = new StripeReader(context, file, code, layout, nodes.map);
   try {
     await reader.connect();
@@ -100,7 +101,7 @@ export async function recoverTail(context: ClientContext, session: FileSession, 
       const verdict = judgeStripe(code.k, evidence.get(stripe) ?? [], unitsOn(layout, code.k + code.m, stripe, fencedNodes),
         (version) => compareVersions(version.epoch, version.counter, file.commitEpoch, file.commitCounter) <= 0,
         unitsOn(layout, code.k + code.m, stripe, witnesses), full,
-        Array.from({ length: code.k + code.m }, (_, unit) => nodes.entry(nodeOfUnit(layout, stripe, unit))?.storeSince ?? 0), file.decidedMapEpoch);
+        Array.from({ length: code.k + code.m }, (_, unit) => storeSince(session, file, nodeOfUnit(layout, stripe, unit))), file.decidedMapEpoch);
       if (verdict.kind === 'hidden') throw new TartanError('ERR_UNDECIDED', `Cannot decide stripe ${stripe} of '${file.name}': a version of it may be on nodes that are down, and of those that are up none was up all the time`);
       if (verdict.kind === 'hole') break;
       const { version } = verdict;
@@ -193,12 +194,15 @@ async function fence(session: FileSession, file: FileRecord, least: number): Pro
   }
 }
 
+/** Map epoch from which on a node of the file has all that was written to it: its store's, or when it took this index over. */
+function storeSince({ nodes }: FileSession, file: FileRecord, index: number): number { return Math.max(nodes.entry(index)?.storeSince ?? 0, file.nodesSince?.[index] ?? 0); }
+
 /** For each unit of a stripe, whether its node is among these. */
 function unitsOn(layout: Layout, units: number, stripe: number, indexes: readonly number[]): boolean[] {
   return Array.from({ length: units }, (_, unit) => indexes.includes(nodeOfUnit(layout, stripe, unit)));
 }
 
-async function gatherEvidence(session: FileSession, file: FileRecord, fromStripe: number, fenced: readonly number[]): Promise<Map<number, VersionEvidence[]>> {
+async function gatherEvidence(session: FileSession, file: FileRecord, layout: Layout, fromStripe: number, fenced: readonly number[]): Promise<Map<number, VersionEvidence[]>> {
   const evidence = new Map<number, VersionEvidence[]>();
   for (const index of fenced) {
     let from = fromStripe;
@@ -208,6 +212,8 @@ async function gatherEvidence(session: FileSession, file: FileRecord, fromStripe
         // Of the stripes that are open now, the last owner to decide wrote again what it kept, and rolled back the rest: an
         // older unit lies on a node that was down then and did not hear of it. It is decided, and no evidence.
         if (entry.writerEpoch < file.decidedEpoch) continue;
+        // It had another index of the file once: that one's units are another node's to show.
+        if (nodeOfUnit(layout, entry.stripe, entry.unit) !== index) continue;
         note(evidence, entry);
       }
       if (!reply.more || reply.units.length === 0) break;

@@ -36,7 +36,9 @@ export interface Layout {
 export const LAYOUTS = ['rotated', 'spread'] as const;
 export type LayoutName = (typeof LAYOUTS)[number];
 
-/** What a file's record says of its placement. No `layout`: 'rotated'. */
+const NAMED = 'spread:';
+
+/** What a file's record says of its placement. No `layout`: 'rotated'. 'spread:NAME NAME …': spread by these names, whoever is at their indexes now. */
 export interface PlacedFile { readonly id: number; readonly nodes: readonly string[]; readonly unitBytes: number; readonly layout?: string }
 
 /** From so many nodes on, in stripes' widths, a new file is spread: below, two nodes share stripes anyway. */
@@ -53,9 +55,17 @@ export function layoutFor(nodes: number, width: number): LayoutName { return nod
 export function layoutOf(file: PlacedFile, { k, m }: { readonly k: number; readonly m: number }): Layout {
   const layout = makeLayout({ nodes: file.nodes.length, k, m, unitBytes: file.unitBytes });
   if (file.layout === undefined || file.layout === 'rotated') return layout;
-  if (file.layout !== 'spread') throw new LayoutError('ERR_UNKNOWN_LAYOUT', `Cannot lay out file ${file.id}: its layout is '${file.layout}', this version knows ${LAYOUTS.join(' and ')}`);
-  return { ...layout, spread: new Spread(file.nodes, k + m, file.id) };
+  const names = file.layout === 'spread' ? file.nodes : file.layout.startsWith(NAMED) ? file.layout.slice(NAMED.length).split(' ') : [];
+  if (names.length !== file.nodes.length) throw new LayoutError('ERR_UNKNOWN_LAYOUT', `Cannot lay out file ${file.id}: its layout is '${file.layout}', this version knows ${LAYOUTS.join(' and ')}, on ${file.nodes.length} nodes`);
+  return { ...layout, spread: new Spread(names, k + m, file.id) };
 }
+
+/**
+ * The layout's name for a file whose nodes are about to be exchanged: every unit keeps its index in the list.
+ *
+ * Lots are drawn by name, so a spread file remembers the names that it was made with.
+ */
+export function lastingLayout({ layout, nodes }: PlacedFile): string | undefined { return layout === 'spread' ? `${NAMED}${nodes.join(' ')}` : layout; }
 
 /** A byte's place in a file's stripes. */
 export interface Place {

@@ -1,0 +1,81 @@
+/**
+ * Empties a node: what it holds goes to other nodes, file by file, until no file needs it. A node that is down is emptied the
+ * same way, from the other units.
+ */
+import { listFiles } from '../cluster/files.js';
+import { presentNodes, readMap, setNodePurpose } from '../cluster/membership.js';
+import type { FileRecord } from '../cluster/records.js';
+import { sleep } from '../wire/clock.js';
+import { TartanError } from '../wire/errors.js';
+import type { ClientContext } from './context.js';
+import { freeLeftovers } from './leftovers.js';
+import { emptyMoveReport, moveShares, type MoveOptions, type MoveReport, type Share } from './mover.js';
+import { Shares } from './shares.js';
+
+export interface DrainOptions extends MoveOptions {
+  /** The node that takes it all. Default: spares, then for each file the node that holds least. */
+  readonly to?: string;
+  /** Called when only files are left that somebody writes; they move when they are closed. */
+  readonly onWaiting?: (files: readonly string[]) => void;
+}
+
+export interface DrainReport extends MoveReport {
+  readonly node: string;
+  /** Files that had a share there at the beginning. */
+  files: number;
+}
+
+const PAUSE_MS = 1000;
+
+/**
+ * Resolves when no file has a share on the node, or the signal has ended it. It takes no new files any more; interrupted, it
+ * may be called again.
+ *
+ * @throws {TartanError} ERR_NOT_FOUND: no such node · ERR_NOT_ENOUGH_NODES: a file has no node to go to · ERR_WOULD_LOSE: not
+ *   every unit could be had again elsewhere; the node keeps those shares · ERR_MAP_UNAVAILABLE
+ */
+export async function drainNode(context: ClientContext, id: string, takeOver: (name: string) => Promise<void>, options: DrainOptions = {}): Promise<DrainReport> {
+  const { store } = context, { to, onWaiting, ...settings } = options;
+  await checkTarget(context, id, to);
+  await setNodePurpose(store, id, 'leaving');
+  const total = emptyMoveReport(), holds = (file: FileRecord): boolean => file.nodes.includes(id);
+  const files = (await listFiles(store)).filter(holds).length;
+  for (;;) {
+    const shares = await plan(context, id, holds, to);
+    if (shares.length === 0) break;
+    const report = await moveShares(context, shares, takeOver, { ...settings, onProgress: (now) => { options.onProgress?.(sum(total, now)); } });
+    Object.assign(total, sum(total, report));
+    if (settings.signal?.aborted === true) return { ...total, node: id, files };
+    if (report.filesMoved > 0) continue;
+    if (report.failed.length > 0) throw new TartanError('ERR_WOULD_LOSE', `Cannot empty node ${id}: ${report.failed.map(({ name, why }) => `'${name}': ${why}`).slice(0, 3).join('; ')}; it keeps ${report.failed.length === 1 ? 'that share' : `the shares of ${report.failed.length} files`}`);
+    if (report.waiting.length > 0) onWaiting?.(report.waiting);
+    await sleep(context.clock, PAUSE_MS);
+  }
+  await freeLeftovers(context, id, (await Promise.all([listFiles(store), listFiles(store, { deleted: true })])).flat().map((file) => file.id));
+  return { ...total, waiting: [], failed: [], node: id, files };
+}
+
+async function checkTarget({ store }: ClientContext, id: string, to: string | undefined): Promise<void> {
+  const { nodes } = await readMap(store), target = nodes.find((node) => node.id === to);
+  if (to === undefined) return;
+  if (target === undefined) throw new TartanError('ERR_NOT_FOUND', `Cannot empty node ${id} to ${to}: the cluster has ${nodes.map((node) => node.id).join(', ')}`);
+  if (to === id || target.state !== 'up' || target.leaving === true) throw new TartanError('ERR_ARGUMENT', `Cannot empty node ${id} to ${to}: it is ${to === id ? 'the same node' : target.leaving === true ? 'being emptied too' : 'down'}`);
+}
+
+async function plan({ store }: ClientContext, id: string, holds: (file: FileRecord) => boolean, to: string | undefined): Promise<Share[]> {
+  const [map, files, present] = await Promise.all([readMap(store), listFiles(store), presentNodes(store)]);
+  const shares = new Shares(map, present, files);
+  return files.filter(holds).map((file) => {
+    const index = file.nodes.indexOf(id), target = shares.target(file, index, to);
+    if (target === undefined) throw new TartanError('ERR_NOT_ENOUGH_NODES', `Cannot empty node ${id}: ${to === undefined ? `'${file.name}' uses every node that is up` : `'${file.name}' uses ${to} already`}; add a node first`);
+    shares.move(file, id, target);
+    return { file, index, to: target };
+  });
+}
+
+/** What was done before and now; `waiting` and `failed` are of now. */
+function sum(before: MoveReport, now: MoveReport): MoveReport {
+  const added = { ...now };
+  for (const key of ['filesMoved', 'unitsRestored', 'unitsFromSwitch', 'bytesRestored', 'stripesDone'] as const) added[key] += before[key];
+  return added;
+}

@@ -1,0 +1,266 @@
+/**
+ * What a cluster does by itself about nodes that go and come back, and about damage that nobody has read yet.
+ *
+ *     every second: map, leases, files ─▶ a node out, or left half drained ─▶ its shares go to spares, or to nodes with room
+ *                                       ─▶ a node back, or with a blank store ─▶ what it lacks is restored
+ *                                       ─▶ nothing of that, and it is time ─▶ a scrub of all files, until something is
+ *
+ * Several may run, one per machine: the hold on repairs (cluster/repair-hold.ts) lets one work at a time, and commands of an
+ * operator go first or wait their turn like it. Killed, it leaves what it has restored; whoever runs next finds the rest.
+ *
+ * Invariant: it decides nothing that is not safe to be wrong about. A node taken for lost that comes back has lost its shares,
+ * no bytes.
+ */
+import { listFiles, readFile } from '../cluster/files.js';
+import { presentNodes, readMap } from '../cluster/membership.js';
+import { enlistSpares } from '../cluster/moves.js';
+import type { ClusterMap, FileRecord } from '../cluster/records.js';
+import { RepairHold, type RepairState } from '../cluster/repair-hold.js';
+import { readScrub, recordScrub } from '../cluster/scrub-state.js';
+import { parseCode } from '../erasure/code/index.js';
+import { codeOf } from '../wire/errors.js';
+import type { ClientContext } from './context.js';
+import { freeLeftovers } from './leftovers.js';
+import { moveShares, type Share } from './mover.js';
+import { NodeHistory } from './node-history.js';
+import { rebuildFile, type RebuildReport } from './rebuild.js';
+import { Shares } from './shares.js';
+
+export interface RepairerOptions {
+  /** A node gone for so long is not waited for. Default 600,000. */
+  readonly downOutMs?: number;
+  /** A node must have been back for so long. Default 30,000: restarts come in groups, and who replaces a store fills it himself. */
+  readonly settleMs?: number;
+  /** From the end of one scrub to the next; 0: none. Default a week. */
+  readonly scrubMs?: number;
+  /** Most bytes restored, or read back by a scrub, in a second. Default 16 MiB. */
+  readonly bytesPerSecond?: number;
+  readonly tickMs?: number;
+  readonly ownerMs?: number;
+  /** Ends it; what is under way is finished. */
+  readonly signal?: AbortSignal;
+  /** One line for what an operator should know. */
+  readonly log?: (message: string) => void;
+}
+
+const DAY_MS = 86_400_000;
+const DEFAULTS = { downOutMs: 600_000, settleMs: 30_000, scrubMs: 7 * DAY_MS, bytesPerSecond: 16 << 20, tickMs: 1000 };
+/** What can't be done now is tried again later, and later still. */
+const RETRY_MS = 2_000;
+const MAX_RETRY_MS = 60_000;
+
+/** Runs until the signal ends it. A cluster store that is away is waited for. */
+export async function runRepairer(context: ClientContext, takeOver: (name: string) => Promise<void>, options: RepairerOptions = {}): Promise<void> {
+  await new Repairer(context, takeOver, options).run();
+}
+
+interface World { readonly map: ClusterMap; readonly files: readonly FileRecord[]; readonly present: ReadonlySet<string> }
+
+class Repairer {
+  private readonly history = new NodeHistory();
+  /** Files to be looked at. */
+  private readonly due = new Set<number>();
+  private readonly patience = new Map<number, { at: number; waitMs: number }>();
+  private readonly limits: typeof DEFAULTS;
+  private readonly log: (message: string) => void;
+  private lastScrubAt: number;
+  private said = '';
+
+  constructor(private readonly context: ClientContext, private readonly takeOver: (name: string) => Promise<void>, private readonly options: RepairerOptions) {
+    this.limits = { ...DEFAULTS, ...Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)) };
+    this.log = options.log ?? (() => undefined);
+    this.lastScrubAt = context.clock.now();
+  }
+
+  async run(): Promise<void> {
+    while (!this.isOver) {
+      try {
+        await this.tick();
+      } catch (error) {
+        if (codeOf(error) === undefined) throw error;
+        // Another is at it, or the store is away: its turn comes.
+        this.say(`waiting: ${(error as Error).message}`);
+      }
+      await this.rest();
+    }
+  }
+
+  private get isOver(): boolean { return this.options.signal?.aborted === true; }
+  private get now(): number { return this.context.clock.now(); }
+
+  private async tick(): Promise<void> {
+    const world = await this.look();
+    const shares = this.sharesToMove(world);
+    if (shares.length > 0) { await this.held('rebuild', shares.map(({ file }) => file), (hold) => this.move(shares, hold)); return; }
+    if (this.homeless(world).length === 0 && world.map.nodes.some(({ spare }) => spare === true)) await enlistSpares(this.context.store);
+    const back = this.history.returned(this.now, this.limits.settleMs);
+    for (const file of world.files) if (file.nodes.some((id) => back.includes(id))) this.due.add(file.id);
+    const files = world.files.filter(({ id }) => this.due.has(id) && this.mayTry(id));
+    if (files.length > 0 || back.length > 0) {
+      await this.held('rebuild', files, (hold) => this.restore(files, hold));
+      for (const id of back) {
+        this.history.looked(id);
+        await freeLeftovers(this.context, id, [...world.files, ...await listFiles(this.context.store, { deleted: true })].map((file) => file.id));
+      }
+      return;
+    }
+    if (await this.isScrubDue()) await this.held('scrub', world.files, (hold) => this.scrub(world.files, hold));
+  }
+
+  private async look(): Promise<World> {
+    const { store } = this.context;
+    const [map, files, present] = await Promise.all([readMap(store), listFiles(store), presentNodes(store)]);
+    this.history.observe(map, present, this.now);
+    return { map, files, present };
+  }
+
+  /** Nodes that files must do without: out, or being emptied. */
+  private homeless({ map, files }: World): string[] {
+    const out = this.history.out(this.now, this.limits.downOutMs);
+    return map.nodes.filter((node) => (out.includes(node.id) || node.leaving === true) && files.some((file) => file.nodes.includes(node.id))).map(({ id }) => id);
+  }
+
+  private sharesToMove(world: World): Share[] {
+    const from = this.homeless(world), shares: Share[] = [];
+    if (from.length === 0) return [];
+    const held = new Shares(world.map, world.present, world.files);
+    for (const file of world.files) {
+      const index = file.nodes.findIndex((id) => from.includes(id));
+      if (index < 0 || !this.mayTry(file.id)) continue;
+      const to = held.target(file, index);
+      if (to === undefined) { this.say(`'${file.name}' has no node to go to from ${file.nodes[index]}: add one`); this.later(file.id); continue; }
+      held.move(file, file.nodes[index]!, to);
+      shares.push({ file, index, to });
+    }
+    if (shares.length > 0) this.say(`${shares.length} ${shares.length === 1 ? 'file moves' : 'files move'} from ${[...new Set(shares.map(({ file, index }) => file.nodes[index]))].join(', ')} to ${[...new Set(shares.map(({ to }) => to))].join(', ')}`);
+    return shares;
+  }
+
+  private async move(shares: readonly Share[], hold: RepairHold): Promise<void> {
+    const { signal, ownerMs } = this.options;
+    const report = await moveShares(this.context, shares, this.takeOver, {
+      bytesPerSecond: this.limits.bytesPerSecond, ...(signal !== undefined && { signal }), ...(ownerMs !== undefined && { ownerMs }),
+      onProgress: ({ filesMoved, stripesDone, bytesRestored }) => { hold.tell({ filesDone: filesMoved, stripesDone, bytesRestored }); },
+    });
+    const left = new Set([...report.waiting, ...report.failed.map(({ name }) => name)]);
+    for (const { file } of shares) if (left.has(file.name)) this.later(file.id); else this.patience.delete(file.id);
+    this.say(`${report.filesMoved} ${report.filesMoved === 1 ? 'file has' : 'files have'} moved, ${report.unitsRestored} units restored${report.waiting.length > 0 ? `, ${report.waiting.length} wait until they are closed` : ''}${report.failed.map(({ name, why }) => `; '${name}': ${why}`).join('')}`);
+  }
+
+  private async restore(files: readonly FileRecord[], hold: RepairHold): Promise<void> {
+    const { signal } = this.options;
+    let filesDone = 0, stripesBefore = 0, bytesBefore = 0, units = 0;
+    for (const known of files) {
+      if (this.isOver) return;
+      let report: RebuildReport, wasOpen: boolean;
+      try {
+        const file = await readFile(this.context.store, known.id);
+        wasOpen = file.state === 'open';
+        report = await rebuildFile(this.context, file, false, {
+          bytesPerSecond: this.limits.bytesPerSecond, ...(signal !== undefined && { signal }),
+          onProgress: ({ stripesDone, bytesRestored }) => { hold.tell({ filesDone, stripesDone: stripesBefore + stripesDone, bytesRestored: bytesBefore + bytesRestored }); },
+        });
+      } catch (error) {
+        if (codeOf(error) === undefined) throw error;
+        this.later(known.id);
+        continue;
+      }
+      filesDone++;
+      stripesBefore += report.stripesDone;
+      bytesBefore += report.bytesRestored;
+      units += report.unitsRestored;
+      // What its writer has not published yet can't be restored yet. A stripe that is lost is looked at when a node comes back.
+      if (wasOpen || report.unitsFailed > 0 || report.stripesDone < report.stripes) this.later(known.id);
+      else { this.due.delete(known.id); this.patience.delete(known.id); }
+      if (report.stripesLost > 0) this.say(`${report.stripesLost} stripes of '${known.name}' have fewer units than they need`);
+    }
+    if (units > 0) this.say(`${units} units restored in ${files.length} ${files.length === 1 ? 'file' : 'files'}`);
+  }
+
+  private async isScrubDue(): Promise<boolean> {
+    const { scrubMs } = this.limits;
+    if (scrubMs === 0) return false;
+    if (this.now - this.lastScrubAt >= scrubMs) return true;
+    // Another may have scrubbed since, or before this process was started. Dates only bring a scrub forward.
+    const last = await readScrub(this.context.store);
+    return last !== undefined && Date.now() - Date.parse(last.last.endedAt) >= scrubMs;
+  }
+
+  private async scrub(files: readonly FileRecord[], hold: RepairHold): Promise<void> {
+    const stopper = new AbortController(), { signal } = this.options;
+    const startedAt = new Date().toISOString(), sum = { files: 0, filesFailed: 0, unitsChecked: 0, unitsDamaged: 0, unitsMissing: 0, parityMismatches: 0, unitsRestored: 0, unitsFailed: 0, stripesLost: 0 };
+    let isOver = false, stripesBefore = 0, bytesBefore = 0;
+    const watching = this.watchWhile(() => isOver, stopper);
+    for (const known of files) {
+      if (stopper.signal.aborted || signal?.aborted === true) break;
+      try {
+        const report = await rebuildFile(this.context, await readFile(this.context.store, known.id), true, {
+          bytesPerSecond: this.limits.bytesPerSecond, signal: stopper.signal,
+          onProgress: ({ stripesDone, bytesRestored }) => { hold.tell({ filesDone: sum.files, stripesDone: stripesBefore + stripesDone, bytesRestored: bytesBefore + bytesRestored }); },
+        });
+        sum.files++;
+        stripesBefore += report.stripesDone;
+        bytesBefore += report.bytesRestored;
+        for (const key of ['unitsChecked', 'unitsDamaged', 'unitsMissing', 'parityMismatches', 'unitsRestored', 'unitsFailed', 'stripesLost'] as const) sum[key] += report[key];
+      } catch (error) {
+        if (codeOf(error) === undefined) throw error;
+        sum.filesFailed++;
+      }
+    }
+    isOver = true;
+    await watching;
+    if (stopper.signal.aborted) { this.say('the scrub gives way to a repair'); return; }
+    this.lastScrubAt = this.now;
+    await recordScrub(this.context.store, { startedAt, endedAt: new Date().toISOString(), ...sum });
+    const found = sum.unitsDamaged + sum.unitsMissing + sum.parityMismatches;
+    this.say(`scrubbed ${sum.files} files: ${sum.unitsChecked} units, ${found} found damaged, missing or unfit, ${sum.unitsRestored} restored${sum.stripesLost > 0 ? `, ${sum.stripesLost} stripes lost` : ''}`);
+  }
+
+  /** Aborts when a node needs attention, or this ends. */
+  private async watchWhile(isOver: () => boolean, stopper: AbortController): Promise<void> {
+    while (!isOver() && !stopper.signal.aborted) {
+      await this.rest();
+      try {
+        const world = await this.look();
+        if (this.isOver || this.history.returned(this.now, this.limits.settleMs).length > 0 || this.homeless(world).length > 0) stopper.abort();
+      } catch (error) {
+        if (codeOf(error) === undefined) throw error;
+      }
+    }
+  }
+
+  private async held(what: RepairState['what'], files: readonly FileRecord[], work: (hold: RepairHold) => Promise<void>): Promise<void> {
+    const stripes = files.reduce((sum, { code, unitBytes, length }) => sum + Math.ceil(length / (parseCode(code).k * unitBytes)), 0);
+    const hold = await RepairHold.take(this.context.store, what, files.length, stripes, this.context.clock);
+    try { await work(hold); } finally { await hold.release(); }
+  }
+
+  /** A tick; shorter when it is over. */
+  private rest(): Promise<void> {
+    const { context: { clock }, options: { signal } } = this;
+    return new Promise((resolve) => {
+      const end = (): void => {
+        clock.clearTimer(timer);
+        signal?.removeEventListener('abort', end);
+        resolve();
+      };
+      const timer = clock.setTimer(this.limits.tickMs, end);
+      signal?.addEventListener('abort', end, { once: true });
+      if (signal?.aborted === true) end();
+    });
+  }
+
+  private mayTry(fileId: number): boolean { return (this.patience.get(fileId)?.at ?? -Infinity) <= this.now; }
+
+  private later(fileId: number): void {
+    const waitMs = Math.min(MAX_RETRY_MS, (this.patience.get(fileId)?.waitMs ?? RETRY_MS / 2) * 2);
+    this.patience.set(fileId, { at: this.now + waitMs, waitMs });
+  }
+
+  /** The same thing only once in a row. */
+  private say(message: string): void {
+    if (message === this.said) return;
+    this.said = message;
+    this.log(message);
+  }
+}

@@ -1,0 +1,50 @@
+/**
+ * Who holds how much of the files, and who may take a share over. Pure, but for what it is told.
+ *
+ * A file's share on one node is estimated: its units are dealt out about evenly by either layout.
+ */
+import { purposeOf } from '../cluster/membership.js';
+import type { ClusterMap, FileRecord } from '../cluster/records.js';
+import { parseCode } from '../erasure/code/index.js';
+
+export class Shares {
+  private readonly bytes = new Map<string, number>();
+
+  /** @param present  ids of the nodes that run */
+  constructor(private readonly map: ClusterMap, private readonly present: ReadonlySet<string>, files: readonly FileRecord[]) {
+    for (const file of files) for (const id of file.nodes) this.add(id, shareBytes(file));
+  }
+
+  /** Bytes of all shares that a node holds, planned moves counted. */
+  of(id: string): number { return this.bytes.get(id) ?? 0; }
+
+  /**
+   * The node that should take a file's share at an index: where it is on its way already; a spare; of the others the one that
+   * holds least. Never one that the file uses, that leaves, or that is not there.
+   *
+   * @param to  this one, or none
+   * @returns undefined: there is none
+   */
+  target(file: FileRecord, index: number, to?: string): string | undefined {
+    const begun = file.moves?.find((move) => move.index === index)?.to;
+    const others = new Set((file.moves ?? []).filter((move) => move.index !== index).map((move) => move.to));
+    const free = this.map.nodes.filter((node) => node.state === 'up' && this.present.has(node.id) && node.leaving !== true && !file.nodes.includes(node.id) && !others.has(node.id) && (to === undefined || node.id === to));
+    const rank = (node: typeof free[number]): number => (node.id === begun ? 0 : purposeOf(node) === 'spare' ? 1 : 2);
+    free.sort((a, b) => rank(a) - rank(b) || this.of(a.id) - this.of(b.id) || (a.id < b.id ? -1 : 1));
+    return free[0]?.id;
+  }
+
+  /** A share is planned to go from one node to another. */
+  move(file: FileRecord, from: string, to: string): void {
+    this.add(from, -shareBytes(file));
+    this.add(to, shareBytes(file));
+  }
+
+  private add(id: string, bytes: number): void { this.bytes.set(id, this.of(id) + bytes); }
+}
+
+/** Bytes of a file's units on each of its nodes, on average. */
+export function shareBytes(file: FileRecord): number {
+  const { k, m } = parseCode(file.code);
+  return (file.length * (k + m)) / k / file.nodes.length;
+}
