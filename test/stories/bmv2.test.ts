@@ -1,0 +1,111 @@
+/**
+ * Files through a real BMv2 (docs/p4.md): written while packets are lost, while the program is swapped for one that only forwards
+ * and back, while the switch is killed and its agent is; read back equal, also with as many nodes gone as the code bears.
+ * TARTAN_LONG=1 writes longer.
+ */
+import { spawn } from 'node:child_process';
+import t, { type Test } from 'tap';
+import type { TimelineResult } from '../../testbed/timeline.js';
+import { Bmv2Network, noStories } from './bmv2-network.js';
+
+const long = process.env['TARTAN_LONG'] === '1';
+const ACCESS = { parity: 'switch', deadlineMs: 3000, holdMs: 300, ringMemoryBytes: 128 << 20 } as const;
+const pause = (ms: number): Promise<void> => new Promise((resolve) => { setTimeout(resolve, ms); });
+
+/** Writes a file while `meanwhile` goes on, and compares what reads back, with `gone` nodes killed before the second reading. */
+async function story(t: Test, network: Bmv2Network, file: { name: string; code: string; unitBytes: number }, meanwhile: () => Promise<void>, gone: readonly string[] = []): Promise<TimelineResult> {
+  const access = { cluster: network.cluster, ...ACCESS }, worker = network.worker();
+  await worker.call('beginTimeline', { access, file, sampleMs: 50 });
+  await meanwhile();
+  const result = await worker.call('endTimeline', { name: file.name });
+  t.ok(result.bytes > 0, `${(result.bytes / 1e6).toFixed(1)} MB written, ${result.stripesRedriven} stripes driven again`);
+  const whole = await worker.call('read', { access, name: file.name });
+  t.same([whole.bytes, whole.sha256], [result.bytes, result.sha256], `${file.name} reads back`);
+  for (const name of gone) await network.kill(name);
+  if (gone.length > 0) {
+    const degraded = await worker.call('read', { access, name: file.name });
+    t.same([degraded.bytes, degraded.sha256], [result.bytes, result.sha256], `and with ${gone.join(', ')} gone`);
+  }
+  return result;
+}
+
+for (const [code, k, m, artefact] of [['xor(2+1)', 2, 1, 'parity-k2-9000'], ['rs(4,2)', 4, 2, 'parity-k4-9000'], ['rs(8,3)', 8, 3, 'parity-k8-9000']] as const) {
+  void t.test(`${code} through BMv2, with 1 % and 10 % of all packets lost, reads back, also with ${m} nodes gone`, { skip: noStories }, async (t) => {
+    await Bmv2Network.use({ nodes: k + m, artefact }, async (network) => {
+      for (const percent of [0, 1, 10]) {
+        network.lose(percent);
+        const result = await story(t, network, { name: `lost-${percent}`, code, unitBytes: 16384 }, () => pause(long ? 20_000 : 3000), percent === 10 ? network.nodeNames.slice(0, m) : []);
+        t.equal(result.modes[0]?.mode, 'switch', 'through the switch');
+        t.comment(`${code}, ${percent} % lost: ${(result.bytes / 1e6 / (result.samples.at(-1)!.ms / 1000)).toFixed(2)} MB/s`);
+      }
+    });
+  });
+}
+
+void t.test('the program is swapped for one that only forwards and back ten times while a file is written; other traffic goes on', { skip: noStories }, async (t) => {
+  await Bmv2Network.use({ nodes: 4, artefact: 'parity-k2-9000' }, async (network) => {
+    // What isn't ours: an echo a tenth of a second, from the writer's host to a node's.
+    const ping = spawn('ip', [...network.command('w1'), 'ping', '-i', '0.1', '-W', '1', '10.5.0.12'], { stdio: ['ignore', 'pipe', 'ignore'] });
+    let echoes = '';
+    ping.stdout.on('data', (chunk: Buffer) => { echoes += chunk.toString(); });
+    const result = await story(t, network, { name: 'swapped', code: 'xor(2+1)', unitBytes: 16384 }, async () => {
+      for (let round = 0; round < 10; round++) {
+        await pause(300);
+        await network.program('unload');
+        await pause(300);
+        await network.program('load');
+        await network.until('programmable again', ({ switches }) => switches[0]?.state === 'programmable');
+      }
+      await pause(1000);
+    }, ['n2']);
+    const modes = result.modes.map(({ mode }) => mode);
+    t.ok(modes.filter((mode) => mode === 'host').length >= 5, `the writer fell back: ${modes.join(' ')}`);
+    ping.kill('SIGINT');
+    await new Promise((resolve) => { ping.once('close', resolve); });
+    const [, sent, received] = /(\d+) packets transmitted, (\d+) received/.exec(echoes) ?? [];
+    t.comment(`${sent} echo requests, ${received} answered`);
+    // A swap of the pipeline takes tens of milliseconds, in which BMv2 forwards nothing.
+    t.ok(Number(received) >= Number(sent) * 0.8, 'foreign traffic goes on');
+  });
+});
+
+void t.test('BMv2 is killed and restarted while a file is written', { skip: noStories }, async (t) => {
+  await Bmv2Network.use({ nodes: 3, artefact: 'parity-k2-9000' }, async (network) => {
+    const result = await story(t, network, { name: 'killed', code: 'xor(2+1)', unitBytes: 16384 }, async () => {
+      await pause(1000);
+      await network.killBmv2();
+      await pause(500);
+      await network.startBmv2();
+      await network.until('programmable again', ({ switches, nodes }) => switches[0]?.state === 'programmable' && nodes.every(({ state }) => state === 'up'));
+      await pause(2000);
+    }, ['n1']);
+    t.match(result.modes.map(({ mode }) => mode), ['switch', 'host', 'switch'], 'to the host, and back');
+  });
+});
+
+void t.test('the agent is killed and restarted while a file is written: the switch goes on without it', { skip: noStories }, async (t) => {
+  await Bmv2Network.use({ nodes: 3, artefact: 'parity-k2-9000' }, async (network) => {
+    const result = await story(t, network, { name: 'agent', code: 'xor(2+1)', unitBytes: 16384 }, async () => {
+      await pause(800);
+      await network.kill('s1');
+      await pause(1000);
+      await network.start('s1');
+      await network.until('programmable again', ({ switches }) => switches[0]?.state === 'programmable');
+      await pause(1500);
+    }, ['n3']);
+    t.equal(result.modes[0]?.mode, 'switch');
+  });
+});
+
+void t.test('a node is killed and restarted while a file is written', { skip: noStories }, async (t) => {
+  await Bmv2Network.use({ nodes: 4, artefact: 'parity-k2-9000', durability: 'sync' }, async (network) => {
+    await story(t, network, { name: 'node', code: 'xor(2+1)', unitBytes: 16384 }, async () => {
+      await pause(800);
+      await network.kill('n2');
+      await pause(3000);
+      await network.start('n2');
+      await network.until('up again', ({ nodes }) => nodes.every(({ state }) => state === 'up'));
+      await pause(1500);
+    });
+  });
+});
