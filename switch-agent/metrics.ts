@@ -17,18 +17,30 @@ export function switchCounters(core: SwitchCore, device: Device): Record<string,
   return out;
 }
 
-/** @param port 0: any free one */
-export async function serveMetrics(core: SwitchCore, device: Device, host: string, port: number): Promise<MetricsServer> {
+export interface Sample { readonly name: string; readonly labels?: Readonly<Record<string, string>>; readonly value: number }
+
+/**
+ * @param counters  by metric name, asked for at every request
+ * @param labelled  more, of those that come in several: each name always with the same labels
+ * @param port      0: any free one
+ */
+export async function serveMetrics(counters: () => Record<string, number> | Promise<Record<string, number>>, host: string, port: number, labelled: () => readonly Sample[] = () => []): Promise<MetricsServer> {
   const registry = new Registry();
   const gauges = new Map<string, Gauge>();
+  const answer = async (): Promise<string> => {
+    const samples: Sample[] = [...Object.entries(await counters()).map(([name, value]) => ({ name, value })), ...labelled()];
+    // Of what comes with labels, what is gone must not show.
+    for (const each of gauges.values()) each.reset();
+    for (const { name, labels, value } of samples) {
+      let gauge = gauges.get(name);
+      if (gauge === undefined) gauges.set(name, gauge = new Gauge({ name, help: name.replaceAll('_', ' '), registers: [registry], labelNames: Object.keys(labels ?? {}) }));
+      gauge.set(labels ?? {}, value);
+    }
+    return registry.metrics();
+  };
   const server = createServer((request, response) => {
     if (request.url !== '/metrics' || request.method !== 'GET') { response.writeHead(404).end(); return; }
-    for (const [name, value] of Object.entries(switchCounters(core, device))) {
-      let gauge = gauges.get(name);
-      if (gauge === undefined) gauges.set(name, gauge = new Gauge({ name, help: name.replaceAll('_', ' '), registers: [registry] }));
-      gauge.set(value);
-    }
-    void registry.metrics().then((text) => { response.writeHead(200, { 'content-type': registry.contentType }).end(text); });
+    answer().then((text) => { response.writeHead(200, { 'content-type': registry.contentType }).end(text); }, () => { response.writeHead(503).end(); });
   });
   await new Promise<void>((resolve, reject) => {
     server.once('error', reject);

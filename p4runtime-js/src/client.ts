@@ -109,6 +109,8 @@ export class P4RuntimeClient extends EventEmitter<ClientEvents> {
   readonly role: string;
   /** Of the last arbitration. */
   mastership: Mastership = { primary: false, electionId: undefined };
+  /** The highest that the server has named, also of one that is gone: who wants to be primary has to reach it. */
+  highestElectionId: bigint | undefined;
   readonly #stub: Stub;
   readonly #address: string;
   readonly #deadlineMs: number;
@@ -310,6 +312,7 @@ export class P4RuntimeClient extends EventEmitter<ClientEvents> {
   #arbitrated(update: MasterArbitrationUpdate): void {
     const primaryId = update.electionId === undefined ? undefined : fromUint128(update.electionId);
     const noPrimary = update.status?.code === Status.NOT_FOUND;
+    if (primaryId !== undefined && primaryId > (this.highestElectionId ?? 0n)) this.highestElectionId = primaryId;
     this.mastership = { primary: (update.status?.code ?? Status.OK) === Status.OK, electionId: noPrimary ? undefined : primaryId };
     for (const waiting of this.#waiting.slice()) waiting.resolve(this.mastership);
     this.emit('mastership', this.mastership);

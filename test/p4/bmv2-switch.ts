@@ -52,9 +52,13 @@ export class Bmv2Switch {
     process.once('exit', (code, signal) => { this.#dead = new Error(`simple_switch_grpc ended with ${code ?? signal}`); this.#changed(); });
   }
 
-  /** Without a program: a controller has to push one. */
-  static async start(): Promise<Bmv2Switch> {
-    const [grpc, dataPlane, thrift] = [await freePort(), await freePort(), await freePort()];
+  /**
+   * Without a program: a controller has to push one.
+   *
+   * @param grpcPort  of its P4Runtime server; any free one if left out
+   */
+  static async start(grpcPort?: number): Promise<Bmv2Switch> {
+    const [grpc, dataPlane, thrift] = [grpcPort ?? await freePort(), await freePort(), await freePort()];
     const child = spawn('simple_switch_grpc', ['--no-p4', '--device-id', String(DEVICE_ID), '--thrift-port', String(thrift), '--log-level', 'error', '--',
       '--grpc-server-addr', `127.0.0.1:${grpc}`, '--dp-grpc-server-addr', `127.0.0.1:${dataPlane}`, '--cpu-port', String(CPU_PORT)], { stdio: 'ignore' });
     const client = new DataPlane(`127.0.0.1:${dataPlane}`, credentials.createInsecure(), { 'grpc.initial_reconnect_backoff_ms': 100, 'grpc.max_reconnect_backoff_ms': 200 });
@@ -76,13 +80,14 @@ export class Bmv2Switch {
    * Puts one packet into a port.
    *
    * @param copies  how many packets are awaited; more than these are returned if they have come with them
+   * @param waitMs  at most so long
    * @returns what left, by port
    */
-  async process(port: number, bytes: Uint8Array, copies: number): Promise<{ port: number; bytes: Uint8Array }[]> {
+  async process(port: number, bytes: Uint8Array, copies: number, waitMs = 10_000): Promise<{ port: number; bytes: Uint8Array }[]> {
     this.#sent.length = 0;
     this.#stream ??= this.#open();
     this.#stream.write({ id: 0n, port, packet: bytes });
-    const deadline = Date.now() + 10_000;
+    const deadline = Date.now() + waitMs;
     while (this.#sent.length < copies) {
       if (this.#dead !== undefined) throw this.#dead;
       if (Date.now() > deadline) break;

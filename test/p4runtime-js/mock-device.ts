@@ -15,23 +15,29 @@ const MatchType = config.MatchField_MatchType;
 export class MockDevice {
   #config: v1.ForwardingPipelineConfig | undefined;
   #saved: v1.ForwardingPipelineConfig | undefined;
-  readonly #entities = new Map<string, v1.Entity>();
+  #entities = new Map<string, v1.Entity>();
+  /** Written since a pipeline was saved: for that one, and in effect with it (section 7.2). */
+  #savedEntities = new Map<string, v1.Entity>();
   readonly #counters = new Map<string, v1.CounterData>();
 
-  get p4info(): config.P4Info | undefined { return this.#config?.p4info; }
+  get p4info(): config.P4Info | undefined { return (this.#saved ?? this.#config)?.p4info; }
 
   setPipeline(action: number, wanted: v1.ForwardingPipelineConfig | undefined): void {
     if (action === Action.COMMIT) {
       if (wanted !== undefined) fail(Status.INVALID_ARGUMENT, 'COMMIT takes no config');
       if (this.#saved === undefined) fail(Status.FAILED_PRECONDITION, 'nothing was saved');
       this.#commit(this.#saved, false);
+      this.#entities = this.#savedEntities;
       return;
     }
     if (wanted?.p4info === undefined) fail(Status.INVALID_ARGUMENT, 'P4Info is missing');
     if (wanted.p4DeviceConfig.length === 0) fail(Status.INVALID_ARGUMENT, 'the device config is empty');
     switch (action) {
       case Action.VERIFY: return;
-      case Action.VERIFY_AND_SAVE: this.#saved = wanted; return;
+      case Action.VERIFY_AND_SAVE:
+        this.#saved = wanted;
+        this.#savedEntities = new Map();
+        return;
       case Action.VERIFY_AND_COMMIT: return this.#commit(wanted, false);
       case Action.RECONCILE_AND_COMMIT: return this.#commit(wanted, true);
       default: fail(Status.INVALID_ARGUMENT, `action ${action}`);
@@ -58,13 +64,14 @@ export class MockDevice {
     if (entity?.entity === undefined || type === v1.Update_Type.UNSPECIFIED) fail(Status.INVALID_ARGUMENT, 'type or entity is missing');
     if (entity.entity.$case === 'counterEntry') return this.#writeCounter(type, entity.entity.value);
     this.#check(entity, type);
-    const key = entityKey(entity), exists = this.#entities.has(key);
+    const entities = this.#saved === undefined ? this.#entities : this.#savedEntities;
+    const key = entityKey(entity), exists = entities.has(key);
     const isDefault = entity.entity.$case === 'tableEntry' && entity.entity.value.isDefaultAction;
     if (isDefault && type !== v1.Update_Type.MODIFY) fail(Status.INVALID_ARGUMENT, 'default actions are modified');
     if (type === v1.Update_Type.INSERT && exists) fail(Status.ALREADY_EXISTS, 'exists');
     if (type !== v1.Update_Type.INSERT && !exists && !isDefault) fail(Status.NOT_FOUND, 'no such entity');
-    if (type === v1.Update_Type.DELETE) this.#entities.delete(key);
-    else this.#entities.set(key, canonicalEntity(entity));
+    if (type === v1.Update_Type.DELETE) entities.delete(key);
+    else entities.set(key, canonicalEntity(entity));
   }
 
   #check({ entity }: v1.Entity, type: v1.Update_Type): void {

@@ -63,9 +63,10 @@ export class MockServer {
     });
   }
 
-  async listen(credentials = ServerCredentials.createInsecure()): Promise<string> {
+  /** @param port  0: any free one */
+  async listen(credentials = ServerCredentials.createInsecure(), port = 0): Promise<string> {
     this.port = await new Promise<number>((resolve, reject) => {
-      this.#server.bindAsync('127.0.0.1:0', credentials, (error, port) => { if (error) reject(error); else resolve(port); });
+      this.#server.bindAsync(`127.0.0.1:${port}`, credentials, (error, bound) => { if (error) reject(error); else resolve(bound); });
     });
     return `127.0.0.1:${this.port}`;
   }

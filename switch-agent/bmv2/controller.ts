@@ -1,0 +1,100 @@
+/**
+ * One connection to the P4Runtime server of a switch, as its controller: mastership, the program, reading and writing.
+ *
+ * Election ids are times, so that the agent started last is primary. One that another has overtaken stays a backup while the
+ * primary lives, and stands again when there is none.
+ */
+import { P4RuntimeClient, P4RuntimeError, Status, allMulticastGroups, connect, tableWildcard, v1, type Program } from 'tartan-p4runtime';
+import { entering } from './difference.js';
+import type { Artefact } from './artefact.js';
+
+const { VERIFY_AND_SAVE, VERIFY_AND_COMMIT, COMMIT } = v1.SetForwardingPipelineConfigRequest_Action;
+const { COOKIE_ONLY } = v1.GetForwardingPipelineConfigRequest_ResponseType;
+
+export class Controller {
+  /** Why the stream ended; undefined while it is open. */
+  ended: P4RuntimeError | undefined;
+  /** Told when the stream ends, or mastership changes. */
+  onChange: () => void = () => undefined;
+
+  private constructor(private readonly client: P4RuntimeClient) {
+    client.on('closed', (error) => { this.ended = error; this.onChange(); });
+    client.on('mastership', () => { this.onChange(); });
+    client.on('stream-error', () => undefined);
+  }
+
+  /**
+   * Connects and stands for election.
+   *
+   * @param takeOver  above whoever is primary; else only above those of the past
+   * @throws {P4RuntimeError} as connect() and arbitrate()
+   */
+  static async connect(options: { readonly address: string; readonly deviceId: number; readonly deadlineMs: number; readonly nowMs: number; readonly takeOver: boolean }): Promise<Controller> {
+    const client = await connect({ address: options.address, deviceId: options.deviceId, deadlineMs: options.deadlineMs });
+    const controller = new Controller(client);
+    try {
+      const { primary, electionId } = await client.arbitrate(BigInt(options.nowMs));
+      if (!primary && (options.takeOver || electionId === undefined)) await controller.stand();
+    } catch (error) {
+      client.close();
+      throw error;
+    }
+    return controller;
+  }
+
+  get primary(): boolean { return this.client.primary; }
+  /** Nobody is: whoever was has gone. */
+  get isVacant(): boolean { return !this.client.primary && this.client.mastership.electionId === undefined; }
+
+  /** Stands above the highest id that the server has seen. */
+  async stand(): Promise<void> {
+    const { highestElectionId: highest = 0n, electionId: own = 0n } = this.client;
+    await this.client.arbitrate((highest > own ? highest : own) + 1n);
+  }
+
+  /** Of the program that the switch runs; undefined when it runs none, or one that came without. */
+  async cookie(): Promise<bigint | undefined> {
+    try {
+      return (await this.client.getPipeline(COOKIE_ONLY)).cookie;
+    } catch (error) {
+      if (error instanceof P4RuntimeError && error.status === Status.FAILED_PRECONDITION) return undefined;
+      throw error;
+    }
+  }
+
+  /**
+   * Gives the switch a program with its entries. Saved first, and committed with what was written meanwhile (P4Runtime 1.4,
+   * SetForwardingPipelineConfig): traffic never meets an empty bridge. A server that cannot do that gets program and entries
+   * one after the other.
+   */
+  async install({ program, deviceConfig, cookie }: Artefact, entities: readonly v1.Entity[]): Promise<void> {
+    const pipeline = { p4info: program.p4info, deviceConfig, cookie };
+    try {
+      await this.client.setPipeline(pipeline, VERIFY_AND_SAVE);
+      await this.write(entering(program, entities));
+      await this.client.setPipeline(undefined, COMMIT);
+    } catch (error) {
+      if (!(error instanceof P4RuntimeError) || (error.code !== 'ERR_P4_RPC' && error.code !== 'ERR_P4_WRITE')) throw error;
+      await this.client.setPipeline(pipeline, VERIFY_AND_COMMIT);
+      await this.write(entering(program, entities));
+    }
+  }
+
+  /** All tables' entries and all multicast groups. */
+  async present(program: Program): Promise<v1.Entity[]> {
+    const found = await this.client.readAll(tableWildcard(program));
+    // Apart: a server may answer a request of several kinds with the first one's.
+    found.push(...await this.client.readAll(allMulticastGroups()));
+    return found;
+  }
+
+  /** @returns how many updates were written */
+  async write(steps: readonly (readonly v1.Update[])[]): Promise<number> {
+    for (const step of steps) await this.client.write(step);
+    return steps.reduce((sum, step) => sum + step.length, 0);
+  }
+
+  read(...entities: v1.Entity[]): Promise<v1.Entity[]> { return this.client.readAll(...entities); }
+
+  close(): void { this.client.close(); }
+}
