@@ -64,8 +64,7 @@ function contentOf({ entity }: v1.Entity): string {
 }
 
 function plain(value: unknown): string {
-  return JSON.stringify(value, (_, each: unknown) => isBytes(each) ? String(fromByteString(each)) : typeof each === 'bigint' ? String(each) : each);
+  if (value instanceof Uint8Array) return String(fromByteString(value));
+  if (typeof value !== 'object' || value === null) return String(value);
+  return Object.values(value).map(plain).join('/');
 }
-
-/** Buffers come to a replacer as their own JSON form. */
-function isBytes(value: unknown): value is Uint8Array { return value instanceof Uint8Array; }

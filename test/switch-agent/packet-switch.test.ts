@@ -8,7 +8,7 @@ import { stories, type Rig } from './packet-switch-stories.js';
 
 const { program } = loadArtefact('parity-k2-1500');
 
-stories(t, async (): Promise<Rig> => {
+t.test('an agent controls a switch that follows the specification', async (t) => { stories(t, async (): Promise<Rig> => {
   let server = new MockServer();
   const address = await server.listen(), { port } = server;
   return {
@@ -29,4 +29,4 @@ stories(t, async (): Promise<Rig> => {
       await server.listen(ServerCredentials.createInsecure(), port);
     },
   };
-});
+}); });
