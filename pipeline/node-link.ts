@@ -217,6 +217,7 @@ export class NodeLink {
     const op = this.slotOp[slot]!, unit = this.slotUnit[slot]!;
     if (this.slotState[slot] === FREE) this.release(slot);
     this.owner.onWritten(this, op, unit, ok);
+    if (!ok && this.up && this.lane !== undefined) this.close('packets of this size do not get through');
   }
 
   private records(type: number, words: Uint32Array, w: number, count: number, mapEpoch: number): void {

@@ -46,6 +46,8 @@ export interface StripeLane {
 export class PacketLanes {
   readonly host: string;
   readonly port: number;
+  /** Largest IP packet that leaves here. */
+  readonly mtu: number;
   /** Most payload bytes in a unit packet. */
   readonly chunkBytes: number;
   private readonly socket: PacketSocket;
@@ -57,6 +59,7 @@ export class PacketLanes {
     this.socket = socket;
     this.host = socket.address;
     this.port = socket.port;
+    this.mtu = mtu;
     this.chunkBytes = Math.floor((Math.min(mtu - IP_UDP_BYTES, MOST_BYTES) - HEADERS) / 64) * 64;
     this.sender = socket.createSender((_opcode, status, wrId) => { this.written(wrId, status === Status.SUCCESS); });
   }

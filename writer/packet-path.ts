@@ -22,7 +22,7 @@ import type { PacketLanes, StripeLane } from '../pipeline/packet-lanes.js';
 import { sleep } from '../wire/clock.js';
 import { SwitchControl } from '../wire/control.js';
 import { TartanError, codeOf } from '../wire/errors.js';
-import { PACKET_HEADER_BYTES, PROBE_BODY_BYTES, PacketType, decodePacketHeader, decodeProbeBody, encodePacketHeader, encodeProbeBody, type ProbeBody } from '../wire/packet-header.js';
+import { IP_UDP_BYTES, PACKET_HEADER_BYTES, PROBE_BODY_BYTES, PacketType, decodePacketHeader, decodeProbeBody, encodePacketHeader, encodeProbeBody, stripePacketBytes, type ProbeBody } from '../wire/packet-header.js';
 import { Refusal } from '../wire/ring-messages.js';
 import type { StripeSlotLayout } from '../wire/slot-layout.js';
 import { W } from '../wire/unit-header.js';
@@ -91,7 +91,7 @@ export class PacketPath implements StripePath {
     this.outcome = new Uint32Array(tags);
     this.outcomeEpoch = new Uint32Array(tags);
     this.control = new SwitchControl(entry.host, entry.controlPort, { secret: context.secret, deadlineMs: context.deadlineMs });
-    this.lane = lanes.openStripes((tag) => { this.written(tag); });
+    this.lane = lanes.openStripes((tag, ok) => { this.written(tag, ok); });
     this.probes = new Probes(lanes.host, this.service, context, (reason) => { this.close(reason); });
   }
 
@@ -108,6 +108,8 @@ export class PacketPath implements StripePath {
     try {
       const program = await path.probes.first(context.deadlineMs);
       if (slots.k > program.k || slots.m > program.m) throw new TartanError('ERR_CAPACITY', `Cannot send stripes of ${slots.k} + ${slots.m} units through switch ${entry.id}: its program takes ${program.k} + ${program.m} at most`);
+      const most = stripePacketBytes(slots.k, program.chunkBytes) + IP_UDP_BYTES;
+      if (most > options.lanes.mtu) throw new TartanError('ERR_CAPACITY', `Cannot send stripes through switch ${entry.id}: its program's packets are ${most} bytes for k = ${slots.k}, the MTU here is ${options.lanes.mtu}`);
       path.chunkBytes = program.chunkBytes;
       await path.openGroups(nodes.map);
       path.probes.start();
@@ -203,10 +205,11 @@ export class PacketPath implements StripePath {
     context.hub.wake();
   }
 
-  private written(tag: number): void {
+  private written(tag: number, ok: boolean): void {
     if ((this.tagState[tag]! & WRITING) === 0) return;
     this.tagState[tag]! &= ~WRITING;
     if (this.tagState[tag] === IDLE) this.deliver(tag);
+    else if (!ok) this.close(`stripes can't be sent to switch ${this.id} as packets: the path takes only smaller ones`);
   }
 
   private settle(tag: number, refusal: number, unit: number, mapEpoch: number): void {

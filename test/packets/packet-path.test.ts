@@ -42,7 +42,8 @@ class Rig {
   k = 4;
   agentEpoch = EPOCH;
   refuses: TartanError | undefined;
-  written: (tag: number) => void = () => undefined;
+  written: (tag: number, ok?: boolean) => void = () => undefined;
+  mtu = 1500;
   path!: PacketPath;
   private service!: Socket;
   private control!: ControlServer;
@@ -72,8 +73,8 @@ class Rig {
     const link = { takesPackets: this.takesPackets, slots: this.slotsAtNodes, nodeId: 'n1' };
     const rig = this;
     const nodes = { get map() { return rig.map; }, count: 7, upIndexes: () => [0, 1, 2, 3, 4, 5, 6], linkTo: () => link } as unknown as NodeSet;
-    const lanes = { host: HOST, openStripes: (onWritten: (tag: number, ok: boolean) => void) => {
-      this.written = (tag) => { onWritten(tag, true); };
+    const lanes = { host: HOST, mtu: this.mtu, openStripes: (onWritten: (tag: number, ok: boolean) => void) => {
+      this.written = (tag, ok = true) => { onWritten(tag, ok); };
       return {
         post: (tag: number, _region: unknown, _headers: number, _units: number, _stride: number, group: number, chunkBytes: number, units: number) => { this.posted.push({ tag, group, units, chunkBytes }); },
         cancel: (tag: number) => { this.cancelled.push(tag); },
@@ -189,6 +190,11 @@ void t.test('a program that falls silent, or is changed for another, loses the p
   rig.cookie = 78n;
   await until(() => rig.lost.length > 1);
   t.match(rig.lost[1], /changed for another/);
+  await rig.path.destroy('again');
+  await rig.open();
+  rig.send(0, 0);
+  rig.written(0, false);
+  t.same([rig.settled.at(-1)!.refusal, rig.lost.length], [Refusal.UNREACHABLE, 3], 'so does one whose packets cannot be sent');
 }));
 
 void t.test('what cannot be served is refused with its reason', (t) => withRig(async (rig) => {
@@ -198,6 +204,9 @@ void t.test('what cannot be served is refused with its reason', (t) => withRig(a
   rig.k = 2;
   await refusal(t, 'ERR_CAPACITY', 'more data units than the program takes');
   rig.k = 8;
+  rig.mtu = 1400;
+  await refusal(t, 'ERR_CAPACITY', 'packets larger than the MTU');
+  rig.mtu = 1500;
   rig.takesPackets = false;
   await refusal(t, 'ERR_DEVICE_KIND', 'a node that takes no packets');
   rig.takesPackets = true;
