@@ -241,7 +241,7 @@ void Engine::execute(Command& command) {
     case CommandType::connect:
       return start_connecting(command);
     case CommandType::to_error:
-      if (pair) pair->fail(command.host, FLUSHED);
+      if (pair) pair->abandon(command.host);
       return;
     case CommandType::destroy_queue_pair:
       if (pair) pair->destroy();

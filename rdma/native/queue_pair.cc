@@ -151,6 +151,11 @@ void QueuePair::fail(const std::string& reason, uint8_t status) {
   flush();
 }
 
+void QueuePair::abandon(const std::string& reason) {
+  is_abandoned_ = state_ == State::connected;  // a NAK that is on its way has to arrive
+  fail(reason, FLUSHED);
+}
+
 void QueuePair::leave_connected(const std::string& reason, uint8_t status) {
   first_status_ = status;
   placing_ = nullptr;
@@ -178,6 +183,10 @@ void QueuePair::flush() {
 
 void QueuePair::close_stream() {
   if (fd_ < 0) return;
+  if (is_abandoned_ && transport == TransportKind::tcp) {
+    const linger reset{1, 0};
+    setsockopt(fd_, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+  }
   close(fd_);  // leaves the epoll set by itself: no other descriptor refers to it
   fd_ = -1;
   services_.set_deadline(this, 0);

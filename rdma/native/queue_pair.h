@@ -29,6 +29,8 @@ class QueuePair : public Pollable {
   void post_send(const WorkRequest& request);  // WRITE, WRITE_WITH_IMM, READ, SEND
   void post_recv(const WorkRequest& request);
   // `status` goes to the oldest outstanding send-side request; everything else flushes.
+  // By JavaScript: what is queued is not sent any more, so that it does not delay what takes another way.
+  void abandon(const std::string& reason);
   void fail(const std::string& reason, uint8_t status);
   void destroy();
   void on_revoke(Region* region);
@@ -132,6 +134,7 @@ class QueuePair : public Pollable {
   State state_ = State::connected;
   uint8_t first_status_ = FLUSHED;
   bool wants_destroy_ = false;
+  bool is_abandoned_ = false;  // what the kernel still holds need not arrive
   bool is_reported_gone_ = false;
   uint32_t interest_ = 0;  // epoll events asked for
 
