@@ -7,7 +7,7 @@
  *
  * Nothing is served before the node holds the map and the open files' writer epochs. Ring memory is bounded by one budget.
  */
-import { Access, Opcode, RdmaError, Status, ipv4Of, type Coder, type CodingQueue, type Device, type Listener, type MemoryRegion, type PacketCounters, type PacketSocket, type QueuePair } from 'tartan-rdma';
+import { Access, Opcode, RdmaError, ipv4Of, type Coder, type CodingQueue, type Device, type Listener, type MemoryRegion, type PacketCounters, type PacketSocket, type QueuePair } from 'tartan-rdma';
 import type { ClusterStore } from '../cluster/cluster-store.js';
 import { readFile } from '../cluster/files.js';
 import { readIdentity } from '../cluster/membership.js';
@@ -19,7 +19,7 @@ import { acceptSession, answerProbe } from '../pipeline/session.js';
 import { type Clock, type TimerHandle } from '../wire/clock.js';
 import { TartanError } from '../wire/errors.js';
 import type { Control, Grant, Hello, Request } from '../wire/generated/ring.js';
-import { MessageType, READ_WORDS } from '../wire/ring-messages.js';
+import { MessageType, READ_WORDS, unitImm } from '../wire/ring-messages.js';
 import { PAGE_BYTES, unitSlotBytes } from '../wire/slot-layout.js';
 import { digestLayout, MAX_UNIT_BYTES, MIN_UNIT_BYTES } from '../wire/unit-header.js';
 import type { Disk } from './disk.js';
@@ -286,7 +286,7 @@ export class StorageNode {
     const socket = this.packetSocket!;
     ring.packets = socket.createReceiver({
       peerAddress, peerPort: hello.packetPort!, fileId: hello.fileId, writerEpoch: hello.writerEpoch ?? 0, region: ring.region, slots: ring.slots, slotBytes: ring.slotBytes, unitBytes: hello.unitBytes,
-    }, (opcode, status, _wrId, byteLength, imm) => { if (opcode === Opcode.RECV_WRITE_WITH_IMM && status === Status.SUCCESS) ring.arrive(imm, byteLength); });
+    }, (slot, headerBytes, byteLength) => { ring.arrive(unitImm(slot, headerBytes), byteLength); }, (unit, stripe, counter, mapEpoch) => { ring.repeat(unit, stripe, hello.writerEpoch ?? 0, counter, mapEpoch); });
     return { rkey: 0, packetPort: socket.port };
   }
 

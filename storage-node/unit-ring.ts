@@ -24,6 +24,7 @@ import type { MapKeeper } from './map-keeper.js';
 import type { Placement, Placements } from './placements.js';
 import { QUEUED, type AppendClient, type UnitStore } from './unit-store.js';
 
+const TWO_32 = 0x1_0000_0000;
 const FREE = 0, VERIFYING = 1, WAITING = 2, APPENDING = 3;
 
 /** What a ring needs of its node. */
@@ -105,6 +106,13 @@ export class UnitRing implements AppendClient {
   /** The store has settled a unit that it had queued. */
   onAppended(slot: number, refusal: number): void { this.answer(slot, refusal); }
 
+  /** A unit that is durable has come again as packets: the peer may not have heard of it. */
+  repeat(unit: number, stripe: number, writerEpoch: number, counter: number, mapEpoch: number): void {
+    if (this.closed) return;
+    this.tell(unit, Refusal.NONE, stripe, writerEpoch, counter, mapEpoch);
+    this.channel.touch();
+  }
+
   /** Ends the ring: no more answers. Resolves when nobody reads its memory any more; then it may be deregistered. */
   close(): Promise<void> {
     this.closed = true;
@@ -176,16 +184,20 @@ export class UnitRing implements AppendClient {
   }
 
   private acknowledgeUnit(packets: PacketReceiver, slot: number, refusal: number): void {
-    const w = this.wordOf(slot), queue = this.channel.records(MessageType.UNIT_ACK);
-    const at = queue.push(), record = queue.words;
-    record[at] = (headerUnit(this.words, w) | (refusal << 8)) >>> 0;
-    record[at + 1] = this.words[w + W.STRIPE_LO]!;
-    record[at + 2] = this.words[w + W.STRIPE_HI]!;
-    record[at + 3] = this.words[w + W.WRITER_EPOCH]!;
-    record[at + 4] = this.words[w + W.COUNTER]!;
-    record[at + 5] = this.words[w + W.MAP_EPOCH]!;
-    record[at + UNIT_ACK_WORDS - 1] = this.host.maps.epoch;
+    const { words } = this, w = this.wordOf(slot);
+    this.tell(headerUnit(words, w), refusal, headerStripe(words, w), words[w + W.WRITER_EPOCH]!, words[w + W.COUNTER]!, words[w + W.MAP_EPOCH]!);
     packets.release(slot, refusal === Refusal.NONE);
+  }
+
+  private tell(unit: number, refusal: number, stripe: number, writerEpoch: number, counter: number, mapEpoch: number): void {
+    const queue = this.channel.records(MessageType.UNIT_ACK), at = queue.push(), record = queue.words;
+    record[at] = (unit | (refusal << 8)) >>> 0;
+    record[at + 1] = stripe % TWO_32;
+    record[at + 2] = Math.floor(stripe / TWO_32);
+    record[at + 3] = writerEpoch;
+    record[at + 4] = counter;
+    record[at + 5] = mapEpoch;
+    record[at + UNIT_ACK_WORDS - 1] = this.host.maps.epoch;
   }
 
   private free(slot: number): void {

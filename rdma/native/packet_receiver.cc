@@ -184,6 +184,8 @@ void PacketReceiver::say_whole(const UnitView& header, uint32_t chunk) {
   }
   if (touched_.size() < 2 * packet::MAX_ACK_ENTRIES) {
     touched_.push_back({-1, {{header.stripe(), header.counter(), header.map_epoch()}, chunk, static_cast<uint8_t>(header.unit())}});
+    // Who sent it again may not have heard that it is durable: JavaScript says so once more, over the session.
+    services_.complete(RECV_DUPLICATE, SUCCESS, qpn, static_cast<uint32_t>(header.stripe()), header.counter(), static_cast<uint32_t>(header.stripe() >> 32), header.unit(), header.map_epoch());
   }
 }
 

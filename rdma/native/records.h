@@ -18,6 +18,7 @@ enum Opcode : uint8_t {
   SEND_UNIT = 10,
   CANCEL = 11,
   RELEASE_SLOT = 12,
+  RECV_DUPLICATE = 13,
   // Not in records.ts: a completion that stands for an engine event, so that events and completions keep their order.
   OPCODE_EVENT = 255,
 };
@@ -123,7 +124,8 @@ struct Completion {
   uint32_t byte_length;
   uint32_t imm;
   uint32_t detail;
-  uint32_t zero[2];
+  uint32_t extra;
+  uint32_t zero;
 };
 static_assert(sizeof(Completion) == 32, "CQE_WORDS is 8");
 

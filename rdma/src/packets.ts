@@ -39,6 +39,10 @@ export interface PacketReceiverOptions {
   readonly reclaimMs?: number;
 }
 
+/** A unit lies whole in a slot. @param byteLength  of header and payload */
+export type UnitHandler = (slot: number, headerBytes: number, byteLength: number) => void;
+export type DuplicateHandler = (unit: number, stripe: number, counter: number, mapEpoch: number) => void;
+
 /** Monotonic counts of one socket; `window` (packets) and `smoothedRttUs` are last values. */
 export interface PacketCounters {
   packetsSent: number; packetsRetransmitted: number; packetsReceived: number;
@@ -78,8 +82,8 @@ export interface PacketSocket {
   readonly port: number;
   /** One for each socket. */
   createSender(handler: CompletionHandler, options?: PacketSenderOptions): PacketSender;
-  /** The handler gets RECV_WRITE_WITH_IMM: `imm` is slot | header words << 16, the length that of header and payload. */
-  createReceiver(options: PacketReceiverOptions, handler: CompletionHandler): PacketReceiver;
+  /** @param onDuplicate  a unit that was released as durable has been sent again: it is to be said again that it is durable */
+  createReceiver(options: PacketReceiverOptions, onUnit: UnitHandler, onDuplicate?: DuplicateHandler): PacketReceiver;
   counters(): PacketCounters;
   /** Flushes the sender and forgets the receivers. Idempotent. */
   close(): Promise<void>;

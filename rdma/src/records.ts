@@ -22,7 +22,8 @@
  *   CANCEL              word 2 the wrId of the request that is to be given up
  *   RELEASE_SLOT        word 2 the slot; flags 1: its unit is durable
  *
- *   completion          word 0 wrId · 1 status | opcode << 8 · 2 qpn · 3 byte length · 4 imm · 5 detail · 6, 7: 0
+ *   completion          word 0 wrId · 1 status | opcode << 8 · 2 qpn · 3 byte length · 4 imm · 5 detail · 6 extra · 7: 0
+ *   RECV_DUPLICATE      word 0, 4 stripe · 3 counter · 5 unit · 6 map epoch
  */
 export const WR_WORDS = 16;
 export const CQE_WORDS = 8;
@@ -30,7 +31,7 @@ export const CQE_WORDS = 8;
 export const Opcode = {
   WRITE: 1, WRITE_WITH_IMM: 2, READ: 3, SEND: 4, RECV: 5, ENCODE: 6, VERIFY: 7, RECV_WRITE_WITH_IMM: 8,
   /** Of a packet socket (packets.ts). */
-  SEND_STRIPE: 9, SEND_UNIT: 10, CANCEL: 11, RELEASE_SLOT: 12,
+  SEND_STRIPE: 9, SEND_UNIT: 10, CANCEL: 11, RELEASE_SLOT: 12, RECV_DUPLICATE: 13,
 } as const;
 
 /** Bits of a work request's flags. */

@@ -5,7 +5,7 @@
 import { createSocket, type Socket } from 'node:dgram';
 import { randomInt } from 'node:crypto';
 import t from 'tap';
-import { Opcode, Status, ipv4Of, openSoftDevice, type CompletionHandler, type MemoryRegion, type PacketCounters, type PacketSocket } from 'tartan-rdma';
+import { Opcode, Status, ipv4Of, openSoftDevice, type MemoryRegion, type PacketCounters, type PacketSocket } from 'tartan-rdma';
 import { crc32c } from '../../erasure/code/index.js';
 import { PACKET_HEADER_BYTES, PacketType, encodePacketHeader } from '../../wire/packet-header.js';
 import { PAGE_BYTES, stripeSlotLayout, unitSlotBytes, headerOffsetIn } from '../../wire/slot-layout.js';
@@ -29,6 +29,8 @@ interface Arrived { header: Uint8Array; payload: Uint8Array }
 /** A node's end: hands on what arrives, and releases its slots at once. */
 class Sink {
   readonly arrived: Arrived[] = [];
+  /** unit, stripe, counter, map epoch */
+  readonly duplicates: number[][] = [];
   onArrived: (() => void) | undefined;
   region!: MemoryRegion;
   held = false;
@@ -41,16 +43,15 @@ class Sink {
     const slotBytes = unitSlotBytes(this.unitBytes);
     this.region = device.allocate(SLOTS * slotBytes);
     const bytes = new Uint8Array(this.region.buffer);
-    const handler: CompletionHandler = (opcode, status, _wrId, byteLength, imm) => {
-      if (opcode !== Opcode.RECV_WRITE_WITH_IMM || status !== Status.SUCCESS) throw new Error(`completion ${opcode} with ${status}`);
-      const slot = imm & 0xffff, headerBytes = (imm >>> 16) * 4, at = slot * slotBytes + PAGE_BYTES;
+    const onUnit = (slot: number, headerBytes: number, byteLength: number): void => {
+      const at = slot * slotBytes + PAGE_BYTES;
       this.arrived.push({ header: bytes.slice(at - headerBytes, at), payload: bytes.slice(at, at + byteLength - headerBytes) });
       if (this.held) this.waiting.push(slot); else receiver.release(slot, true);
       this.onArrived?.();
     };
     const receiver = this.socket.createReceiver({
       peerAddress: ipv4Of(HOST), peerPort: from.port, fileId: NAME.fileId, writerEpoch, region: this.region, slots: SLOTS, slotBytes, unitBytes: this.unitBytes, ...(reclaimMs !== undefined && { reclaimMs }),
-    }, handler);
+    }, onUnit, (...duplicate) => { this.duplicates.push(duplicate); this.onArrived?.(); });
     this.release = (slot, durable) => { receiver.release(slot, durable); device.ring(); };
     return this;
   }
@@ -268,6 +269,37 @@ t.test('packets that are wrong, of nobody known, or of a full receiver are dropp
   t.ok(receiving.counters().packetsReceived > before.packetsReceived);
   raw.close();
   stranger.close();
+  await receiving.close();
+});
+
+t.test('a durable unit that is sent again takes no slot, and is said to be durable again; a refused one is taken again', async (t) => {
+  const writer = await device.openPacketSocket!(HOST, 0), receiving = await device.openPacketSocket!(HOST, 0);
+  const sink = new Sink(receiving, 4096).receive(writer);
+  const region = device.allocate(1 << 20), stripe = namedStripe(2, 1, 4096, randomData(bytesOf(mulberry(5)), 8192), 11_000), layout = place(stripe, region, 0);
+  let done: () => void = () => undefined;
+  const sender = writer.createSender(() => { done(); });
+  const send = async (): Promise<void> => {
+    const all = new Promise<void>((resolve) => { done = resolve; });
+    sender.postUnit(1, region, layout.dataHeadersOffset + 88, 88, layout.unitsOffset + 4096, 4096, 1024, ipv4Of(HOST), receiving.port);
+    device.ring();
+    await all;
+  };
+  const arrives = (condition: () => boolean): Promise<void> => new Promise((resolve) => { sink.onArrived = () => { if (condition()) resolve(); }; sink.onArrived(); });
+  await send();
+  await arrives(() => sink.arrived.length === 1);
+  await send();
+  await arrives(() => sink.duplicates.length > 0);
+  t.same([sink.arrived.length, sink.duplicates[0]], [1, [1, NAME.stripe, NAME.counter, NAME.mapEpoch]]);
+  sink.held = true;
+  Object.assign(stripe, namedStripe(2, 1, 4096, randomData(bytesOf(mulberry(6)), 8192), 11_001));
+  place(stripe, region, 0);
+  await send();
+  await arrives(() => sink.arrived.length === 2);
+  sink.release(sink.waiting[0]!, false);
+  await send();
+  await arrives(() => sink.arrived.length === 3);
+  t.same(sink.arrived[2], sink.arrived[1]);
+  await writer.close();
   await receiving.close();
 });
 

@@ -242,7 +242,7 @@ bool Adapter::take_event(Event& event) {
 
 void Adapter::emit(Event event) {
   events_.push_back(std::move(event));
-  completions_.push(Completion{0, 0, OPCODE_EVENT, 0, 0, 0, 0, 0, {0, 0}});
+  completions_.push(Completion{0, 0, OPCODE_EVENT, 0, 0, 0, 0, 0, 0, 0});
 }
 
 // One notification at a time: whoever polls takes the completions of all, and what is left makes the descriptor ready again.

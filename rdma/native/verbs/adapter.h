@@ -81,7 +81,7 @@ class Adapter : public AsyncListener {
 
   // ---- for its parts ----
   void complete(uint8_t opcode, uint8_t status, uint32_t qpn, uint32_t wr_id, uint32_t byte_length = 0, uint32_t imm = 0, uint32_t detail = 0) {
-    completions_.push(Completion{wr_id, status, opcode, 0, qpn, byte_length, imm, detail, {0, 0}});
+    completions_.push(Completion{wr_id, status, opcode, 0, qpn, byte_length, imm, detail, 0, 0});
   }
   void emit(Event event);
   Region* local(uint32_t lkey) const { return lkey < regions_.size() && regions_[lkey] && !regions_[lkey]->revoked ? regions_[lkey] : nullptr; }

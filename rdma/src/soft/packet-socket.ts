@@ -1,6 +1,6 @@
 import type { CompletionHandler, MemoryRegion } from '../device.js';
-import type { PacketCounters, PacketReceiver, PacketReceiverOptions, PacketSender, PacketSenderOptions, PacketSocket } from '../packets.js';
-import { Opcode } from '../records.js';
+import type { DuplicateHandler, PacketCounters, PacketReceiver, PacketReceiverOptions, PacketSender, PacketSenderOptions, PacketSocket, UnitHandler } from '../packets.js';
+import { Opcode, Status } from '../records.js';
 import type { NativeDevice } from './native.js';
 import type { SendQueue } from './send-queue.js';
 
@@ -12,13 +12,16 @@ const PACKET_COUNTER_NAMES: readonly (keyof PacketCounters)[] = [
 const MOST_PACKETS = 256;
 const RECLAIM_MS = 2000;
 
+/** With one word more than others: RECV_DUPLICATE's map epoch. */
+export type PacketHandler = (...completion: [...Parameters<CompletionHandler>, extra: number]) => void;
+
 /** What a packet socket needs of its device. */
 export interface PacketSocketOwner {
   readonly sendQueue: SendQueue;
   readonly native: NativeDevice;
   keyOf(region: MemoryRegion): number;
   /** Completions of `qpn` go to `handler` from now on; undefined: nowhere. */
-  setTarget(qpn: number, handler: CompletionHandler | undefined): void;
+  setTarget(qpn: number, handler: PacketHandler | undefined): void;
   /** Sends a command that an event answers. */
   command(send: (fence: number) => void): Promise<void>;
   forget(socket: SoftPacketSocket): void;
@@ -35,12 +38,16 @@ export class SoftPacketSocket implements PacketSocket {
     return new SoftPacketSender(this.owner, this.#add((native) => native.addPacketSender(this.id, Uint32Array.of(options.mostPackets ?? MOST_PACKETS)), handler));
   }
 
-  createReceiver(options: PacketReceiverOptions, handler: CompletionHandler): PacketReceiver {
+  createReceiver(options: PacketReceiverOptions, onUnit: UnitHandler, onDuplicate?: DuplicateHandler): PacketReceiver {
     const words = Uint32Array.of(
       this.owner.keyOf(options.region), options.peerAddress, options.peerPort, options.fileId % 2 ** 32, Math.floor(options.fileId / 2 ** 32), options.writerEpoch,
       options.slots, options.slotBytes, options.unitBytes, options.reclaimMs ?? RECLAIM_MS,
     );
-    const qpn = this.#add((native) => native.addPacketReceiver(this.id, words), handler);
+    const qpn = this.#add((native) => native.addPacketReceiver(this.id, words), (opcode, status, wrId, byteLength, imm, detail, mapEpoch) => {
+      if (status !== Status.SUCCESS) return;
+      if (opcode === Opcode.RECV_WRITE_WITH_IMM) onUnit(imm & 0xffff, (imm >>> 16) * 4, byteLength);
+      else if (opcode === Opcode.RECV_DUPLICATE) onDuplicate?.(detail, imm * 2 ** 32 + wrId, byteLength, mapEpoch);
+    });
     let gone: Promise<void> | undefined;
     return {
       release: (slot, durable) => {
@@ -75,7 +82,7 @@ export class SoftPacketSocket implements PacketSocket {
     this.#qpns.splice(this.#qpns.indexOf(qpn), 1);
   }
 
-  #add(add: (native: NativeDevice) => number, handler: CompletionHandler): number {
+  #add(add: (native: NativeDevice) => number, handler: PacketHandler): number {
     if (this.#closed !== undefined) throw new Error(`Cannot use packet socket ${this.address}:${this.port}: it is closed`);
     const qpn = add(this.owner.native);
     this.#qpns.push(qpn);

@@ -17,7 +17,7 @@ import { SoftCoder } from './coder.js';
 import { SoftCodingQueue } from './coding-queue.js';
 import { SoftMemoryRegion } from './memory-region.js';
 import { ConnectMode, COUNTER_NAMES, EventType, loadAddon, type NativeDevice, type NativeEvent, OPCODE_EVENT } from './native.js';
-import { SoftPacketSocket } from './packet-socket.js';
+import { type PacketHandler, SoftPacketSocket } from './packet-socket.js';
 import { SoftQueuePair } from './queue-pair.js';
 import { SendQueue } from './send-queue.js';
 
@@ -64,7 +64,7 @@ export class SoftDevice implements Device {
   readonly #listenersOpen = new Set<Listener>();
   readonly #packetSockets = new Set<SoftPacketSocket>();
   /** Completions of packet senders and receivers, by qpn. */
-  readonly #packetHandlers = new Map<number, CompletionHandler>();
+  readonly #packetHandlers = new Map<number, PacketHandler>();
   readonly #regions = new Map<number, SoftMemoryRegion>();
   /** Who waits for an event, by its id: listen, connect, fence; regions and queue pairs by key and qpn below. */
   readonly #waiters = new Map<number, Waiter>();
@@ -271,7 +271,7 @@ export class SoftDevice implements Device {
       }
       if ((opcode === Opcode.ENCODE || opcode === Opcode.VERIFY) && --this.#codingOutstanding === 0) this.#release();
       const target = this.#targets[words[at + 2]!];
-      if (target === undefined) this.#packetHandlers.get(words[at + 2]!)?.(opcode, kind & 0xff, words[at]!, words[at + 3]!, words[at + 4]!, words[at + 5]!);
+      if (target === undefined) this.#packetHandlers.get(words[at + 2]!)?.(opcode, kind & 0xff, words[at]!, words[at + 3]!, words[at + 4]!, words[at + 5]!, words[at + 6]!);
       else target.handler(opcode, kind & 0xff, words[at]!, words[at + 3]!, words[at + 4]!, words[at + 5]!);
     }
   }
