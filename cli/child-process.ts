@@ -8,14 +8,14 @@ import type { ProcessIdentity } from '../cluster/process-identity.js';
 import { isRunning, ownIdentity } from '../cluster/process-identity.js';
 import type { ErrorCode } from '../wire/errors.js';
 import { TartanError } from '../wire/errors.js';
-import type { ProcessRecord } from './state-directory.js';
+import type { ProcessRecord, ProcessRole } from './state-directory.js';
 
 const READY_MS = 30_000;
 const POLL_MS = 15;
 
 export interface ChildSpec {
   readonly id: string;
-  readonly role: 'switch' | 'node';
+  readonly role: ProcessRole;
   readonly host: string;
   /** Arguments after the script. */
   readonly args: readonly string[];
@@ -31,7 +31,7 @@ export interface ChildSpec {
   readonly env?: Readonly<Record<string, string>>;
 }
 
-const SCRIPTS = { switch: '../switch-agent/main.js', node: '../storage-node/main.js' } as const;
+const SCRIPTS = { switch: '../switch-agent/main.js', node: '../storage-node/main.js', repairer: './repairer/main.js' } as const satisfies Record<ProcessRole, string>;
 
 /**
  * Starts a process in the background and waits until it is ready.

@@ -6,6 +6,7 @@ import { isRunning } from '../cluster/process-identity.js';
 import type { SwitchStatus } from '../wire/generated/control.js';
 import { TartanError } from '../wire/errors.js';
 import { percentOf, readRepair } from '../cluster/repair-hold.js';
+import { readScrub } from '../cluster/scrub-state.js';
 import type { ClusterOptions } from './cluster-processes.js';
 import { startCluster, stopCluster, wipe } from './cluster-processes.js';
 import { formatBytes, table } from './quantities.js';
@@ -35,19 +36,23 @@ export async function status(state: StateDirectory, secret: string | undefined, 
   state.requireRunning();
   const processes = state.processes();
   const store = await openClusterStore(state.cluster);
-  const [map, files, repair] = await Promise.all([readMap(store), listFiles(store), readRepair(store)]).finally(() => store.close());
+  const [map, files, repair, scrub] = await Promise.all([readMap(store), listFiles(store), readRepair(store), readScrub(store)]).finally(() => store.close());
   const agent = await agentOf(state, secret);
   const bytes = files.reduce((sum, each) => sum + each.length, 0);
   if (json) {
-    print({ dir: state.path, mapEpoch: map.epoch, processes: processes.map((each) => ({ ...each, running: isRunning(each.identity) })), map, switch: agent, files: files.length, bytes, ...(repair && { repair }) });
+    print({ dir: state.path, mapEpoch: map.epoch, processes: processes.map((each) => ({ ...each, running: isRunning(each.identity) })), map, switch: agent, files: files.length, bytes, ...(repair && { repair }), ...(scrub && { scrub }) });
     return;
   }
   const states = new Map([...map.nodes, ...map.switches].map((each) => [each.id, each.state]));
   const rows = processes.map((each) => [
-    each.id, each.role, isRunning(each.identity) ? String(each.identity.pid) : 'ended', String(each.port), states.get(each.id) ?? 'not in the map',
+    each.id, each.role, isRunning(each.identity) ? String(each.identity.pid) : 'ended', each.role === 'repairer' ? '-' : String(each.port), each.role === 'repairer' ? 'watches' : states.get(each.id) ?? 'not in the map',
   ]);
   process.stdout.write(`${table([['ID', 'ROLE', 'PID', 'PORT', 'STATE'], ...rows])}\n`);
   process.stdout.write(`map epoch ${map.epoch}, ${files.length} file${files.length === 1 ? '' : 's'}, ${formatBytes(bytes)}${agent ? `, switch ${agent.state}${agent.program === '' ? '' : ` (${agent.program})`}` : ''}\n`);
+  if (scrub) {
+    const { last } = scrub, found = last.unitsDamaged + last.unitsMissing + last.parityMismatches;
+    process.stdout.write(`last scrub ended ${last.endedAt}: ${last.unitsChecked} units checked, ${found} found damaged, missing or unfit, ${last.unitsRestored} restored${last.stripesLost > 0 ? `, ${last.stripesLost} stripes lost` : ''}; ${scrub.passes} in all\n`);
+  }
   if (repair) {
     const seconds = (Date.now() - Date.parse(repair.startedAt)) / 1000;
     const left = repair.stripesDone === 0 ? 'time left unknown' : `about ${Math.ceil((seconds * (repair.stripes - repair.stripesDone)) / repair.stripesDone)} s left`;

@@ -6,7 +6,7 @@ import { createCluster } from '../cluster/membership.js';
 import { openClusterStore } from '../cluster/open-store.js';
 import { TartanError, codeOf } from '../wire/errors.js';
 import { startChild, stopProcess } from './child-process.js';
-import type { ProcessRecord, StateDirectory } from './state-directory.js';
+import type { ProcessRecord, ProcessRole, StateDirectory } from './state-directory.js';
 
 export interface ClusterOptions {
   readonly nodes: number;
@@ -25,9 +25,15 @@ export interface ClusterOptions {
   readonly dependent: boolean;
   /** Of the cluster; without it, all of it listens on loopback only. */
   readonly secret?: string | undefined;
+  /** Absent: none runs. */
+  readonly repairer?: RepairerLimits | undefined;
 }
 
+/** What the repairer is told; seconds, bytes a second. */
+export interface RepairerLimits { readonly downOutSeconds: number; readonly settleSeconds: number; readonly scrubSeconds: number; readonly bytesPerSecond: number }
+
 export const SWITCH_ID = 's1';
+export const REPAIRER_ID = 'r1';
 const STOP_MS = 5_000;
 
 /** Makes the cluster store unless it is there. */
@@ -43,7 +49,7 @@ export async function createStore(state: StateDirectory): Promise<void> {
 }
 
 /**
- * Starts nodes n1 … and then the switch, and returns when all are ready. After an error nothing that it started runs.
+ * Starts nodes n1 …, then the switch and the repairer, and returns when all are ready. After an error nothing that it started runs.
  *
  * @throws {TartanError} ERR_IN_USE when the cluster runs already, or a port is taken
  */
@@ -59,7 +65,8 @@ export async function startCluster(state: StateDirectory, options: ClusterOption
     // Settled, not raced: none may still be starting when the others are stopped.
     const settled = await Promise.allSettled(ids.map((id) => startNode(state, options, id).then(onReady)));
     for (const each of settled) if (each.status === 'rejected') throw each.reason;
-    onReady(await startSwitch(state, options));
+    const others = await Promise.allSettled([startSwitch(state, options), ...(options.repairer === undefined ? [] : [startRepairer(state, options, options.repairer)])].map((each) => each.then(onReady)));
+    for (const each of others) if (each.status === 'rejected') throw each.reason;
   } catch (error) {
     await stopCluster(state, 0);
     throw error;
@@ -82,7 +89,13 @@ export function startSwitch(state: StateDirectory, options: ClusterOptions): Pro
   ]);
 }
 
-async function start(state: StateDirectory, options: ClusterOptions, role: 'switch' | 'node', id: string, args: readonly string[]): Promise<ProcessRecord> {
+export function startRepairer(state: StateDirectory, options: ClusterOptions, limits: RepairerLimits): Promise<ProcessRecord> {
+  return start(state, options, 'repairer', REPAIRER_ID, [
+    '--down-out', String(limits.downOutSeconds), '--settle', String(limits.settleSeconds), '--scrub-interval', String(limits.scrubSeconds), '--rate', String(limits.bytesPerSecond),
+  ]);
+}
+
+async function start(state: StateDirectory, options: ClusterOptions, role: ProcessRole, id: string, args: readonly string[]): Promise<ProcessRecord> {
   const device = options.device ?? 'soft';
   const started = await startChild({
     id, role, host: options.host, logs: state.logs, dependent: options.dependent,
@@ -99,7 +112,7 @@ async function start(state: StateDirectory, options: ClusterOptions, role: 'swit
 }
 
 /**
- * Ends the processes that `startCluster` recorded, the switch first (so that it does not see its nodes fail), and
+ * Ends the processes that `startCluster` recorded, nodes last (so that nobody sees them fail), and
  * forgets them.
  *
  * @param graceMs  time to end by themselves, before they are killed
@@ -108,9 +121,9 @@ async function start(state: StateDirectory, options: ClusterOptions, role: 'swit
 export async function stopCluster(state: StateDirectory, graceMs = STOP_MS): Promise<{ id: string; how: 'ended' | 'killed' | 'gone' }[]> {
   // By name, not by who was ready first: what `down` prints is the same every time.
   const processes = state.processes().sort((a, b) => a.id.localeCompare(b.id, 'en', { numeric: true }));
-  const stop = (role: 'switch' | 'node') => Promise.all(processes.filter((each) => each.role === role)
+  const stop = (role: ProcessRole) => Promise.all(processes.filter((each) => each.role === role)
     .map(async (each) => ({ id: each.id, how: await stopProcess(each.identity, graceMs) })));
-  const stopped = [...await stop('switch'), ...await stop('node')];
+  const stopped = [...await stop('repairer'), ...await stop('switch'), ...await stop('node')];
   if (existsSync(state.path)) state.write([]);
   return stopped;
 }

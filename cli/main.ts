@@ -40,14 +40,25 @@ command('up', 'starts a switch and storage nodes in the background')
   .addOption(device().default('soft'))
   .option('--ring-memory <bytes>', 'the most registered memory of each process', DEFAULT_RING_MEMORY)
   .option('--size <bytes>', 'of each node\'s store', '4GiB')
+  .option('--no-repairer', 'starts no process that repairs by itself')
+  .option('--down-out <seconds>', 'the repairer does not wait longer for a node that is gone', '600')
+  .option('--settle <seconds>', 'it looks at a node that has been back for so long', '30')
+  .option('--scrub-interval <seconds>', 'from one of its scrubs to the next; 0: none', String(7 * 86_400))
+  .option('--repair-rate <bytes>', 'it restores, or reads back, at most so many bytes a second', '16MiB')
   .addOption(json())
   .action(async (_: unknown, self: Command) => {
     const options = self.optsWithGlobals<Options>();
+    const more = self.opts<{ repairer: boolean; downOut: string; settle: string; scrubInterval: string; repairRate: string }>();
+    const seconds = (text: string, what: string): number => parseCount(text, what, 0, 1_000_000_000);
     const { up } = await import('./cluster-commands.js');
     await up(StateDirectory.choose(options.dir, options.clusterStore), {
       nodes: parseCount(options.nodes, '--nodes', 1, 255), host: options.host, basePort: parseCount(options.basePort, '--base-port', 0, 65_000),
       durability: options.durability, transport: options.transport ?? 'auto', device: options.device ?? 'soft', ringMemoryBytes: parseBytes(options.ringMemory ?? DEFAULT_RING_MEMORY, '--ring-memory'),
       sizeBytes: parseBytes(options.size, '--size'), dependent: false, secret: readSecret(options.secretFile),
+      ...(more.repairer && { repairer: {
+        downOutSeconds: seconds(more.downOut, '--down-out'), settleSeconds: seconds(more.settle, '--settle'), scrubSeconds: seconds(more.scrubInterval, '--scrub-interval'),
+        bytesPerSecond: parseBytes(more.repairRate, '--repair-rate'),
+      } }),
     }, options.json === true);
   });
 
@@ -128,10 +139,12 @@ nodeCommand.command('list').description('which there are, in which state, and ho
   const { listNodes } = await import('./node-commands.js');
   await listNodes(StateDirectory.choose(options.dir, options.clusterStore), options.json === true);
 });
-startsNode('add', 'starts one node more on this machine; files made from then on use it').action(async (_: unknown, self: Command) => {
+startsNode('add', 'starts one node more on this machine; files made from then on use it')
+  .option('--spare', 'files don\'t use it, until it takes the shares of a node that is lost or leaves')
+  .action(async (_: unknown, self: Command) => {
   const options = self.optsWithGlobals<Options>();
   const { addNode } = await import('./node-commands.js');
-  await addNode(StateDirectory.choose(options.dir, options.clusterStore), nodeOptions(options), options.json === true);
+  await addNode(StateDirectory.choose(options.dir, options.clusterStore), { ...nodeOptions(options), spare: self.opts<{ spare?: boolean }>().spare === true }, options.json === true);
 });
 startsNode('replace', 'gives a node of this machine a new, blank store, and restores what the old one held')
   .argument('<id>')

@@ -3,7 +3,7 @@ import { existsSync, renameSync, rmSync } from 'node:fs';
 import { filesAtRisk } from './at-risk.js';
 import { listFiles } from '../cluster/files.js';
 import { nodeLeaseKey } from '../cluster/keys.js';
-import { presentNodes, purposeOf, readMap, removeNode } from '../cluster/membership.js';
+import { presentNodes, purposeOf, readMap, removeNode, setNodePurpose } from '../cluster/membership.js';
 import { openClusterStore } from '../cluster/open-store.js';
 import type { ClusterStore } from '../cluster/cluster-store.js';
 import type { ClusterMap, FileRecord } from '../cluster/records.js';
@@ -35,16 +35,17 @@ export async function listNodes(state: StateDirectory, json: boolean): Promise<v
   else process.stdout.write(`${table([['ID', 'STATE', 'ADDRESS', 'PID', 'FILES', 'STORE'], ...rows.map((each) => [each.id, [each.state, ...(each.present ? [] : ['silent']), ...(each.purpose === 'member' ? [] : [each.purpose])].join(', '), `${each.host}:${each.port}`, String(each.pid ?? '-'), String(each.files), each.store ?? '-'])])}\n`);
 }
 
-/** Starts one node more on this machine, with the next free id. Files made from now on use it too. @returns its id */
-export async function addNode(state: StateDirectory, options: NodeOptions, json: boolean): Promise<string> {
+/** Starts one node more on this machine, with the next free id. Files made from now on use it too, unless it is a spare. @returns its id */
+export async function addNode(state: StateDirectory, options: NodeOptions & { readonly spare: boolean }, json: boolean): Promise<string> {
   return state.locked(async () => {
     const running = state.requireRunning();
     const { nodes } = await look(state, (store) => readMap(store));
     const numbers = [...nodes.map(({ id }) => id), ...state.processes().map(({ id }) => id)].map((id) => Number(/^n(\d+)$/.exec(id)?.[1] ?? 0));
     const id = `n${Math.max(0, ...numbers) + 1}`;
     const record = await startNode(state, startOptions(running, options), id);
+    if (options.spare) await look(state, (store) => setNodePurpose(store, id, 'spare'));
     if (json) process.stdout.write(`${JSON.stringify(record)}\n`);
-    else process.stdout.write(`${id} runs on port ${record.port}; files made from now on use it\n`);
+    else process.stdout.write(`${id} runs on port ${record.port}; ${options.spare ? 'it waits as a spare' : 'files made from now on use it'}\n`);
     return id;
   });
 }
@@ -109,7 +110,8 @@ export async function removeNodeFor(state: StateDirectory, id: string, json: boo
 
 function startOptions(running: readonly ProcessRecord[], options: NodeOptions): ClusterOptions {
   const like = running.find((each) => each.role === 'node') ?? running[0]!;
-  return { ...options, nodes: 1, host: like.host, basePort: 0, dependent: false, ...(like.device === undefined ? {} : { device: like.device }) };
+  const { durability, transport, ringMemoryBytes, sizeBytes, secret } = options;
+  return { durability, transport, ringMemoryBytes, sizeBytes, secret, nodes: 1, host: like.host, basePort: 0, dependent: false, ...(like.device === undefined ? {} : { device: like.device }) };
 }
 
 /** @returns where the old store is now; undefined when it is gone */

@@ -20,13 +20,15 @@ import type { ProcessIdentity } from '../cluster/process-identity.js';
 import { isRunning, ownIdentity } from '../cluster/process-identity.js';
 import { TartanError, codeOf } from '../wire/errors.js';
 
+export type ProcessRole = 'switch' | 'node' | 'repairer';
+
 export interface ProcessRecord {
-  /** 's1', 'n2'. */
+  /** 's1', 'n2', 'r1'. */
   readonly id: string;
-  readonly role: 'switch' | 'node';
+  readonly role: ProcessRole;
   readonly identity: ProcessIdentity;
   readonly host: string;
-  /** Ports are 0 until the process has said that it is ready. */
+  /** Ports are 0 until the process has said that it is ready; a repairer has none. */
   readonly port: number;
   readonly controlPort: number;
   readonly metricsPort: number;

@@ -4,7 +4,9 @@ export const MAP_KEY = 'map';
 export const FILE_ID_KEY = 'file-id';
 export const FILES_BY_ID = 'files/by-id/';
 export const NODE_LEASES = 'leases/node/';
+export const SCRUB_KEY = 'scrub';
 export const REPAIR_KEY = 'leases/repair';
+export const REPAIR_WISH_KEY = 'leases/repair-wish';
 export const SWITCH_LEASES = 'leases/switch/';
 
 export function fileNameKey(name: string): string { return `files/by-name/${name}`; }

@@ -159,7 +159,7 @@ export function setNodePurpose(store: ClusterStore, id: string, purpose: 'member
 export function purposeOf(node: NodeEntry): 'member' | 'spare' | 'leaving' { return node.leaving === true ? 'leaving' : node.spare === true ? 'spare' : 'member'; }
 
 /** The entry with that purpose. */
-export function withPurpose({ spare: _spare, leaving: _leaving, ...node }: NodeEntry, purpose: 'member' | 'spare' | 'leaving'): NodeEntry {
+function withPurpose({ spare: _spare, leaving: _leaving, ...node }: NodeEntry, purpose: 'member' | 'spare' | 'leaving'): NodeEntry {
   return { ...node, ...(purpose === 'spare' && { spare: true as const }), ...(purpose === 'leaving' && { leaving: true as const }) };
 }
 

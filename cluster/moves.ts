@@ -12,8 +12,9 @@
  */
 import type { ClusterStore, KeyValue, Mutation } from './cluster-store.js';
 import { parseJson, untilApplied } from './compare-and-swap.js';
+import { listFiles } from './files.js';
 import { fileIdKey, MAP_KEY } from './keys.js';
-import { purposeOf, readMap, withPurpose } from './membership.js';
+import { purposeOf, readMap, setNodePurpose } from './membership.js';
 import type { ClusterMap, FileRecord } from './records.js';
 
 /** One index of one file. `file` is what the caller knows of it; `store` names the unit store that `to` has. */
@@ -43,7 +44,7 @@ export async function beginMoves(store: ClusterStore, moves: readonly PlannedMov
 }
 
 /**
- * The indexes are the new nodes'. A spare that takes one is a member from now on.
+ * The indexes are the new nodes'.
  *
  * @param moves   as beginMoves() gave them; each new node holds all that is committed of its index
  * @param layout  the name that keeps all places where they are, whoever is at an index
@@ -60,15 +61,13 @@ export async function finishMoves(store: ClusterStore, moves: readonly PlannedMo
       // Nothing in it is undecided: what a later takeover has to judge will be written under this epoch or a later one.
       decidedMapEpoch: epoch,
     };
-  }, (map, done) => map.nodes.map((node) => (done.some(({ to }) => to === node.id) && purposeOf(node) === 'spare' ? withPurpose(node, 'member') : node)));
+  });
 }
 
-/** Gives up what was begun for these files: their new nodes may keep some units, which nobody asks for. */
-export async function cancelMoves(store: ClusterStore, moves: readonly PlannedMove[]): Promise<void> {
-  await edit(store, 'give up moving shares', moves, ({ index, to }, record) => {
-    const { moves: pending = [], ...rest } = record, left = pending.filter((move) => move.index !== index || move.to !== to);
-    return left.length === pending.length ? undefined : { ...rest, ...(left.length > 0 && { moves: left }) };
-  });
+/** Spares that have taken shares are members, once no share is about to move any more: until then one spare takes all. */
+export async function enlistSpares(store: ClusterStore): Promise<void> {
+  const files = await listFiles(store);
+  for (const node of (await readMap(store)).nodes) if (purposeOf(node) === 'spare' && files.some((file) => file.nodes.includes(node.id))) await setNodePurpose(store, node.id, 'member');
 }
 
 /**
@@ -91,8 +90,7 @@ export async function askOwners(store: ClusterStore, ids: readonly number[]): Pr
 }
 
 /** Edits records and the map in one transaction. @returns the moves whose edit gave a record, with it */
-async function edit(store: ClusterStore, attempt: string, moves: readonly PlannedMove[], change: (move: PlannedMove, record: FileRecord, map: ClusterMap) => FileRecord | undefined,
-  nodesOf: (map: ClusterMap, done: readonly PlannedMove[]) => ClusterMap['nodes'] = (map) => map.nodes): Promise<PlannedMove[]> {
+async function edit(store: ClusterStore, attempt: string, moves: readonly PlannedMove[], change: (move: PlannedMove, record: FileRecord, map: ClusterMap) => FileRecord | undefined): Promise<PlannedMove[]> {
   if (moves.length === 0) return [];
   return untilApplied(attempt, async () => {
     const row = await mapRow(store), map = parseJson<ClusterMap>(row);
@@ -107,7 +105,7 @@ async function edit(store: ClusterStore, attempt: string, moves: readonly Planne
     }
     if (mutations.length === 0) return done;
     const epoch = map.epoch + 1;
-    mutations.push({ put: MAP_KEY, value: JSON.stringify({ ...map, epoch, changes: map.changes + 1, moved: epoch, nodes: nodesOf(map, done) } satisfies ClusterMap) });
+    mutations.push({ put: MAP_KEY, value: JSON.stringify({ ...map, epoch, changes: map.changes + 1, moved: epoch } satisfies ClusterMap) });
     const { succeeded } = await store.transact(compares.map(({ key, modRevision }) => ({ key, modRevision })), mutations);
     return succeeded ? done : undefined;
   });

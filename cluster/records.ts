@@ -7,7 +7,9 @@
  *   files/by-name/NAME   file id
  *   files/by-id/ID       FileRecord (ID: 16 hex digits, so that ranges ascend)
  *   leases/node/ID, leases/switch/ID   presence, under a lease
+ *   scrub                ScrubState: what the last scrubs by themselves found (scrub-state.ts)
  *   leases/repair        who rebuilds or scrubs, under a lease (repair-hold.ts)
+ *   leases/repair-wish   an operator's command that waits for it, under its lease
  */
 export interface ClusterIdentity { readonly uuid: string; /** low 32 bits of the uuid; carried in headers */ readonly clusterId: number; readonly formatVersion: number }
 
@@ -21,7 +23,7 @@ export interface NodeEntry {
   readonly storeSince?: number;
   /** IPv4 address and UDP port on which it takes unit and parity packets (docs/wire-format.md); absent: it takes none. */
   readonly packets?: PacketAddress;
-  /** Waits to take the share of a node that is lost, or leaves: new files don't use it. Ends with the first share it takes. */
+  /** Waits to take the share of a node that is lost, or leaves: new files don't use it. Ends when it has. */
   readonly spare?: true;
   /** Being drained: new files don't use it, and nothing is moved to it. */
   readonly leaving?: true;

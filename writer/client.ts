@@ -24,6 +24,7 @@ import type { ReadRepairCounts } from './read-repair.js';
 import { ReadRepair } from './read-repair.js';
 import type { RebuildOptions, RebuildReport } from './rebuild.js';
 import { rebuildFile } from './rebuild.js';
+import { runRepairer, type RepairerOptions } from './repairer.js';
 import { recoverTail } from './takeover.js';
 
 export interface ConnectOptions {
@@ -181,6 +182,12 @@ export class Client {
    * @throws {TartanError} ERR_NOT_FOUND, ERR_NOT_ENOUGH_NODES, ERR_WOULD_LOSE, ERR_MAP_UNAVAILABLE
    */
   drain(id: string, options: DrainOptions = {}): Promise<DrainReport> { return drainNode(this.context, id, (name) => this.closeFor(name), options); }
+
+  /**
+   * Looks after the cluster until the signal ends it: shares of nodes that are lost go to spares, what nodes lack that came back
+   * is restored, files are scrubbed now and then. Rejects only for faults of its own.
+   */
+  repairer(options: RepairerOptions = {}): Promise<void> { return runRepairer(this.context, (name) => this.closeFor(name), options); }
 
   list(): Promise<FileRecord[]> { return listFiles(this.context.store); }
 

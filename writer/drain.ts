@@ -4,6 +4,7 @@
  */
 import { listFiles } from '../cluster/files.js';
 import { presentNodes, readMap, setNodePurpose } from '../cluster/membership.js';
+import { enlistSpares } from '../cluster/moves.js';
 import type { FileRecord } from '../cluster/records.js';
 import { sleep } from '../wire/clock.js';
 import { TartanError } from '../wire/errors.js';
@@ -51,6 +52,7 @@ export async function drainNode(context: ClientContext, id: string, takeOver: (n
     if (report.waiting.length > 0) onWaiting?.(report.waiting);
     await sleep(context.clock, PAUSE_MS);
   }
+  await enlistSpares(store);
   await freeLeftovers(context, id, (await Promise.all([listFiles(store), listFiles(store, { deleted: true })])).flat().map((file) => file.id));
   return { ...total, waiting: [], failed: [], node: id, files };
 }

@@ -9,6 +9,7 @@ export type { MoveOptions, MoveReport } from './mover.js';
 export type { PatrolOptions, PatrolReport } from './patrol.js';
 export type { ReadRepairCounts } from './read-repair.js';
 export type { RebuildOptions, RebuildReport } from './rebuild.js';
+export type { RepairerOptions } from './repairer.js';
 export type { ReadProgress } from '../pipeline/stripe-reader.js';
 export type { ParityMode } from './file-session.js';
 export { TartanError } from '../wire/errors.js';

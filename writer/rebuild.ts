@@ -193,11 +193,11 @@ class Rebuilder {
     const { report } = this;
     report.nodesDown = this.ids.filter((_, index) => this.nodes.isDown(index) || this.nodes.linkTo(index) === undefined);
     for (const [from, to] of this.ranges()) {
-      if (this.options.signal?.aborted === true) break;
+      if (this.isEnded) break;
       const chunk = await this.gather(from, to);
       if (chunk === undefined) return; // removed meanwhile: nothing of it is to be restored
       const underWay = new Set<Promise<void>>();
-      for (let stripe = from; stripe < to; stripe++) {
+      for (let stripe = from; stripe < to && !this.isEnded; stripe++) {
         const versions = chunk.get(stripe) ?? [];
         const work = this.restore(stripe, versions).finally(() => { underWay.delete(work); report.stripesDone++; });
         underWay.add(work);
@@ -208,6 +208,8 @@ class Rebuilder {
     }
     this.options.onProgress?.(report);
   }
+
+  private get isEnded(): boolean { return this.options.signal?.aborted === true; }
 
   /** Stripes whose inventories are asked for at once, [from, to). */
   private *ranges(): Generator<readonly [number, number]> {

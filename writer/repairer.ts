@@ -5,8 +5,8 @@
  *                                       ─▶ a node back, or with a blank store ─▶ what it lacks is restored
  *                                       ─▶ nothing of that, and it is time ─▶ a scrub of all files, until something is
  *
- * Several may run, one per machine: the hold on repairs (cluster/repair-hold.ts) lets one work at a time, and commands of an
- * operator go first or wait their turn like it. Killed, it leaves what it has restored; whoever runs next finds the rest.
+ * Several may run, one per machine: the hold on repairs (cluster/repair-hold.ts) lets one work at a time; an operator's command
+ * goes first. Killed, it leaves what it has restored; whoever runs next finds the rest.
  *
  * Invariant: it decides nothing that is not safe to be wrong about. A node taken for lost that comes back has lost its shares,
  * no bytes.
@@ -15,7 +15,7 @@ import { listFiles, readFile } from '../cluster/files.js';
 import { presentNodes, readMap } from '../cluster/membership.js';
 import { enlistSpares } from '../cluster/moves.js';
 import type { ClusterMap, FileRecord } from '../cluster/records.js';
-import { RepairHold, type RepairState } from '../cluster/repair-hold.js';
+import { isWished, RepairHold, type RepairState } from '../cluster/repair-hold.js';
 import { readScrub, recordScrub } from '../cluster/scrub-state.js';
 import { parseCode } from '../erasure/code/index.js';
 import { codeOf } from '../wire/errors.js';
@@ -48,6 +48,8 @@ const DEFAULTS = { downOutMs: 600_000, settleMs: 30_000, scrubMs: 7 * DAY_MS, by
 /** What can't be done now is tried again later, and later still. */
 const RETRY_MS = 2_000;
 const MAX_RETRY_MS = 60_000;
+/** A file that is open may be so for days, and each look at it asks for all it has. */
+const MAX_LOOK_MS = 600_000;
 
 /** Runs until the signal ends it. A cluster store that is away is waited for. */
 export async function runRepairer(context: ClientContext, takeOver: (name: string) => Promise<void>, options: RepairerOptions = {}): Promise<void> {
@@ -91,20 +93,20 @@ class Repairer {
   private async tick(): Promise<void> {
     const world = await this.look();
     const shares = this.sharesToMove(world);
-    if (shares.length > 0) { await this.held('rebuild', shares.map(({ file }) => file), (hold) => this.move(shares, hold)); return; }
+    if (shares.length > 0) { await this.held('rebuild', shares.map(({ file }) => file), (hold, signal) => this.move(shares, hold, signal)); return; }
     if (this.homeless(world).length === 0 && world.map.nodes.some(({ spare }) => spare === true)) await enlistSpares(this.context.store);
     const back = this.history.returned(this.now, this.limits.settleMs);
     for (const file of world.files) if (file.nodes.some((id) => back.includes(id))) this.due.add(file.id);
     const files = world.files.filter(({ id }) => this.due.has(id) && this.mayTry(id));
     if (files.length > 0 || back.length > 0) {
-      await this.held('rebuild', files, (hold) => this.restore(files, hold));
+      await this.held('rebuild', files, (hold, signal) => this.restore(files, hold, signal));
       for (const id of back) {
         this.history.looked(id);
         await freeLeftovers(this.context, id, [...world.files, ...await listFiles(this.context.store, { deleted: true })].map((file) => file.id));
       }
       return;
     }
-    if (await this.isScrubDue()) await this.held('scrub', world.files, (hold) => this.scrub(world.files, hold));
+    if (await this.isScrubDue()) await this.held('scrub', world.files, (hold, signal) => this.scrub(world.files, hold, signal));
   }
 
   private async look(): Promise<World> {
@@ -136,10 +138,10 @@ class Repairer {
     return shares;
   }
 
-  private async move(shares: readonly Share[], hold: RepairHold): Promise<void> {
-    const { signal, ownerMs } = this.options;
+  private async move(shares: readonly Share[], hold: RepairHold, signal: AbortSignal): Promise<void> {
+    const { ownerMs } = this.options;
     const report = await moveShares(this.context, shares, this.takeOver, {
-      bytesPerSecond: this.limits.bytesPerSecond, ...(signal !== undefined && { signal }), ...(ownerMs !== undefined && { ownerMs }),
+      bytesPerSecond: this.limits.bytesPerSecond, signal, ...(ownerMs !== undefined && { ownerMs }),
       onProgress: ({ filesMoved, stripesDone, bytesRestored }) => { hold.tell({ filesDone: filesMoved, stripesDone, bytesRestored }); },
     });
     const left = new Set([...report.waiting, ...report.failed.map(({ name }) => name)]);
@@ -147,22 +149,21 @@ class Repairer {
     this.say(`${report.filesMoved} ${report.filesMoved === 1 ? 'file has' : 'files have'} moved, ${report.unitsRestored} units restored${report.waiting.length > 0 ? `, ${report.waiting.length} wait until they are closed` : ''}${report.failed.map(({ name, why }) => `; '${name}': ${why}`).join('')}`);
   }
 
-  private async restore(files: readonly FileRecord[], hold: RepairHold): Promise<void> {
-    const { signal } = this.options;
+  private async restore(files: readonly FileRecord[], hold: RepairHold, signal: AbortSignal): Promise<void> {
     let filesDone = 0, stripesBefore = 0, bytesBefore = 0, units = 0;
     for (const known of files) {
-      if (this.isOver) return;
+      if (signal.aborted) return;
       let report: RebuildReport, wasOpen: boolean;
       try {
         const file = await readFile(this.context.store, known.id);
         wasOpen = file.state === 'open';
         report = await rebuildFile(this.context, file, false, {
-          bytesPerSecond: this.limits.bytesPerSecond, ...(signal !== undefined && { signal }),
+          bytesPerSecond: this.limits.bytesPerSecond, signal,
           onProgress: ({ stripesDone, bytesRestored }) => { hold.tell({ filesDone, stripesDone: stripesBefore + stripesDone, bytesRestored: bytesBefore + bytesRestored }); },
         });
       } catch (error) {
         if (codeOf(error) === undefined) throw error;
-        this.later(known.id);
+        this.later(known.id, MAX_LOOK_MS);
         continue;
       }
       filesDone++;
@@ -170,7 +171,7 @@ class Repairer {
       bytesBefore += report.bytesRestored;
       units += report.unitsRestored;
       // What its writer has not published yet can't be restored yet. A stripe that is lost is looked at when a node comes back.
-      if (wasOpen || report.unitsFailed > 0 || report.stripesDone < report.stripes) this.later(known.id);
+      if (wasOpen || report.unitsFailed > 0 || report.stripesDone < report.stripes) this.later(known.id, MAX_LOOK_MS);
       else { this.due.delete(known.id); this.patience.delete(known.id); }
       if (report.stripesLost > 0) this.say(`${report.stripesLost} stripes of '${known.name}' have fewer units than they need`);
     }
@@ -186,16 +187,14 @@ class Repairer {
     return last !== undefined && Date.now() - Date.parse(last.last.endedAt) >= scrubMs;
   }
 
-  private async scrub(files: readonly FileRecord[], hold: RepairHold): Promise<void> {
-    const stopper = new AbortController(), { signal } = this.options;
+  private async scrub(files: readonly FileRecord[], hold: RepairHold, signal: AbortSignal): Promise<void> {
     const startedAt = new Date().toISOString(), sum = { files: 0, filesFailed: 0, unitsChecked: 0, unitsDamaged: 0, unitsMissing: 0, parityMismatches: 0, unitsRestored: 0, unitsFailed: 0, stripesLost: 0 };
-    let isOver = false, stripesBefore = 0, bytesBefore = 0;
-    const watching = this.watchWhile(() => isOver, stopper);
+    let stripesBefore = 0, bytesBefore = 0;
     for (const known of files) {
-      if (stopper.signal.aborted || signal?.aborted === true) break;
+      if (signal.aborted) break;
       try {
         const report = await rebuildFile(this.context, await readFile(this.context.store, known.id), true, {
-          bytesPerSecond: this.limits.bytesPerSecond, signal: stopper.signal,
+          bytesPerSecond: this.limits.bytesPerSecond, signal,
           onProgress: ({ stripesDone, bytesRestored }) => { hold.tell({ filesDone: sum.files, stripesDone: stripesBefore + stripesDone, bytesRestored: bytesBefore + bytesRestored }); },
         });
         sum.files++;
@@ -207,32 +206,43 @@ class Repairer {
         sum.filesFailed++;
       }
     }
-    isOver = true;
-    await watching;
-    if (stopper.signal.aborted) { this.say('the scrub gives way to a repair'); return; }
+    if (signal.aborted) { this.say('the scrub gives way'); return; }
     this.lastScrubAt = this.now;
     await recordScrub(this.context.store, { startedAt, endedAt: new Date().toISOString(), ...sum });
     const found = sum.unitsDamaged + sum.unitsMissing + sum.parityMismatches;
     this.say(`scrubbed ${sum.files} files: ${sum.unitsChecked} units, ${found} found damaged, missing or unfit, ${sum.unitsRestored} restored${sum.stripesLost > 0 ? `, ${sum.stripesLost} stripes lost` : ''}`);
   }
 
-  /** Aborts when a node needs attention, or this ends. */
-  private async watchWhile(isOver: () => boolean, stopper: AbortController): Promise<void> {
-    while (!isOver() && !stopper.signal.aborted) {
-      await this.rest();
+  /** Works with the hold on repairs, until a command wants it, or, for a scrub, a node needs attention. */
+  private async held(what: RepairState['what'], files: readonly FileRecord[], work: (hold: RepairHold, signal: AbortSignal) => Promise<void>): Promise<void> {
+    const { store, clock } = this.context, stopper = new AbortController(), abort = (): void => { stopper.abort(); };
+    const stripes = files.reduce((sum, { code, unitBytes, length }) => sum + Math.ceil(length / (parseCode(code).k * unitBytes)), 0);
+    const hold = await RepairHold.take(store, what, files.length, stripes, { clock, givesWay: true });
+    let isDone = false;
+    this.options.signal?.addEventListener('abort', abort, { once: true });
+    if (this.isOver) abort();
+    const watching = this.watch(() => isDone, what === 'scrub', abort);
+    try {
+      await work(hold, stopper.signal);
+    } finally {
+      isDone = true;
+      await hold.release();
+      this.options.signal?.removeEventListener('abort', abort);
+    }
+    await watching;
+  }
+
+  private async watch(isDone: () => boolean, isScrub: boolean, abort: () => void): Promise<void> {
+    for (await this.rest(); !isDone(); await this.rest()) {
       try {
-        const world = await this.look();
-        if (this.isOver || this.history.returned(this.now, this.limits.settleMs).length > 0 || this.homeless(world).length > 0) stopper.abort();
+        if (await isWished(this.context.store)) { abort(); return; }
+        const world = isScrub ? await this.look() : undefined;
+        if (world !== undefined && (this.history.returned(this.now, this.limits.settleMs).length > 0 || this.homeless(world).length > 0)) { abort(); return; }
       } catch (error) {
         if (codeOf(error) === undefined) throw error;
       }
+      if (this.isOver) return;
     }
-  }
-
-  private async held(what: RepairState['what'], files: readonly FileRecord[], work: (hold: RepairHold) => Promise<void>): Promise<void> {
-    const stripes = files.reduce((sum, { code, unitBytes, length }) => sum + Math.ceil(length / (parseCode(code).k * unitBytes)), 0);
-    const hold = await RepairHold.take(this.context.store, what, files.length, stripes, this.context.clock);
-    try { await work(hold); } finally { await hold.release(); }
   }
 
   /** A tick; shorter when it is over. */
@@ -252,8 +262,8 @@ class Repairer {
 
   private mayTry(fileId: number): boolean { return (this.patience.get(fileId)?.at ?? -Infinity) <= this.now; }
 
-  private later(fileId: number): void {
-    const waitMs = Math.min(MAX_RETRY_MS, (this.patience.get(fileId)?.waitMs ?? RETRY_MS / 2) * 2);
+  private later(fileId: number, most = MAX_RETRY_MS): void {
+    const waitMs = Math.min(most, (this.patience.get(fileId)?.waitMs ?? RETRY_MS / 2) * 2);
     this.patience.set(fileId, { at: this.now + waitMs, waitMs });
   }
 

@@ -19,7 +19,7 @@ export class Shares {
   of(id: string): number { return this.bytes.get(id) ?? 0; }
 
   /**
-   * The node that should take a file's share at an index: where it is on its way already; a spare; of the others the one that
+   * The node that should take a file's share at an index: where it is on its way already; the first spare; of the others the one that
    * holds least. Never one that the file uses, that leaves, or that is not there.
    *
    * @param to  this one, or none
@@ -30,7 +30,9 @@ export class Shares {
     const others = new Set((file.moves ?? []).filter((move) => move.index !== index).map((move) => move.to));
     const free = this.map.nodes.filter((node) => node.state === 'up' && this.present.has(node.id) && node.leaving !== true && !file.nodes.includes(node.id) && !others.has(node.id) && (to === undefined || node.id === to));
     const rank = (node: typeof free[number]): number => (node.id === begun ? 0 : purposeOf(node) === 'spare' ? 1 : 2);
-    free.sort((a, b) => rank(a) - rank(b) || this.of(a.id) - this.of(b.id) || (a.id < b.id ? -1 : 1));
+    // One spare takes all that it can, so that the others stay spares.
+    const held = (node: typeof free[number]): number => (rank(node) === 1 ? 0 : this.of(node.id));
+    free.sort((a, b) => rank(a) - rank(b) || held(a) - held(b) || a.id.localeCompare(b.id, 'en', { numeric: true }));
     return free[0]?.id;
   }
 

@@ -85,8 +85,8 @@ t.test('a cluster lives from up to down', async (t) => {
   t.equal(up.stderr, '');
   t.equal(up.status, 0);
   const { processes } = JSON.parse(up.stdout) as { processes: { id: string; port: number; identity: { pid: number } }[] };
-  t.same(processes.map((each) => each.id).sort(), ['n1', 'n2', 'n3', 's1']);
-  for (const each of processes) t.ok(each.port > 0, `${each.id} listens`);
+  t.same(processes.map((each) => each.id).sort(), ['n1', 'n2', 'n3', 'r1', 's1']);
+  for (const each of processes.filter(({ id }) => id !== 'r1')) t.ok(each.port > 0, `${each.id} listens`);
   isOneLine(t, await run('up'), 1, 'ERR_IN_USE');
 
   const status = await run('status', '--json');
@@ -150,7 +150,7 @@ t.test('a cluster lives from up to down', async (t) => {
   const again = JSON.parse(readFileSync(join(state, 'processes.json'), 'utf8')) as { processes: { identity: ProcessIdentity }[] };
   const down = await run('down', '--wipe');
   t.equal(down.status, 0, down.stderr);
-  t.match(down.stdout, /^s1 ended\nn1 ended\nn2 ended\nn3 ended\n$/, 'all obey');
+  t.match(down.stdout, /^r1 ended\ns1 ended\nn1 ended\nn2 ended\nn3 ended\n$/, 'all obey');
   for (const each of again.processes) t.notOk(isRunning(each.identity));
   t.notOk(existsSync(join(state, 'nodes')));
   isOneLine(t, await run('status'), 1, 'ERR_NOT_RUNNING');

@@ -87,6 +87,27 @@ t.test('a node is added, used by new files, and removed when no file needs it', 
   t.match((await run('node', 'remove', 'n3')).stderr, /ERR_WOULD_LOSE/);
 });
 
+t.test('a node is drained while files are read and written, removed, and another dies', async (t) => {
+  const { run, well, put, sha, list } = await cluster(t, 3);
+  const old = await put('old', 5_000_001, 'xor(2+1)');
+  t.match((await run('node', 'drain', 'n2')).stderr, /^tartan: ERR_NOT_ENOUGH_NODES: Cannot empty node n2: 'old' uses every node that is up; add a node first\n$/);
+  t.match(await list(), [{ id: 'n1' }, { id: 'n2', purpose: 'leaving' }, { id: 'n3' }], 'it stays so until it is done, or cancelled');
+  t.match(await well('node', 'drain', 'n2', '--cancel'), /^n2 is used again/);
+  await well('node', 'add', '--size', '256MiB');
+  const refused = await run('node', 'remove', 'n2');
+  t.match(refused.stderr, /^tartan: ERR_WOULD_LOSE: Cannot remove node n2: 'old' keeps units there; `tartan node drain n2` moves them/);
+  const draining = well('node', 'drain', 'n2', '--rate', '2MB'), wide = await put('wide', 700_000, 'xor(2+1)');
+  t.equal(await sha('old'), old, 'read meanwhile');
+  t.match(await draining, /^n2 holds nothing any more: [12] files? moved, \S+ \S+; `tartan node remove n2` takes it out\n$/);
+  t.match(await well('node', 'remove', 'n2'), /^n2 is removed/);
+  t.match((await run('node', 'drain', 'n2')).stderr, /^tartan: ERR_NOT_FOUND/);
+  const rows = await list();
+  t.same(rows.map(({ id, files }) => [id, files]), [['n1', 2], ['n3', 2], ['n4', 2]]);
+  process.kill(rows[0]!.pid!, 'SIGKILL');
+  t.equal(await sha('old'), old, 'and with n1 gone');
+  t.equal(await sha('wide'), wide);
+});
+
 t.test('one rebuild at a time: status tells how far it is, another is refused; a killed one leaves nothing in the way', async (t) => {
   const { dir, run, well, put, list, env } = await cluster(t, 3);
   await put('a', 8_000_000, 'xor(2+1)');

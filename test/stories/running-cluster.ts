@@ -11,14 +11,16 @@ import { connect } from '../../writer/index.js';
 import type { Client, ConnectOptions, FileWriter } from '../../writer/index.js';
 
 const SWITCH = fileURLToPath(new URL('../../dist/switch-agent/main.js', import.meta.url));
+const REPAIRER = fileURLToPath(new URL('../../dist/cli/repairer/main.js', import.meta.url));
 const MAIN = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
 
-interface ProcessRecord { readonly id: string; readonly role: 'switch' | 'node'; readonly identity: { readonly pid: number }; readonly host: string; readonly port: number; readonly controlPort: number }
+interface ProcessRecord { readonly id: string; readonly role: 'switch' | 'node' | 'repairer'; readonly identity: { readonly pid: number }; readonly host: string; readonly port: number; readonly controlPort: number }
 
 export class RunningCluster {
   readonly dir = mkdtempSync(join(tmpdir(), 'tartan-stories-'));
   private readonly options: readonly string[];
   private ownSwitch: ChildProcess | undefined;
+  private ownRepairer: ChildProcess | undefined;
 
   constructor(options: readonly string[]) { this.options = options; }
 
@@ -45,6 +47,7 @@ export class RunningCluster {
 
   async end(): Promise<void> {
     this.ownSwitch?.kill('SIGKILL');
+    this.ownRepairer?.kill('SIGKILL');
     await this.tartan('down');
     rmSync(this.dir, { recursive: true, force: true });
   }
@@ -62,15 +65,20 @@ export class RunningCluster {
   signal(id: string, signal: NodeJS.Signals): void { process.kill(id === 's1' && this.ownSwitch !== undefined ? this.ownSwitch.pid! : this.record(id).identity.pid, signal); }
 
   /** Starts a new switch agent in place of one that died; returns when it is ready. It ends with end(). */
-  async newSwitch(): Promise<void> {
+  async newSwitch(): Promise<void> { this.ownSwitch = await this.begin(SWITCH, 's1'); }
+
+  /** As newSwitch(), for the repairer. */
+  async newRepairer(args: readonly string[]): Promise<void> { this.ownRepairer = await this.begin(REPAIRER, 'r1', ...args); }
+
+  private async begin(script: string, id: string, ...args: string[]): Promise<ChildProcess> {
     const { NODE_OPTIONS: _, ...env } = process.env;
-    const child = spawn(process.execPath, [SWITCH, '--cluster', join(this.dir, 'cluster'), '--id', 's1'], { stdio: ['ignore', 'pipe', 'ignore'], env });
-    this.ownSwitch = child;
+    const child = spawn(process.execPath, [script, '--cluster', join(this.dir, 'cluster'), '--id', id, ...args], { stdio: ['ignore', 'pipe', 'ignore'], env });
     await new Promise<void>((resolve, reject) => {
       child.once('error', reject);
-      child.once('exit', (status) => { reject(new Error(`the new switch ended with ${status}`)); });
+      child.once('exit', (status) => { reject(new Error(`the new ${id} ended with ${status}`)); });
       child.stdout.once('data', () => { resolve(); });
     });
+    return child;
   }
 
   /** Calls the switch agent over its control protocol. */

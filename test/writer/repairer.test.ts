@@ -3,7 +3,7 @@ import t, { type Test } from 'tap';
 import { MemoryCluster } from '../../cluster/memory-store.js';
 import { createCluster, presentNodes, purposeOf, readMap, registerNode, setNodePurpose, setNodeState } from '../../cluster/membership.js';
 import type { ClusterMap, FileRecord } from '../../cluster/records.js';
-import { readRepair } from '../../cluster/repair-hold.js';
+import { readRepair, RepairHold } from '../../cluster/repair-hold.js';
 import { readScrub } from '../../cluster/scrub-state.js';
 import { MemoryDisk } from '../../storage-node/memory-disk.js';
 import { realClock, sleep } from '../../wire/clock.js';
@@ -188,8 +188,29 @@ void t.test('it scrubs now and then, tells what it found, and gives way to a rep
     await stop(cluster, 'n1');
     await start(cluster, 'n1', true);
     await until(cluster, 'it repairs', async () => (await readRepair(shared))?.what === 'rebuild');
-    t.ok(slow.said.includes('the scrub gives way to a repair'));
+    t.ok(slow.said.includes('the scrub gives way'));
     await slow.end();
+    await client.close();
+  });
+});
+
+void t.test('it gives way to an operator\'s command, and goes on afterwards', async (t) => {
+  await withCluster({ nodes: 3 }, async (cluster) => {
+    const client = await cluster.client('w1'), data = randomBytes(cluster.world, 'data', 600_000), shared = cluster.memory.client(), clock = cluster.clock('operator');
+    const file = await store(client, 'a', data);
+    const watching = await repairer(cluster, 'r1', { bytesPerSecond: 20_000 });
+    await stop(cluster, 'n1');
+    await start(cluster, 'n1', true);
+    await until(cluster, 'it repairs', async () => (await readRepair(shared))?.what === 'rebuild');
+    await t.rejects(RepairHold.take(shared, 'rebuild', 0, 0, { clock, givesWay: true }), { code: 'ERR_IN_USE' }, 'to another repairer it gives no way');
+    const hold = await RepairHold.take(shared, 'drain', 1, 1, { clock });
+    t.match(await readRepair(shared), { what: 'drain' });
+    await pause(cluster, 3000);
+    t.match(await readRepair(shared), { what: 'drain' }, 'it waits');
+    await t.rejects(RepairHold.take(shared, 'rebuild', 0, 0, { clock }), { code: 'ERR_IN_USE' }, 'another command does not');
+    await hold.release();
+    await until(cluster, 'all is there', async () => (await cluster.inventory('n1', file.id)).length === 293);
+    await watching.end();
     await client.close();
   });
 });

@@ -1,13 +1,13 @@
 /**
- * The repairer as a process: `node dist/cli/repairer.js --cluster DIR --id r1 …`; one JSON line when ready. It listens nowhere.
+ * The repairer as a process: `node dist/cli/repairer/main.js --cluster DIR --id r1 …`; one JSON line when ready. It listens nowhere.
  *
  * Here, not with the nodes: it uses the writer library, which they don't know.
  */
 import { readFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 import { pino } from 'pino';
-import { codeOf } from '../wire/errors.js';
-import { connect } from '../writer/index.js';
+import { codeOf } from '../../wire/errors.js';
+import { connect } from '../../writer/index.js';
 
 const USAGE = 'usage: repairer --cluster DIR|etcd://HOST:PORT/PREFIX --id ID [--down-out SECONDS] [--settle SECONDS] [--scrub-interval SECONDS] [--rate BYTES] [--ring-memory BYTES] [--transport auto|tcp|shm] [--device soft|verbs|verbs:NAME|auto] [--secret-file FILE]';
 
