@@ -168,6 +168,14 @@ drain.option('--ring-memory <bytes>', 'the most registered memory').action(async
   if (own.cancel === true) await cancelDrain(id, client);
   else await drainNodeFor(id, { to: own.to, bytesPerSecond: options.rate === undefined ? undefined : parseBytes(options.rate, '--rate') }, client);
 });
+const rebalance = nodeCommand.command('rebalance').description('evens out what nodes hold: one that was added gets its share of the files that are there').argument('[id]', 'moves shares to this node only')
+  .option('--rate <bytes>', 'moves at most so many bytes a second');
+for (const option of [json(), transport(), device()]) rebalance.addOption(option);
+rebalance.option('--ring-memory <bytes>', 'the most registered memory').action(async (id: string | undefined, _: unknown, self: Command) => {
+  const { options, client } = await forFiles(self);
+  const { rebalanceNodes } = await import('./move-commands.js');
+  await rebalanceNodes({ to: id, bytesPerSecond: options.rate === undefined ? undefined : parseBytes(options.rate, '--rate') }, client);
+});
 nodeCommand.command('remove').description('takes a node that no file needs out of the cluster').argument('<id>').addOption(json()).action(async (id: string, _: unknown, self: Command) => {
   const options = self.optsWithGlobals<Options>();
   const { removeNodeFor } = await import('./node-commands.js');

@@ -23,6 +23,7 @@ import { patrol } from './patrol.js';
 import type { ReadRepairCounts } from './read-repair.js';
 import { ReadRepair } from './read-repair.js';
 import type { RebuildOptions, RebuildReport } from './rebuild.js';
+import { rebalance, type RebalanceOptions, type RebalanceReport } from './rebalance.js';
 import { rebuildFile } from './rebuild.js';
 import { runRepairer, type RepairerOptions } from './repairer.js';
 import { recoverTail } from './takeover.js';
@@ -182,6 +183,9 @@ export class Client {
    * @throws {TartanError} ERR_NOT_FOUND, ERR_NOT_ENOUGH_NODES, ERR_WOULD_LOSE, ERR_MAP_UNAVAILABLE
    */
   drain(id: string, options: DrainOptions = {}): Promise<DrainReport> { return drainNode(this.context, id, (name) => this.closeFor(name), options); }
+
+  /** Evens out what the nodes hold: one that was added gets its share. @throws {TartanError} ERR_NOT_FOUND, ERR_ARGUMENT, ERR_MAP_UNAVAILABLE */
+  rebalance(options: RebalanceOptions = {}): Promise<RebalanceReport> { return rebalance(this.context, (name) => this.closeFor(name), options); }
 
   /**
    * Looks after the cluster until the signal ends it: shares of nodes that are lost go to spares, what nodes lack that came back

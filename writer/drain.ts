@@ -10,7 +10,7 @@ import { sleep } from '../wire/clock.js';
 import { TartanError } from '../wire/errors.js';
 import type { ClientContext } from './context.js';
 import { freeLeftovers } from './leftovers.js';
-import { emptyMoveReport, moveShares, type MoveOptions, type MoveReport, type Share } from './mover.js';
+import { emptyMoveReport, moveShares, sumOfMoves, type MoveOptions, type MoveReport, type Share } from './mover.js';
 import { Shares } from './shares.js';
 
 export interface DrainOptions extends MoveOptions {
@@ -44,8 +44,8 @@ export async function drainNode(context: ClientContext, id: string, takeOver: (n
   for (;;) {
     const shares = await plan(context, id, holds, to);
     if (shares.length === 0) break;
-    const report = await moveShares(context, shares, takeOver, { ...settings, onProgress: (now) => { options.onProgress?.(sum(total, now)); } });
-    Object.assign(total, sum(total, report));
+    const report = await moveShares(context, shares, takeOver, { ...settings, onProgress: (now) => { options.onProgress?.(sumOfMoves(total, now)); } });
+    Object.assign(total, sumOfMoves(total, report));
     if (settings.signal?.aborted === true) return { ...total, node: id, files };
     if (report.filesMoved > 0) continue;
     if (report.failed.length > 0) throw new TartanError('ERR_WOULD_LOSE', `Cannot empty node ${id}: ${report.failed.map(({ name, why }) => `'${name}': ${why}`).slice(0, 3).join('; ')}; it keeps ${report.failed.length === 1 ? 'that share' : `the shares of ${report.failed.length} files`}`);
@@ -73,11 +73,4 @@ async function plan({ store }: ClientContext, id: string, holds: (file: FileReco
     shares.move(file, id, target);
     return { file, index, to: target };
   });
-}
-
-/** What was done before and now; `waiting` and `failed` are of now. */
-function sum(before: MoveReport, now: MoveReport): MoveReport {
-  const added = { ...now };
-  for (const key of ['filesMoved', 'unitsRestored', 'unitsFromSwitch', 'bytesRestored', 'stripesDone'] as const) added[key] += before[key];
-  return added;
 }

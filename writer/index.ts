@@ -8,6 +8,7 @@ export type { DrainOptions, DrainReport } from './drain.js';
 export type { MoveOptions, MoveReport } from './mover.js';
 export type { PatrolOptions, PatrolReport } from './patrol.js';
 export type { ReadRepairCounts } from './read-repair.js';
+export type { Balance, RebalanceOptions, RebalanceReport } from './rebalance.js';
 export type { RebuildOptions, RebuildReport } from './rebuild.js';
 export type { RepairerOptions } from './repairer.js';
 export type { ReadProgress } from '../pipeline/stripe-reader.js';

@@ -46,6 +46,13 @@ const POLL_MS = 50;
 
 export function emptyMoveReport(): MoveReport { return { filesMoved: 0, unitsRestored: 0, unitsFromSwitch: 0, bytesRestored: 0, stripesDone: 0, waiting: [], failed: [] }; }
 
+/** What was done before and now; `waiting` and `failed` are of now. */
+export function sumOfMoves(before: MoveReport, now: MoveReport): MoveReport {
+  const added = { ...now };
+  for (const key of ['filesMoved', 'unitsRestored', 'unitsFromSwitch', 'bytesRestored', 'stripesDone'] as const) added[key] += before[key];
+  return added;
+}
+
 /**
  * @param shares    one of a file
  * @param takeOver  fences the owner of a file that is gone, settles what it left, and closes the file
