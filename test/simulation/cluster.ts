@@ -27,7 +27,7 @@ export interface SimClusterOptions {
   readonly deadlineMs?: number;
 }
 
-export interface SimNode { readonly id: string; readonly host: string; disk: MemoryDisk; node: StorageNode | undefined; store: MemoryClient }
+export interface SimNode { readonly id: string; readonly host: string; disk: MemoryDisk; node: StorageNode | undefined; store: MemoryClient; lives?: number }
 
 export class SimCluster {
   readonly world: SimWorld;
@@ -47,9 +47,9 @@ export class SimCluster {
   }
 
   /** A host's clock: its timers wait while the host is paused and die with it. */
-  clock(host: string): Clock {
+  clock(host: string, life = 1): Clock {
     const { world } = this;
-    const random = world.fork(`clock ${host}`);
+    const random = world.fork(life === 1 ? `clock ${host}` : `clock ${host} ${life}`);
     return {
       now: () => world.now(),
       setTimer: (ms, fn) => world.setTimer(ms, fn, host),
@@ -73,7 +73,8 @@ export class SimCluster {
     const device = this.world.openDevice(entry.host);
     entry.store = this.memory.client();
     const node = new StorageNode({
-      id: entry.id, device, clock: this.clock(entry.host), clusterStore: entry.store, disk: entry.disk, host: entry.host, port: 7000,
+      // Another life draws other numbers: a blank disk gets another identity than the one before.
+      id: entry.id, device, clock: this.clock(entry.host, entry.lives = (entry.lives ?? 0) + 1), clusterStore: entry.store, disk: entry.disk, host: entry.host, port: 7000,
       ringMemoryBytes: this.options.ringMemoryBytes ?? 8 << 20, readMemoryBytes: 4 << 20, log: (message) => { this.log.push(`${entry.id}: ${message}`); },
       leaseMs: 500, rejoinMs: 200,
     });
