@@ -104,7 +104,7 @@ export class StripeReader {
   readonly progress: ReadProgress = { stripes: 0, degradedStripes: 0, checksumFailures: 0, units: 0 };
   readonly nodes: NodeSet;
   readonly slotCount: number;
-  /** A unit of this stripe failed its checksum, at its node or here. */
+  /** A unit of this stripe failed its checksum, at its node or here, or its node's disk can't read it. */
   onDamaged: ((stripe: number) => void) | undefined;
 
   private readonly context: ReaderContext;
@@ -351,7 +351,7 @@ export class StripeReader {
     const node = job.nodes[unit]!;
     if (fault === 0) this.executor.done(slot, node);
     else {
-      if (fault === BAD_UNIT || fault === Refusal.CHECKSUM) this.onDamaged?.(job.wish.stripe);
+      if (fault === BAD_UNIT || fault === Refusal.CHECKSUM || fault === Refusal.DISK) this.onDamaged?.(job.wish.stripe);
       job.lost.set(unit, fault);
       this.executor.fail(slot, node, fault);
     }

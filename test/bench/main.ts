@@ -1,6 +1,6 @@
 /**
  * `npm run bench`: ratios measured side by side in one run, with their spread (docs/benchmarks.md).
- * Options: --quick, --only kernels|js|open|path|write|read|sync (path: the last three), --json FILE. Speed fails nothing; a wrong byte does.
+ * Options: --quick, --only kernels|js|open|rebuild|path|write|read|sync (path: the last three), --json FILE. Speed fails nothing; a wrong byte does.
  */
 import { execFileSync } from 'node:child_process';
 import { writeFileSync } from 'node:fs';
@@ -11,11 +11,12 @@ import { kernelFigures } from './kernels.js';
 import { openFigures } from './open-store.js';
 import { pathFigures } from './path.js';
 import { endAll } from './processes.js';
+import { rebuildFigures } from './rebuild.js';
 import type { Figure } from './report.js';
 import { isMet, report } from './report.js';
 
 const PATH_SECTIONS = ['write', 'read', 'sync'];
-const SECTIONS = ['kernels', 'js', 'open', 'path', ...PATH_SECTIONS];
+const SECTIONS = ['kernels', 'js', 'open', 'rebuild', 'path', ...PATH_SECTIONS];
 /** Less than this and a transfer is mostly its beginning. */
 const QUICK = { bytes: 256e6, repetitions: 5, jsStripes: 160_000, kernels: ['--repetitions', '5', '--budget-ms', '5', '--arena-mib', '512', '--kernels', 'gfni'] };
 const FULL = { bytes: 2e9, repetitions: 7, jsStripes: 320_000, kernels: [] };
@@ -56,6 +57,8 @@ async function main(): Promise<void> {
   }
   // Not part of a whole run: it says nothing of the data path, and 100 GB of headers take minutes.
   if (values.only === 'open') figures.push(...await openFigures(values.quick ? [1e9] : [1e9, 100e9], 3, note));
+  // Nor is this: it tells how the work of a rebuild is spread.
+  if (values.only === 'rebuild') figures.push(...await rebuildFigures(values.quick ? [4, 8] : [4, 8, 12, 16], values.quick ? 24 << 20 : 192 << 20, values.quick ? 1 : 5, note));
   figures.push(...await pathFigures({ repetitions: size.repetitions, bytes: size.bytes, note, wanted }));
   console.log(`\n${report(figures)}\n\n${((performance.now() - started) / 1000).toFixed(0)} s`);
   if (setting.loadBefore > cpus().length / 2) console.log(`others were using this machine (load ${setting.loadBefore.toFixed(1)} on ${cpus().length} CPUs): rates say little, CPU per byte says more`);
