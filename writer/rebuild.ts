@@ -80,6 +80,8 @@ export interface RebuildReport {
 
 /** Stripes whose inventories are compared at once. */
 const CHUNK_STRIPES = 512;
+/** Progress is told so often. */
+const TELL_STRIPES = 8;
 const INVENTORY_LIMIT = 64;
 /** Units that a node checks for one answer: it must come within the deadline. */
 const CHECK_LIMIT = 8;
@@ -199,7 +201,10 @@ class Rebuilder {
       const underWay = new Set<Promise<void>>();
       for (let stripe = from; stripe < to && !this.isEnded; stripe++) {
         const versions = chunk.get(stripe) ?? [];
-        const work = this.restore(stripe, versions).finally(() => { underWay.delete(work); report.stripesDone++; });
+        const work = this.restore(stripe, versions).finally(() => {
+          underWay.delete(work);
+          if (++report.stripesDone % TELL_STRIPES === 0) this.options.onProgress?.(report);
+        });
         underWay.add(work);
         if (underWay.size >= this.settled.length) await Promise.race(underWay);
       }

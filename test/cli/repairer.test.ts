@@ -17,7 +17,7 @@ async function within(seconds: number, what: string, holds: () => Promise<boolea
 }
 
 t.test('a node is killed for good: a spare takes its shares by itself, also when the repairer is killed amid; then others may go', async (t) => {
-  const cluster = new RunningCluster([...UP, '--down-out', '2', '--settle', '1', '--repair-rate', '1MiB', '--scrub-interval', '0']);
+  const cluster = new RunningCluster([...UP, '--down-out', '2', '--settle', '1', '--repair-rate', '400KiB', '--scrub-interval', '0']);
   t.teardown(() => cluster.end());
   await cluster.up();
   await cluster.tartan('node', 'add', '--spare', '--size', '256MiB');
