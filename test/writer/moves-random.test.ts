@@ -12,7 +12,7 @@ import type { Client, FileWriter } from '../../writer/index.js';
 import { SimCluster } from '../simulation/cluster.js';
 
 const LONG = process.env['TARTAN_LONG'] === '1';
-const SEEDS = process.env['SEED'] === undefined ? Array.from({ length: LONG ? 1000 : 12 }, (_, i) => 700 + i) : [Number(process.env['SEED'])];
+const SEEDS = process.env['SEED'] === undefined ? Array.from({ length: Number(process.env["SEEDS"] ?? (LONG ? 1000 : 12)) }, (_, i) => 700 + i) : [Number(process.env['SEED'])];
 const DISK_BYTES = 24 << 20;
 /** Virtual ms of trouble; then all is healed and checked. */
 const TROUBLE_MS = 3000;
