@@ -1,5 +1,6 @@
 /** What would be lost with one node more: asked before a node's store is given up. */
 import { parseCode } from '../erasure/code/index.js';
+import { NOBODY } from '../erasure/layout/index.js';
 import type { ClusterMap, FileRecord } from '../cluster/records.js';
 
 /**
@@ -15,6 +16,6 @@ export function filesAtRisk(map: ClusterMap, files: readonly FileRecord[], prese
   down.add(id);
   return files.filter((file) => {
     if (file.length === 0 || !file.nodes.includes(id)) return false;
-    return file.nodes.filter((node) => down.has(node) || !map.nodes.some((entry) => entry.id === node)).length > parseCode(file.code).m;
+    return file.nodes.filter((node) => node !== NOBODY && (down.has(node) || !map.nodes.some((entry) => entry.id === node))).length > parseCode(file.code).m;
   });
 }

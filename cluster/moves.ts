@@ -18,7 +18,21 @@ import { purposeOf, readMap, setNodePurpose } from './membership.js';
 import type { ClusterMap, FileRecord } from './records.js';
 
 /** One index of one file. `file` is what the caller knows of it; `store` names the unit store that `to` has. */
-export interface PlannedMove { readonly file: FileRecord; readonly index: number; readonly to: string; readonly store: string | undefined }
+export interface PlannedMove {
+  readonly file: FileRecord; readonly index: number;
+  /** The new node; '-': none, the share is spread over the file's other nodes. */
+  readonly to: string;
+  /** The unit stores of those that are filled, as the map had them before: 'n7=UUID …'. */
+  readonly stores: string;
+}
+
+/** '-': as erasure/layout/ has it. */
+const NOBODY = '-';
+
+/** What PlannedMove.stores must be: of nodes that are up. */
+export function storesOf({ nodes }: ClusterMap, { file, to }: Pick<PlannedMove, 'file' | 'to'>): string {
+  return nodes.filter(({ id, state }) => state === 'up' && (to === NOBODY ? file.nodes.includes(id) : id === to)).map(({ id, store }) => `${id}=${store ?? ''}`).join(' ');
+}
 
 /** Records in one transaction: etcd takes 128 operations by default. */
 export const MOVES_AT_ONCE = 32;
@@ -29,7 +43,8 @@ export function isSettled(record: FileRecord): boolean {
 }
 
 /**
- * From now on the new nodes store, for these indexes, what a rebuilder sends. Beginning the same again is harmless.
+ * From now on the new nodes store, for these indexes, what a rebuilder sends. Beginning the same again is harmless; another move of
+ * the same file is given up by it.
  *
  * @param moves  at most MOVES_AT_ONCE, of different files
  * @returns those that have begun, with their records as they are now; the others' files are not settled, or have changed
@@ -37,9 +52,9 @@ export function isSettled(record: FileRecord): boolean {
  */
 export async function beginMoves(store: ClusterStore, moves: readonly PlannedMove[]): Promise<PlannedMove[]> {
   return edit(store, 'begin to move shares', moves, ({ index, to, file: known }, record, map) => {
-    if (!isSettled(record) || record.nodes[index] !== known.nodes[index] || record.nodes.includes(to) || !map.nodes.some(({ id }) => id === to)) return undefined;
-    const others = (record.moves ?? []).filter((move) => move.index !== index && move.to !== to);
-    return others.length + 1 === record.moves?.length && record.moves.some((move) => move.index === index && move.to === to) ? record : { ...record, moves: [...others, { index, to }] };
+    if (!isSettled(record) || record.nodes[index] !== known.nodes[index] || (to !== NOBODY && (record.nodes.includes(to) || !map.nodes.some(({ id }) => id === to)))) return undefined;
+    const same = record.moves?.length === 1 && record.moves[0]!.index === index && record.moves[0]!.to === to;
+    return same ? record : { ...record, moves: [{ index, to }] };
   });
 }
 
@@ -47,17 +62,17 @@ export async function beginMoves(store: ClusterStore, moves: readonly PlannedMov
  * The indexes are the new nodes'.
  *
  * @param moves   as beginMoves() gave them; each new node holds all that is committed of its index
- * @param layout  the name that keeps all places where they are, whoever is at an index
+ * @param layout  the name under which all other places stay where they are
  * @returns those that were done; the others' records, or their new nodes, have changed since
  */
-export async function finishMoves(store: ClusterStore, moves: readonly PlannedMove[], layout: (file: FileRecord) => string | undefined): Promise<PlannedMove[]> {
-  return edit(store, 'move shares', moves, ({ file, index, to, store: filled }, record, map) => {
-    const target = map.nodes.find(({ id }) => id === to);
-    if (!isSame(record, file) || target?.state !== 'up' || target.store !== filled) return undefined;
-    const { moves: pending = [], ...rest } = record, left = pending.filter((move) => move.index !== index), name = layout(record), epoch = map.epoch + 1;
+export async function finishMoves(store: ClusterStore, moves: readonly PlannedMove[], layout: (move: PlannedMove) => string | undefined): Promise<PlannedMove[]> {
+  return edit(store, 'move shares', moves, (move, record, map) => {
+    const { file, index, to, stores } = move;
+    if (!isSame(record, file) || storesOf(map, move) !== stores || stores === '') return undefined;
+    const { moves: pending = [], ...rest } = record, left = pending.filter((move) => move.index !== index), name = layout({ ...move, file: record }), epoch = map.epoch + 1;
     return {
       ...rest, ...(name !== undefined && { layout: name }), ...(left.length > 0 && { moves: left }),
-      nodes: record.nodes.map((id, at) => (at === index ? to : id)), nodesSince: record.nodes.map((_, at) => (at === index ? epoch : record.nodesSince?.[at] ?? 0)),
+      nodes: record.nodes.map((id, at) => (at === index ? to : id)), nodesSince: record.nodes.map((_, at) => (at === index || to === NOBODY ? epoch : record.nodesSince?.[at] ?? 0)),
       // Nothing in it is undecided: what a later takeover has to judge will be written under this epoch or a later one.
       decidedMapEpoch: epoch,
     };

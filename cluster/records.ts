@@ -50,7 +50,7 @@ export interface ClusterMap {
   readonly questions?: number;
 }
 
-/** A file's share at one index on its way to another node. */
+/** A file's share at one index on its way to another node, or ('-') to all the others of a spread file. */
 export interface ShareMove { readonly index: number; readonly to: string }
 
 export interface EpochFloor { readonly stripe: number; readonly epoch: number }
@@ -61,7 +61,7 @@ export interface FileRecord {
   /** e.g. 'rs(4,2)' */
   readonly code: string;
   readonly unitBytes: number;
-  /** Node ids in placement order (layout/ maps a unit to an index in this list). */
+  /** Node ids in placement order (layout/ maps a unit to an index in this list); '-': its node left, and no unit is there. */
   readonly nodes: readonly string[];
   /** Map epochs with which each index came to its present node; 0, or absent: with the file. What a node lacks of older units proves nothing. */
   readonly nodesSince?: readonly number[];

@@ -6,7 +6,7 @@ import type { ClusterStore } from '../cluster/cluster-store.js';
 import { readFile } from '../cluster/files.js';
 import type { FileRecord } from '../cluster/records.js';
 import { parseCode } from '../erasure/code/index.js';
-import { layoutOf, unitOfNode, type Layout } from '../erasure/layout/index.js';
+import { layoutOf, NOBODY, scatteredLayout, unitOfNode, type Layout } from '../erasure/layout/index.js';
 import { codeOf } from '../wire/errors.js';
 import { Refusal } from '../wire/ring-messages.js';
 import { headerK, headerM, headerStripe, headerUnit, headerUnitBytes, W } from '../wire/unit-header.js';
@@ -18,6 +18,8 @@ export class Placement {
   private readonly codeId: number;
   /** This node's index in the file's list, or the one that it is about to take; or −1. */
   private readonly index: number;
+  /** Where units will be that are on their way: they may be stored there. */
+  private readonly next: Layout | undefined;
 
   constructor(record: FileRecord, nodeId: string) {
     const code = parseCode(record.code);
@@ -25,6 +27,8 @@ export class Placement {
     this.layout = layoutOf(record, code);
     const index = record.nodes.indexOf(nodeId);
     this.index = index >= 0 ? index : record.moves?.find(({ to }) => to === nodeId)?.index ?? -1;
+    const scattered = record.moves?.find(({ to }) => to === NOBODY), layout = scattered && scatteredLayout(record, scattered.index, code.k + code.m);
+    this.next = layout === undefined ? undefined : layoutOf({ ...record, layout }, code);
   }
 
   /** Whether a unit of this file belongs here. @returns NONE, NOT_MINE, or MALFORMED when it isn't of the file's shape */
@@ -32,7 +36,9 @@ export class Placement {
     const { k, m, unitBytes } = this.layout;
     const fits = headerK(words, w) === k && headerM(words, w) === m && headerUnitBytes(words, w) === unitBytes && ((words[w + W.SHAPE]! >>> 8) & 0xff) === this.codeId;
     if (!fits) return Refusal.MALFORMED;
-    return this.index >= 0 && unitOfNode(this.layout, headerStripe(words, w), this.index) === headerUnit(words, w) ? Refusal.NONE : Refusal.NOT_MINE;
+    if (this.index < 0) return Refusal.NOT_MINE;
+    const stripe = headerStripe(words, w), unit = headerUnit(words, w);
+    return unitOfNode(this.layout, stripe, this.index) === unit || (this.next !== undefined && unitOfNode(this.next, stripe, this.index) === unit) ? Refusal.NONE : Refusal.NOT_MINE;
   }
 }
 

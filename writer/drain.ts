@@ -42,7 +42,9 @@ export async function drainNode(context: ClientContext, id: string, takeOver: (n
   const total = emptyMoveReport(), holds = (file: FileRecord): boolean => file.nodes.includes(id);
   const files = (await listFiles(store)).filter(holds).length;
   for (;;) {
-    const shares = await plan(context, id, holds, to);
+    const { shares, stuck } = await plan(context, id, holds, to);
+    // What can go goes first.
+    if (shares.length === 0 && stuck[0] !== undefined) throw new TartanError('ERR_NOT_ENOUGH_NODES', `Cannot empty node ${id}: ${to === undefined ? `'${stuck[0].name}' uses every node that is up` : `'${stuck[0].name}' uses ${to} already`}; add a node first`);
     if (shares.length === 0) break;
     const report = await moveShares(context, shares, takeOver, { ...settings, onProgress: (now) => { options.onProgress?.(sumOfMoves(total, now)); } });
     Object.assign(total, sumOfMoves(total, report));
@@ -64,13 +66,14 @@ async function checkTarget({ store }: ClientContext, id: string, to: string | un
   if (to === id || target.state !== 'up' || target.leaving === true) throw new TartanError('ERR_ARGUMENT', `Cannot empty node ${id} to ${to}: it is ${to === id ? 'the same node' : target.leaving === true ? 'being emptied too' : 'down'}`);
 }
 
-async function plan({ store }: ClientContext, id: string, holds: (file: FileRecord) => boolean, to: string | undefined): Promise<Share[]> {
+async function plan({ store }: ClientContext, id: string, holds: (file: FileRecord) => boolean, to: string | undefined): Promise<{ shares: Share[]; stuck: FileRecord[] }> {
   const [map, files, present] = await Promise.all([readMap(store), listFiles(store), presentNodes(store)]);
-  const shares = new Shares(map, present, files);
-  return files.filter(holds).map((file) => {
-    const index = file.nodes.indexOf(id), target = shares.target(file, index, to);
-    if (target === undefined) throw new TartanError('ERR_NOT_ENOUGH_NODES', `Cannot empty node ${id}: ${to === undefined ? `'${file.name}' uses every node that is up` : `'${file.name}' uses ${to} already`}; add a node first`);
-    shares.move(file, id, target);
-    return { file, index, to: target };
-  });
+  const held = new Shares(map, present, files), shares: Share[] = [], stuck: FileRecord[] = [];
+  for (const file of files.filter(holds)) {
+    const index = file.nodes.indexOf(id), target = held.target(file, index, to);
+    if (target === undefined) { stuck.push(file); continue; }
+    held.move(file, id, target);
+    shares.push({ file, index, to: target });
+  }
+  return { shares, stuck };
 }

@@ -11,9 +11,10 @@
  */
 import { readFile } from '../cluster/files.js';
 import { readMap } from '../cluster/membership.js';
-import { askOwners, beginMoves, finishMoves, isSettled, MOVES_AT_ONCE, type PlannedMove } from '../cluster/moves.js';
+import { askOwners, beginMoves, finishMoves, isSettled, MOVES_AT_ONCE, storesOf, type PlannedMove } from '../cluster/moves.js';
 import type { FileRecord } from '../cluster/records.js';
-import { lastingLayout } from '../erasure/layout/index.js';
+import { parseCode } from '../erasure/code/index.js';
+import { lastingLayout, NOBODY, scatteredLayout } from '../erasure/layout/index.js';
 import { sleep } from '../wire/clock.js';
 import { codeOf } from '../wire/errors.js';
 import type { ClientContext } from './context.js';
@@ -39,6 +40,7 @@ export interface MoveReport {
   failed: { name: string; why: string }[];
 }
 
+/** `to`: a node, or '-': the file's others. */
 export interface Share { readonly file: FileRecord; readonly index: number; readonly to: string }
 
 const OWNER_MS = 5000;
@@ -68,8 +70,8 @@ export async function moveShares(context: ClientContext, shares: readonly Share[
 
 async function moveBatch(context: ClientContext, shares: readonly Share[], takeOver: (name: string) => Promise<void>, options: MoveOptions, report: MoveReport): Promise<void> {
   const settled = await settle(context, shares, takeOver, options, report);
-  const { nodes } = await readMap(context.store);
-  const begun = await beginMoves(context.store, settled.map((share): PlannedMove => ({ ...share, store: nodes.find(({ id }) => id === share.to)?.store })));
+  const map = await readMap(context.store);
+  const begun = await beginMoves(context.store, settled.map((share): PlannedMove => ({ ...share, stores: storesOf(map, share) })));
   wait(report, settled, begun);
   const filled: PlannedMove[] = [];
   for (const move of begun) {
@@ -78,11 +80,17 @@ async function moveBatch(context: ClientContext, shares: readonly Share[], takeO
     options.onProgress?.(report);
   }
   const from = new Map(filled.map(({ file, index }) => [file.id, file.nodes[index]!]));
-  const done = await finishMoves(context.store, filled, lastingLayout);
+  const done = await finishMoves(context.store, filled, layoutAfter);
   wait(report, filled, done);
   report.filesMoved += done.length;
   options.onProgress?.(report);
   for (const old of new Set(done.map(({ file }) => from.get(file.id)!))) await freeLeftovers(context, old, done.filter(({ file }) => from.get(file.id) === old).map(({ file }) => file.id));
+}
+
+/** The name of a file's layout when a share has moved. */
+export function layoutAfter({ file, index, to }: Share): string | undefined {
+  const { k, m } = parseCode(file.code);
+  return to === NOBODY ? scatteredLayout(file, index, k + m) : lastingLayout(file);
 }
 
 /** @returns whether the new node has everything */
@@ -105,7 +113,7 @@ async function fill(context: ClientContext, { file, index, to }: PlannedMove, op
   if (found.stripesDone < found.stripes || await isGone(context, file)) return false; // ended, or removed meanwhile
   if (found.unitsNotMoved === 0 && !found.nodesDown.includes(to)) return true;
   const lost = found.stripesLost > 0 ? `, ${found.stripesLost} of its stripes have fewer units than they need` : '';
-  report.failed.push({ name: file.name, why: `node ${to} still lacks ${found.unitsNotMoved} of its units${lost}` });
+  report.failed.push({ name: file.name, why: `${to === NOBODY ? 'the other nodes still lack' : `node ${to} still lacks`} ${found.unitsNotMoved} of its units${lost}` });
   return false;
 }
 

@@ -19,7 +19,7 @@ import type { ClusterMap, FileRecord, ShareMove } from '../cluster/records.js';
 import type { Code } from '../erasure/code/index.js';
 import { parseCode } from '../erasure/code/index.js';
 import type { Layout } from '../erasure/layout/index.js';
-import { layoutOf, nodeOfUnit, stripeCount, stripeDataLength, unitLength, unitOfNode } from '../erasure/layout/index.js';
+import { layoutOf, NOBODY, nodeOfUnit, scatteredLayout, stripeCount, stripeDataLength, unitLength, unitOfNode } from '../erasure/layout/index.js';
 import { NodeSet } from '../pipeline/node-set.js';
 import type { UnitPlace } from '../pipeline/node-link.js';
 import { isSealed, sealHeader, writeDataHeaders } from '../pipeline/stripe-headers.js';
@@ -124,7 +124,10 @@ export async function rebuildFile(context: ClientContext, file: FileRecord, veri
 class Rebuilder {
   readonly report: RebuildReport;
   private readonly code: Code;
+  /** Where units belong: of a share that is spread over other nodes, where they will. */
   private readonly layout: Layout;
+  /** Where they are read. */
+  private readonly present: Layout;
   private readonly slots: StripeSlotLayout;
   /** By index; of a share that moves its new node, and the present one after all others. */
   private readonly nodes: NodeSet;
@@ -144,17 +147,18 @@ class Rebuilder {
   private dueMs: number;
 
   constructor(private readonly context: ClientContext, private readonly file: FileRecord, map: ClusterMap, private readonly verify: boolean, private readonly options: RebuildOptions) {
-    const code = this.code = parseCode(file.code);
-    this.layout = layoutOf(file, code);
-    const { move } = options;
-    this.ids = move === undefined ? file.nodes : [...file.nodes.map((id, index) => (index === move.index ? move.to : id)), file.nodes[move.index]!];
+    const code = this.code = parseCode(file.code), { move } = options;
+    this.present = layoutOf(file, code);
+    const scattered = move?.to === NOBODY ? scatteredLayout(file, move.index, code.k + code.m) : undefined;
+    this.layout = scattered === undefined ? this.present : layoutOf({ ...file, layout: scattered }, code);
+    this.ids = move === undefined || move.to === NOBODY ? file.nodes : [...file.nodes.map((id, index) => (index === move.index ? move.to : id)), file.nodes[move.index]!];
     this.report = {
       name: file.name, stripes: options.stripes?.length ?? stripeCount(this.layout, file.length), stripesDone: 0, unitsMissing: 0, unitsDamaged: 0, unitsChecked: 0, parityMismatches: 0, mismatchesRepaired: 0,
       unitsRestored: 0, bytesRestored: 0, unitsFromSwitch: 0, unitsSuperseded: 0, unitsFailed: 0, stripesLost: 0, unitsNotMoved: 0, nodesDown: [],
     };
     this.slots = stripeSlotLayout(code.k, code.m, file.unitBytes);
     const { slotBytes } = this.slots;
-    this.reader = new StripeReader(context, file, code, this.layout, map);
+    this.reader = new StripeReader(context, file, code, this.present, map);
     try {
       this.ringBytes = context.memory.take(Math.min(Math.max(WINDOW_BYTES, slotBytes), MAX_WINDOW_SLOTS * slotBytes), slotBytes, slotBytes, `rebuild '${file.name}': a stripe of ${code.name} with ${file.unitBytes}-byte units does not fit`);
     } catch (error) {
@@ -193,7 +197,7 @@ class Rebuilder {
     await this.reader.connect();
     this.decoder = await Decoder.find(this.context, this.file, this.code, this.nodes.map, this.settled.length);
     const { report } = this;
-    report.nodesDown = this.ids.filter((_, index) => this.nodes.isDown(index) || this.nodes.linkTo(index) === undefined);
+    report.nodesDown = this.ids.filter((id, index) => id !== NOBODY && (this.nodes.isDown(index) || this.nodes.linkTo(index) === undefined));
     for (const [from, to] of this.ranges()) {
       if (this.isEnded) break;
       const chunk = await this.gather(from, to);
@@ -282,9 +286,10 @@ class Rebuilder {
 
   /** @returns whether it was new */
   private note(chunk: Map<number, Version[]>, entry: UnitEntry, index: number): boolean {
-    const isGiven = index === this.file.nodes.length;
+    const { stripe, unit } = entry, isHeld = nodeOfUnit(this.layout, stripe, unit) === index;
+    const isGiven = !isHeld && nodeOfUnit(this.present, stripe, unit) === (index === this.file.nodes.length ? this.options.move!.index : index);
     // What a node kept of another index that it had once is no part of the file any more.
-    if (nodeOfUnit(this.layout, entry.stripe, entry.unit) !== (isGiven ? this.options.move!.index : index)) return false;
+    if (!isHeld && !isGiven) return false;
     let versions = chunk.get(entry.stripe);
     if (versions === undefined) chunk.set(entry.stripe, versions = []);
     let version = versions.find(({ epoch, counter }) => epoch === entry.writerEpoch && counter === entry.counter);
@@ -302,13 +307,14 @@ class Rebuilder {
     const { code, report } = this;
     const newest = versions.reduce<Version | undefined>((best, each) => (best === undefined || compareVersions(each.epoch, each.counter, best.epoch, best.counter) > 0 ? each : best), undefined);
     const good = newest === undefined ? [] : soundUnits(newest);
-    const moving = this.unitThatMoves(stripe);
+    const moving = this.unitsThatMove(stripe);
     if (newest === undefined || newest.stripeLength < stripeDataLength(this.layout, this.file.length, stripe) || good.length < code.k) {
       report.stripesLost++;
-      if (moving >= 0) report.unitsNotMoved++;
+      report.unitsNotMoved += moving.length;
       return;
     }
-    if (moving >= 0 && isLacking(newest.held, moving)) report.unitsNotMoved++;
+    const toMove = moving.filter((unit) => isLacking(newest.held, unit));
+    report.unitsNotMoved += toMove.length;
     const lacking: number[] = [];
     for (let unit = 0; unit < code.k + code.m; unit++) {
       const held = newest.held.get(unit), index = nodeOfUnit(this.layout, stripe, unit);
@@ -326,7 +332,7 @@ class Rebuilder {
     }
     if (lacking.length === 0) return;
     const refusal = await this.relayUnits(stripe, newest, lacking) ?? await this.writeUnits(stripe, newest, lacking);
-    if (refusal === Refusal.NONE && lacking.includes(moving)) report.unitsNotMoved--;
+    if (refusal === Refusal.NONE) report.unitsNotMoved -= toMove.filter((unit) => lacking.includes(unit)).length;
     await this.count(newest, lacking, refusal);
   }
 
@@ -497,8 +503,13 @@ class Rebuilder {
     if (this.dueMs > now) await sleep(this.context.clock, this.dueMs - now);
   }
 
-  /** The unit of a stripe that the new node is to have; −1: none moves. */
-  private unitThatMoves(stripe: number): number { return this.options.move === undefined ? -1 : unitOfNode(this.layout, stripe, this.options.move.index); }
+  /** Units of a stripe that are to be on other nodes than they are. */
+  private unitsThatMove(stripe: number): number[] {
+    const { move } = this.options;
+    if (move === undefined) return [];
+    if (move.to !== NOBODY) return [unitOfNode(this.layout, stripe, move.index)].filter((unit) => unit >= 0);
+    return Array.from({ length: this.code.k + this.code.m }, (_, unit) => unit).filter((unit) => nodeOfUnit(this.layout, stripe, unit) !== nodeOfUnit(this.present, stripe, unit));
+  }
 
   private lengthOf(stripeLength: number, unit: number): number { return unitLength(stripeLength, this.file.unitBytes, unit, this.code.k); }
 }

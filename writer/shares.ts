@@ -6,13 +6,14 @@
 import { purposeOf } from '../cluster/membership.js';
 import type { ClusterMap, FileRecord } from '../cluster/records.js';
 import { parseCode } from '../erasure/code/index.js';
+import { NOBODY, scatteredLayout } from '../erasure/layout/index.js';
 
 export class Shares {
   private readonly bytes = new Map<string, number>();
 
   /** @param present  ids of the nodes that run */
   constructor(private readonly map: ClusterMap, private readonly present: ReadonlySet<string>, files: readonly FileRecord[]) {
-    for (const file of files) for (const id of file.nodes) this.add(id, shareBytes(file));
+    for (const file of files) for (const id of file.nodes) if (id !== NOBODY) this.add(id, shareBytes(file));
   }
 
   /** Bytes of all shares that a node holds, planned moves counted. */
@@ -23,7 +24,7 @@ export class Shares {
    * holds least. Never one that the file uses, that leaves, or that is not there.
    *
    * @param to  this one, or none
-   * @returns undefined: there is none
+   * @returns '-': the file's other nodes, for it is spread over more than it needs; undefined: there is none
    */
   target(file: FileRecord, index: number, to?: string): string | undefined {
     const begun = file.moves?.find((move) => move.index === index)?.to;
@@ -33,13 +34,20 @@ export class Shares {
     // One spare takes all that it can, so that the others stay spares.
     const held = (node: typeof free[number]): number => (rank(node) === 1 ? 0 : this.of(node.id));
     free.sort((a, b) => rank(a) - rank(b) || held(a) - held(b) || a.id.localeCompare(b.id, 'en', { numeric: true }));
-    return free[0]?.id;
+    return free[0]?.id ?? (to === undefined && this.canScatter(file, index) ? NOBODY : undefined);
   }
 
-  /** A share is planned to go from one node to another. */
+  /** A share is planned to go from one node to another, or to all others. */
   move(file: FileRecord, from: string, to: string): void {
-    this.add(from, -shareBytes(file));
-    this.add(to, shareBytes(file));
+    const others = file.nodes.filter((id) => id !== from && id !== NOBODY), bytes = shareBytes(file);
+    this.add(from, -bytes);
+    if (to !== NOBODY) this.add(to, bytes); else for (const id of others) this.add(id, bytes / others.length);
+  }
+
+  /** Whether the other nodes, all of them there, are enough for the file. */
+  private canScatter(file: FileRecord, index: number): boolean {
+    const { k, m } = parseCode(file.code), isThere = (id: string): boolean => this.present.has(id) && this.map.nodes.some((node) => node.id === id && node.state === 'up');
+    return scatteredLayout(file, index, k + m) !== undefined && file.nodes.every((id, at) => at === index || id === NOBODY || isThere(id));
   }
 
   private add(id: string, bytes: number): void { this.bytes.set(id, this.of(id) + bytes); }
@@ -48,5 +56,5 @@ export class Shares {
 /** Bytes of a file's units on each of its nodes, on average. */
 export function shareBytes(file: FileRecord): number {
   const { k, m } = parseCode(file.code);
-  return (file.length * (k + m)) / k / file.nodes.length;
+  return (file.length * (k + m)) / k / file.nodes.filter((id) => id !== NOBODY).length;
 }

@@ -55,9 +55,16 @@ export function layoutFor(nodes: number, width: number): LayoutName { return nod
 export function layoutOf(file: PlacedFile, { k, m }: { readonly k: number; readonly m: number }): Layout {
   const layout = makeLayout({ nodes: file.nodes.length, k, m, unitBytes: file.unitBytes });
   if (file.layout === undefined || file.layout === 'rotated') return layout;
-  const names = file.layout === 'spread' ? file.nodes : file.layout.startsWith(NAMED) ? file.layout.slice(NAMED.length).split(' ') : [];
+  const names = namesOf(file) ?? [];
   if (names.length !== file.nodes.length) throw new LayoutError('ERR_UNKNOWN_LAYOUT', `Cannot lay out file ${file.id}: its layout is '${file.layout}', this version knows ${LAYOUTS.join(' and ')}, on ${file.nodes.length} nodes`);
+  const left = names.filter((name) => !name.startsWith('-')).length;
+  if (left < k + m) throw new LayoutError('ERR_NOT_ENOUGH_NODES', `Cannot lay out k = ${k}, m = ${m} over the ${left} nodes that file ${file.id} has left: at least ${k + m} are required`);
   return { ...layout, spread: new Spread(names, k + m, file.id) };
+}
+
+/** The names that a spread file's lots are drawn by; undefined: it is not spread. */
+function namesOf({ layout, nodes }: PlacedFile): readonly string[] | undefined {
+  return layout === 'spread' ? nodes : layout?.startsWith(NAMED) === true ? layout.slice(NAMED.length).split(' ') : undefined;
 }
 
 /**
@@ -66,6 +73,20 @@ export function layoutOf(file: PlacedFile, { k, m }: { readonly k: number; reado
  * Lots are drawn by name, so a spread file remembers the names that it was made with.
  */
 export function lastingLayout({ layout, nodes }: PlacedFile): string | undefined { return layout === 'spread' ? `${NAMED}${nodes.join(' ')}` : layout; }
+
+/** What a node list has at an index whose node left without a successor. */
+export const NOBODY = '-';
+
+/**
+ * The layout's name without one of the nodes: what it had is spread over the others.
+ *
+ * @returns undefined: the file is not spread, or has no node to spare
+ */
+export function scatteredLayout(file: PlacedFile, index: number, width: number): string | undefined {
+  const names = namesOf(file);
+  if (names === undefined || names[index]!.startsWith('-') || names.filter((name) => !name.startsWith('-')).length <= width) return undefined;
+  return `${NAMED}${names.map((name, at) => (at === index ? `-${name}` : name)).join(' ')}`;
+}
 
 /** A byte's place in a file's stripes. */
 export interface Place {

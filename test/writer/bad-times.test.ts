@@ -1,12 +1,12 @@
 /** Disks that fail in parts, turn up in the wrong node or are replaced twice, on the simulated cluster: nothing wrong is read, what can be is restored. */
 import t, { type Test } from 'tap';
-import { beginMoves, finishMoves } from '../../cluster/moves.js';
+import { beginMoves, finishMoves, storesOf } from '../../cluster/moves.js';
 import { readMap } from '../../cluster/membership.js';
-import { lastingLayout } from '../../erasure/layout/index.js';
 import { MemoryDisk } from '../../storage-node/memory-disk.js';
 import { sleep } from '../../wire/clock.js';
 import { TartanError, codeOf } from '../../wire/errors.js';
 import type { Client, FileWriter } from '../../writer/index.js';
+import { layoutAfter } from '../../writer/mover.js';
 import { rebuildFile } from '../../writer/rebuild.js';
 import { SimCluster, randomBytes, type SimNode } from '../simulation/cluster.js';
 
@@ -134,27 +134,26 @@ void t.test('a share is not given to a node whose store was replaced after it wa
     t.same(record.nodes, ['n1', 'n2', 'n3', 'n4'], 'every node is in use');
     cluster.nodes.push({ id: 'n5', host: 'n5', disk: new MemoryDisk(DISK_BYTES), node: undefined, store: cluster.memory.client() });
     await cluster.startNode(cluster.nodes[4]!);
-    const storeOf = async (id: string): Promise<string | undefined> => (await readMap(clusterStore)).nodes.find((node) => node.id === id)?.store;
     const fill = async () => {
-      const begun = await beginMoves(clusterStore, [{ file: await client.stat('a'), index, to: 'n5', store: await storeOf('n5') }]);
+      const share = { file: await client.stat('a'), index, to: 'n5' }, begun = await beginMoves(clusterStore, [{ ...share, stores: storesOf(await readMap(clusterStore), share) }]);
       t.equal((await rebuildFile(client['context'], begun[0]!.file, false, { move: { index, to: 'n5' } })).unitsNotMoved, 0);
       return begun;
     };
     const first = await fill();
     await stop(cluster.nodes[4]!);
     await start(cluster, cluster.nodes[4]!, new MemoryDisk(DISK_BYTES));
-    t.same(await finishMoves(clusterStore, first, lastingLayout), [], 'another store');
+    t.same(await finishMoves(clusterStore, first, layoutAfter), [], 'another store');
     const second = await fill();
     const appended = await client.append('a');
-    t.same(await finishMoves(clusterStore, second, lastingLayout), [], 'it has an owner');
+    t.same(await finishMoves(clusterStore, second, layoutAfter), [], 'it has an owner');
     appended.write(data);
     await end(appended);
-    t.same(await finishMoves(clusterStore, second, lastingLayout), [], 'it has changed');
+    t.same(await finishMoves(clusterStore, second, layoutAfter), [], 'it has changed');
     const third = await fill();
     await stop(cluster.nodes[4]!);
-    t.same(await finishMoves(clusterStore, third, lastingLayout), [], 'the new node is down');
+    t.same(await finishMoves(clusterStore, third, layoutAfter), [], 'the new node is down');
     await start(cluster, cluster.nodes[4]!, cluster.nodes[4]!.disk.crash(() => true));
-    t.equal((await finishMoves(clusterStore, await fill(), lastingLayout)).length, 1);
+    t.equal((await finishMoves(clusterStore, await fill(), layoutAfter)).length, 1);
     t.same((await client.stat('a')).nodes, ['n1', 'n5', 'n3', 'n4']);
     await stop(target);
     await reads(t, client, 'a', Buffer.concat([data, data]), (stripes) => stripes > 0);

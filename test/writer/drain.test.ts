@@ -98,6 +98,37 @@ for (const [code, nodes, leaving] of [['xor(2+1)', 3, 'n2'], ['rs(4,2)', 7, 'n1'
   });
 }
 
+void t.test('a file that is spread over all nodes goes on with fewer: each survivor takes a part of the share, and nothing else moves', async (t) => {
+  await withCluster({ nodes: 14 }, async (cluster) => {
+    const client = await cluster.client('w1'), data = randomBytes(cluster.world, 'data', 400_000), stripes = Math.ceil(data.length / 4096);
+    const before = await store(client, 'a', data, { code: 'rs(4,2)' }), early = await client.open('a');
+    const share = (await cluster.inventory('n5', before.id)).length, written = cluster.nodes.map(({ node }) => node!.counters.unitsAcknowledged);
+    const report = await client.drain('n5'), after = await client.stat('a');
+    t.match(report, { filesMoved: 1, unitsRestored: share, failed: [] });
+    t.same(after.nodes, before.nodes.map((id) => (id === 'n5' ? '-' : id)));
+    t.equal(after.layout, `spread:${before.nodes.map((id) => (id === 'n5' ? '-n5' : id)).join(' ')}`);
+    const taken = cluster.nodes.map(({ node }, index) => node!.counters.unitsAcknowledged - written[index]!);
+    t.equal(taken.reduce((a, b) => a + b, 0), share, 'only what it had moved');
+    t.ok(taken.filter((units) => units > 0).length >= 10, `and it is spread: ${taken.join(' ')}`);
+    await holds(t, cluster, after, 6, stripes);
+    t.ok((await early.read(0, data.length)).equals(data), 'a reader that knew the old places');
+    const throughSwitch = cluster.switchCore!.counters().stripes, writer = await client.append('a');
+    writer.write(data);
+    await end(writer);
+    t.ok(cluster.switchCore!.counters().stripes > throughSwitch, 'the switch knows the places');
+
+    // A second one dies, and is blank when it comes back; a third leaves.
+    await stop(cluster, 'n9');
+    t.match(await client.drain('n9'), { filesMoved: 1, failed: [] }, 'one that is down');
+    await client.drain('n1');
+    t.equal((await client.stat('a')).nodes.filter((id) => id === '-').length, 3);
+    t.match(await client.rebuild('a'), { unitsMissing: 0, stripesLost: 0, nodesDown: [] });
+    for (const id of ['n2', 'n3']) await stop(cluster, id);
+    await reads(t, client, 'a', Buffer.concat([data, data]), 'with 2 others gone');
+    await client.close();
+  });
+});
+
 void t.test('what the leaving node lacks or holds damaged is restored on the way; one that is down is drained from the others', async (t) => {
   await withCluster({ nodes: 3 }, async (cluster) => {
     const client = await cluster.client('w1'), data = randomBytes(cluster.world, 'data', 60_000);

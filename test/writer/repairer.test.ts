@@ -235,6 +235,22 @@ void t.test('when most nodes seem lost, or there is none to go to, nothing moves
   });
 });
 
+void t.test('without a spare a lost node\'s share of a spread file goes to all the others', async (t) => {
+  await withCluster({ nodes: 9 }, async (cluster) => {
+    const client = await cluster.client('w1'), data = randomBytes(cluster.world, 'data', 200_000);
+    const file = await store(client, 'a', data, 'xor(2+1)');
+    t.equal(file.layout, 'spread');
+    const watching = await repairer(cluster, 'r1');
+    await stop(cluster, 'n4');
+    await until(cluster, 'it is spread over the others', async () => !(await client.stat('a')).nodes.includes('n4'));
+    t.same((await client.stat('a')).nodes, file.nodes.map((id) => (id === 'n4' ? '-' : id)));
+    await watching.end();
+    await stop(cluster, 'n7');
+    await reads(t, client, 'a', data, 'with another gone');
+    await client.close();
+  });
+});
+
 void t.test('the history of nodes: gone, out, back, another store', async (t) => {
   const shared = new MemoryCluster(realClock), clusterStore = shared.client();
   t.teardown(() => { shared.close(); });
