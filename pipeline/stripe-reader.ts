@@ -18,7 +18,7 @@ import { decodePlan } from '../erasure/code/index.js';
 import type { GraphTemplate } from '../erasure/graph/index.js';
 import { GraphExecutor, NodeKind, stripeRead, unitNodes } from '../erasure/graph/index.js';
 import type { Layout } from '../erasure/layout/index.js';
-import { nodeOfUnit, unitLength } from '../erasure/layout/index.js';
+import { layoutOf, nodeOfUnit, unitLength } from '../erasure/layout/index.js';
 import type { NodeLink } from './node-link.js';
 import { NodeSet } from './node-set.js';
 import type { RingMemory } from './ring-memory.js';
@@ -108,9 +108,9 @@ export class StripeReader {
   onDamaged: ((stripe: number) => void) | undefined;
 
   private readonly context: ReaderContext;
-  private readonly file: FileRecord;
+  private file: FileRecord;
   private readonly code: Code;
-  private readonly layout: Layout;
+  private layout: Layout;
   private readonly slots: StripeSlotLayout;
   private readonly region: MemoryRegion;
   private readonly ringBytes: number;
@@ -485,7 +485,7 @@ export class StripeReader {
     try {
       const file = await readFile(this.context.store, this.file.id);
       // Mark and nodes go together: a node whose share has moved since knows nothing of newer versions.
-      this.nodes.follow(file.nodes);
+      this.follow(file);
       job.floorEpoch = epochFloor(file, job.wish.stripe);
       if (compareVersions(file.commitEpoch, file.commitCounter, job.markEpoch, job.markCounter) <= 0) return;
       job.markEpoch = file.commitEpoch;
@@ -500,7 +500,7 @@ export class StripeReader {
   private async isRemoved(): Promise<boolean> {
     try {
       const file = await readFile(this.context.store, this.file.id);
-      this.nodes.follow(file.nodes);
+      this.follow(file);
       return file.state === 'deleted';
     } catch (error) {
       if (codeOf(error) === undefined) throw error;
@@ -508,12 +508,20 @@ export class StripeReader {
     }
   }
 
+  /** The record as it is now: shares may have moved to other nodes, or been spread over those that are left. */
+  follow(file: FileRecord): void {
+    this.nodes.follow(file.nodes);
+    if (file.layout === this.file.layout) return;
+    this.file = file;
+    this.layout = layoutOf(file, this.code);
+  }
+
   /** The map tells when shares of files have moved last; the file's record, read afterwards, where to. */
   private async followMoves(): Promise<void> {
     const { map } = this.nodes;
     if ((map.moved ?? 0) <= this.followed) return;
     try {
-      this.nodes.follow((await readFile(this.context.store, this.file.id)).nodes);
+      this.follow(await readFile(this.context.store, this.file.id));
       this.followed = map.epoch;
     } catch (error) {
       // What can't be had where it was is read around, and looked for again before a read fails.

@@ -51,7 +51,7 @@ export class FileReader {
   async refresh(): Promise<number> {
     this.file = await readFile(this.context.store, this.file.id);
     // What is committed now may be newer than what a node holds whose share has moved.
-    this.stripes.nodes.follow(this.file.nodes);
+    this.stripes.follow(this.file);
     return this.file.length;
   }
 

@@ -112,6 +112,9 @@ void t.test('a file that is spread over all nodes goes on with fewer: each survi
     t.ok(taken.filter((units) => units > 0).length >= 10, `and it is spread: ${taken.join(' ')}`);
     await holds(t, cluster, after, 6, stripes);
     t.ok((await early.read(0, data.length)).equals(data), 'a reader that knew the old places');
+    const degraded = early.progress.degradedStripes;
+    t.ok((await early.read(0, data.length)).equals(data));
+    t.equal(early.progress.degradedStripes, degraded, 'it knows the new ones by now');
     const throughSwitch = cluster.switchCore!.counters().stripes, writer = await client.append('a');
     writer.write(data);
     await end(writer);
