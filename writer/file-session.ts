@@ -224,6 +224,7 @@ export class FileSession {
   private heedSwitches(map: ClusterMap): void {
     const path = this.packetPath, state = map.switches.find(({ id }) => id === path?.id)?.state;
     if (path !== undefined && state !== 'programmable') path.close(`switch ${path.id} is ${state ?? 'gone'}`);
+    if (this.lanes !== undefined) this.finder.nudge();
   }
 
   private pathState(path: StripePath, state: string): void {

@@ -35,6 +35,7 @@ export class SwitchFinder {
   private readonly ending = new Set<Promise<void>>();
   private current: StripePath | undefined;
   private stopped = false;
+  private trying = false;
   private looking: Promise<void> | undefined;
   private wake: (() => void) | undefined;
 
@@ -54,6 +55,9 @@ export class SwitchFinder {
     if (this.current === path) this.current = undefined;
     this.wake?.();
   }
+
+  /** The map's switches changed: looks at once, unless it is looking. */
+  nudge(): void { if (!this.trying && this.current === undefined) this.wake?.(); }
 
   /** A connected switch changed its state: with a new program it gets a fresh session, and a ring. */
   changed(path: StripePath): void {
@@ -79,7 +83,8 @@ export class SwitchFinder {
     while (!this.stopped) {
       if (this.current?.usable !== true) {
         this.current = undefined;
-        delayMs = await this.tryAll(this.options.context.holdMs) ? RETRY_MS : Math.min(delayMs * 2, MAX_RETRY_MS);
+        this.trying = true;
+        delayMs = await this.tryAll(this.options.context.holdMs).finally(() => { this.trying = false; }) ? RETRY_MS : Math.min(delayMs * 2, MAX_RETRY_MS);
       }
       if (this.stopped) return;
       await this.pause(this.current === undefined ? delayMs : MAX_RETRY_MS);

@@ -71,8 +71,8 @@ class Rig {
   async open(): Promise<PacketPath> {
     const entry: SwitchEntry = { id: 's1', host: HOST, port: 0, state: 'programmable', controlPort: this.control.port, packets: { host: HOST, port: this.service.address().port, mtu: 1500 } };
     const link = { takesPackets: this.takesPackets, slots: this.slotsAtNodes, nodeId: 'n1' };
-    const rig = this;
-    const nodes = { get map() { return rig.map; }, count: 7, upIndexes: () => [0, 1, 2, 3, 4, 5, 6], linkTo: () => link } as unknown as NodeSet;
+    const currentMap = (): ClusterMap => this.map;
+    const nodes = { get map() { return currentMap(); }, count: 7, upIndexes: () => [0, 1, 2, 3, 4, 5, 6], linkTo: () => link } as unknown as NodeSet;
     const lanes = { host: HOST, mtu: this.mtu, openStripes: (onWritten: (tag: number, ok: boolean) => void) => {
       this.written = (tag, ok = true) => { onWritten(tag, ok); };
       return {

@@ -37,6 +37,7 @@ export class Bmv2Network {
   private readonly processes = new Map<string, ProcessRecord>();
   private readonly workers = new Map<string, RemoteWorker>();
   private readonly hosts: { name: string; namespace: string; host: string; mac: string; port: number }[] = [];
+  private readonly children: ChildProcess[] = [];
   private bmv2: ChildProcess | undefined;
 
   private constructor(readonly options: StoryOptions) {}
@@ -73,8 +74,14 @@ export class Bmv2Network {
     }
   }
 
-  /** What follows `ip` in a command line that runs in a host's namespace. */
-  command(host: string): string[] { return this.enter(host).slice(1); }
+  /** Runs a script on a host, until it ends or this network does. */
+  spawn(host: string, script: string): ChildProcess {
+    const [program, ...args] = [...this.enter(host), process.execPath, '-e', script];
+    const { NODE_OPTIONS: _, ...env } = process.env;
+    const child = spawn(program!, args, { stdio: ['pipe', 'pipe', 'inherit'], env });
+    this.children.push(child);
+    return child;
+  }
 
   run(host: string, ...command: string[]): string {
     const [program, ...args] = [...this.enter(host), ...command];
@@ -170,6 +177,7 @@ export class Bmv2Network {
   }
 
   private async end(): Promise<void> {
+    for (const child of this.children) child.kill('SIGKILL');
     for (const worker of this.workers.values()) await worker.close();
     for (const id of [...this.processes.keys()]) await this.kill(id);
     await this.killBmv2();
