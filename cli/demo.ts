@@ -5,82 +5,70 @@
  * It must not pass vacuously: a fault that did not strike in the middle of a transfer, a switch that never computed
  * parity, or a mode that did not change is a failure as much as a wrong byte.
  */
-import { mkdtempSync, rmSync, statSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { basename, join } from 'node:path';
+import { statSync } from 'node:fs';
+import { basename } from 'node:path';
 import type { Client } from '../writer/index.js';
-import { connect } from '../writer/index.js';
 import { TartanError, codeOf } from '../wire/errors.js';
-import { stopProcess } from './child-process.js';
-import type { ClusterOptions } from './cluster-processes.js';
-import { SWITCH_ID, startCluster, startSwitch, stopCluster } from './cluster-processes.js';
+import { ProcessStage } from './demo-processes.js';
+import type { Stage } from './demo-stage.js';
 import type { Source, Stored } from './demo-transfer.js';
 import { percent, readBack, sha256Of, store } from './demo-transfer.js';
 import { formatBytes, formatRate, table } from './quantities.js';
-import type { ProcessRecord } from './state-directory.js';
-import { StateDirectory } from './state-directory.js';
-import { callSwitch } from './switch-control.js';
 
 const MIDDLE = { from: 0.2, to: 0.8 };
 /** 16 stripes of 2 × 64 KiB: fewer have no middle. */
 const LEAST_BYTES = 2 << 20;
-const RING_MEMORY_BYTES = 64 << 20;
 
 /**
+ * On this machine, with the software switch.
+ *
  * @param path  the file to store; default: the node binary
  * @returns the exit status
  */
 export async function demo(path = process.execPath): Promise<number> {
   const source = await openSource(path);
-  const state = new StateDirectory(mkdtempSync(join(tmpdir(), 'tartan-demo-')));
-  const cleanUp = async (): Promise<void> => {
-    await stopCluster(state, 0);
-    rmSync(state.path, { recursive: true, force: true });
-  };
+  const stage = new ProcessStage(source.bytes);
   let interrupted = false;
   const interrupt = (signal: NodeJS.Signals): void => {
     if (interrupted) return;
     interrupted = true;
     // Ends by the signal itself: exit() would wait for the store's threads, and those may wait for this one.
-    void cleanUp().finally(() => {
+    void stage.end().finally(() => {
       process.removeAllListeners(signal);
       process.kill(process.pid, signal);
     });
   };
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, interrupt);
-  const story = new Story(state, source);
   try {
-    await story.tell();
+    return await new Story(stage, source).tell(() => stage.start());
   } catch (error) {
     // Once interrupted, everything fails because it was ended.
     if (interrupted) await new Promise(() => {});
     throw error;
   } finally {
-    if (!interrupted) await cleanUp();
+    if (!interrupted) await stage.end();
   }
-  return story.close();
+}
+
+/** The same story on a stage that stands already. @returns the exit status */
+export async function demoOn(stage: Stage, path = process.execPath): Promise<number> {
+  return new Story(stage, await openSource(path)).tell(() => Promise.resolve());
 }
 
 class Story {
   private readonly rows: string[][] = [['story', 'bytes', 'rate', 'parity moved', 'stripes re-driven', 'degraded', 'sha256']];
   private readonly wrong: string[] = [];
   private readonly started = performance.now();
-  private readonly options: ClusterOptions;
 
-  constructor(private readonly state: StateDirectory, private readonly source: Source) {
-    this.options = {
-      nodes: 3, host: '127.0.0.1', basePort: 0, durability: 'sync', transport: 'auto', dependent: true,
-      // Three files, half of each on every node, twice over.
-      ringMemoryBytes: RING_MEMORY_BYTES, sizeBytes: Math.max(256 << 20, 3 * source.bytes),
-    };
-  }
+  constructor(private readonly stage: Stage, private readonly source: Source) {}
 
-  async tell(): Promise<void> {
-    const { source, state } = this;
+  /** @returns the exit status */
+  async tell(start: () => Promise<void>): Promise<number> {
+    const { source, stage } = this;
     say(`the file: ${basename(source.path)}, ${formatBytes(source.bytes)}, sha256 ${source.sha256.slice(0, 16)}…`);
-    await startCluster(state, this.options);
-    say('one switch and three storage nodes run, each a process; a write is acknowledged when it is on the disks');
-    const client = await connect({ cluster: state.cluster, name: 'demo', ringMemoryBytes: RING_MEMORY_BYTES });
+    await start();
+    say(stage.description);
+    const client = await stage.connect();
     try {
       say('\n1. store it; each byte is sent once, the switch computes the parity');
       const first = await this.put(client, 'first');
@@ -88,27 +76,28 @@ class Story {
       await this.get(client, 'first', false);
 
       say('\n2. store it again, and take the switch\'s program away in the middle');
-      await this.put(client, 'unloaded', async () => { await callSwitch(this.switchRecord(), undefined, (control) => control.unload()); });
-      await callSwitch(this.switchRecord(), undefined, (control) => control.load('parity'));
+      await this.put(client, 'unloaded', () => stage.unload());
+      await stage.load();
       say('the switch has its program back');
       await this.get(client, 'unloaded', false);
 
       say('\n3. store it again, and kill the switch in the middle');
-      await this.put(client, 'switch-killed', () => this.kill(SWITCH_ID));
-      await startSwitch(state, this.options);
+      await this.put(client, 'switch-killed', () => stage.killSwitch());
+      await stage.startSwitch();
       say('a new switch runs');
       await this.get(client, 'switch-killed', false);
 
       say('\n4. kill a storage node, and read everything from the other two');
-      await this.kill('n3');
+      await stage.killNode('n3');
       for (const name of ['first', 'unloaded', 'switch-killed']) await this.get(client, name, true);
     } finally {
       await client.close();
     }
+    return this.close();
   }
 
   /** Prints the table. @returns the exit status */
-  close(): number {
+  private close(): number {
     say(`\n${table(this.rows)}\n`);
     for (const line of this.wrong) say(`wrong: ${line}`);
     const seconds = ((performance.now() - this.started) / 1000).toFixed(1);
@@ -137,17 +126,6 @@ class Story {
     this.rows.push([`read ${name}`, String(read.bytes), formatRate(read.bytes, read.ms), '-', '-', String(read.degradedStripes), equal ? 'equal' : 'DIFFERENT']);
     if (!equal) this.fail(`${name}: ${read.bytes} bytes came back, and they are not the file's`);
     if (degraded && read.degradedStripes === 0) this.fail(`${name}: no stripe was read degraded, though a node is gone`);
-  }
-
-  private async kill(id: string): Promise<void> {
-    const found = this.state.running().find((each) => each.id === id);
-    if (!found || await stopProcess(found.identity, 0) !== 'killed') this.fail(`${id} did not run when it was to be killed`);
-  }
-
-  private switchRecord(): ProcessRecord {
-    const found = this.state.running().find((each) => each.id === SWITCH_ID);
-    if (!found) throw new TartanError('ERR_NOT_RUNNING', 'Cannot reach the switch: it has ended');
-    return found;
   }
 
   private fail(line: string): void { this.wrong.push(line); }

@@ -202,10 +202,11 @@ command('testbed', 'a cluster on a shaped network of namespaces, until Ctrl-C (r
   .option('--code <code>', 'refuses a network that is too small for it')
   .addOption(new Option('--durability <kind>', 'of the nodes').choices(['sync', 'volatile', 'discard']).default('sync'))
   .addOption(new Option('--device <device>', 'soft: on the shaped network; verbs: over soft-RoCE on this machine, unshaped').choices(['soft', 'verbs']).default('soft'))
+  .addOption(new Option('--switch <kind>', 'bmv2: one P4 switch, which every frame passes (simple_switch_grpc on PATH)').choices(['soft', 'bmv2']).default('soft'))
   .option('--netdev <card>', 'with --device verbs: the network card to use (default: one made for it)')
   .addOption(json())
   .action(async (_: unknown, self: Command) => {
-    const options = self.opts<{ device: 'soft' | 'verbs'; netdev?: string; nodes: string; writers: string; switches: string; rate: string; code?: string; durability: 'sync' | 'volatile' | 'discard'; json?: boolean }>();
+    const options = self.opts<{ device: 'soft' | 'verbs'; netdev?: string; nodes: string; writers: string; switches: string; rate: string; code?: string; durability: 'sync' | 'volatile' | 'discard'; switch: 'soft' | 'bmv2'; json?: boolean }>();
     const { testbed, verbsTestbed } = await import('./testbed-commands.js');
     if (options.device === 'verbs') {
       await verbsTestbed({ nodes: parseCount(options.nodes, '--nodes', 1, 14), netdev: options.netdev, durability: options.durability, json: options.json === true });
@@ -213,7 +214,7 @@ command('testbed', 'a cluster on a shaped network of namespaces, until Ctrl-C (r
     }
     await testbed({
       nodes: parseCount(options.nodes, '--nodes', 1, 48), writers: parseCount(options.writers, '--writers', 1, 16), switches: parseCount(options.switches, '--switches', 1, 4),
-      rate: options.rate, code: options.code, durability: options.durability, json: options.json === true,
+      rate: options.rate, code: options.code, durability: options.durability, switchKind: options.switch, json: options.json === true,
     });
   });
 
@@ -232,7 +233,13 @@ command('experiment', 'measures on shaped links, writes CSV, JSON, SVG and PNG (
 
 command('demo', 'tells the whole story with a real file, in a directory of its own')
   .argument('[file]', 'default: the node binary')
-  .action(async (file: string | undefined) => {
+  .addOption(new Option('--switch <kind>', 'bmv2: a P4 switch on a network of namespaces (root, Mininet, simple_switch_grpc on PATH)').choices(['soft', 'bmv2']).default('soft'))
+  .action(async (file: string | undefined, options: { switch: 'soft' | 'bmv2' }) => {
+    if (options.switch === 'bmv2') {
+      const { demoWithBmv2 } = await import('./demo-bmv2.js');
+      process.exitCode = await demoWithBmv2(file);
+      return;
+    }
     const { demo } = await import('./demo.js');
     process.exitCode = await demo(file);
   });

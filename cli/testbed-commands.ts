@@ -13,6 +13,7 @@ export interface TestbedCommandOptions {
   readonly rate: string;
   readonly code?: string | undefined;
   readonly durability: Durability;
+  readonly switchKind: 'soft' | 'bmv2';
   readonly json: boolean;
 }
 
@@ -21,13 +22,14 @@ export async function testbed(options: TestbedCommandOptions): Promise<void> {
   const rateMbit = parseRate(options.rate);
   const topology = starTopology({ nodes: options.nodes, writers: options.writers, switches: options.switches, rateMbit });
   try {
-    await Testbed.use({ topology, durability: options.durability, note: (line) => { process.stderr.write(`${line}\n`); }, ...(options.code === undefined ? {} : { code: options.code }) }, async (running) => {
+    await Testbed.use({ topology, durability: options.durability, switchKind: options.switchKind, note: (line) => { process.stderr.write(`${line}\n`); }, ...(options.code === undefined ? {} : { code: options.code }) }, async (running) => {
       const hosts = topology.hosts.map(({ name, role }) => ({ name, role, pid: running.network.pidOf(name), process: running.processes().find((each) => each.id === name)?.identity.pid ?? null, enter: running.network.enter(name).join(' ') }));
       if (options.json) process.stdout.write(`${JSON.stringify({ cluster: running.cluster, rateMbit, hosts })}\n`);
       else {
         process.stdout.write(`${table([['HOST', 'ROLE', 'PROCESS', 'TO RUN SOMETHING THERE'], ...hosts.map((each) => [each.name, each.role, String(each.process ?? '-'), `${each.enter} COMMAND`])])}\n`);
         const writer = hosts.find((each) => each.role === 'writer');
         if (writer !== undefined) process.stdout.write(`to store a file: ${writer.enter} env TARTAN_SECRET=$(cat ${running.secretFile}) npx tartan --dir ${running.folder} put FILE --transport tcp\n`);
+        if (options.switchKind === 'bmv2') process.stdout.write('the switch is BMv2: it shows function, not the speed of a switch chip\n');
         process.stdout.write(`links of ${formatMbit(rateMbit)}; the cluster store is ${running.cluster}; Ctrl-C takes it down\n`);
       }
       await interruption();

@@ -11,12 +11,20 @@
 import type { Topology } from './topology.js';
 import { hostsOf } from './topology.js';
 
-export interface NetworkEnd { readonly host: string; readonly interface: string; readonly address: string | null }
+export interface NetworkEnd { readonly host: string; readonly interface: string; readonly address: string | null; /** default: whatever it gets */ readonly mac?: string }
+export interface NetworkLink {
+  readonly ends: readonly [NetworkEnd, NetworkEnd];
+  /** Default: not shaped. */
+  readonly rateMbit?: number;
+  readonly mtu?: number;
+  /** Frames are on the link as IP wants them: no offloads, no IPv6 of the kernel's own. */
+  readonly plain?: boolean;
+}
 export interface NetworkSpec {
   readonly hosts: readonly { readonly name: string; readonly forwards: boolean; readonly addresses: readonly string[]; readonly routes: readonly string[] }[];
   readonly bridges: readonly string[];
   /** In the order of the topology's. */
-  readonly links: readonly { readonly ends: readonly [NetworkEnd, NetworkEnd]; readonly rateMbit: number }[];
+  readonly links: readonly NetworkLink[];
 }
 
 /** Of two routes to the same place the lower metric is taken while its link has a carrier. */

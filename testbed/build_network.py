@@ -6,7 +6,7 @@ the namespaces by who started this, which must give it a network namespace of it
 that is built shows outside, and nothing remains when this process ends, however it ends.
 
     in   {"hosts": [{"name", "forwards", "addresses": [on lo], "routes": [arguments of `ip route add`]}], "bridges": [name],
-          "links": [{"ends": [{"host", "interface", "address" or null}, ...], "rateMbit"}]}
+          "links": [{"ends": [{"host", "interface", "address" or null, "mac"?}, ...], "rateMbit"?, "mtu"?, "plain"?: no offloads, no IPv6}]}
     out  {"ready": true, "pids": {host: pid of its shell}}, or {"error": one line}
     in   {"link": index, "up": bool}    one link's carrier, on both sides
     out  {"done": true}, or {"error": ...}
@@ -58,11 +58,13 @@ def build(spec):
             net.addSwitch(bridge)
         for link in spec["links"]:
             a, b = link["ends"]
-            net.addLink(net[a["host"]], net[b["host"]], intfName1=a["interface"], intfName2=b["interface"], bw=link["rateMbit"])
+            shaped = {"bw": link["rateMbit"]} if "rateMbit" in link else {}
+            net.addLink(net[a["host"]], net[b["host"]], intfName1=a["interface"], intfName2=b["interface"], **shaped)
         net.build()
         net.start()
         for link in spec["links"]:
             for end in link["ends"]:
+                prepare(net[end["host"]], link, end)
                 if end["address"] is not None:
                     run(net[end["host"]], f"ip address add {end['address']} dev {end['interface']}")
         for host in spec["hosts"]:
@@ -84,6 +86,17 @@ def build(spec):
         net.stop()
         raise
     return net
+
+
+def prepare(node, link, end):
+    if "mac" in end:
+        run(node, f"ip link set {end['interface']} address {end['mac']}")
+    if "mtu" in link:
+        run(node, f"ip link set {end['interface']} mtu {link['mtu']}")
+    if link.get("plain"):
+        run(node, f"sysctl -qw net.ipv6.conf.{end['interface']}.disable_ipv6=1")
+        # ethtool lists what it changed.
+        run(node, f"ethtool -K {end['interface']} tx off rx off gso off tso off gro off > /dev/null 2>&1 || echo offloads stay on")
 
 
 def set_link(net, link, is_up):

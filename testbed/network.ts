@@ -8,10 +8,8 @@ import { createWriteStream } from 'node:fs';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import type { NetworkSpec } from './addressing.js';
-import { networkSpec } from './addressing.js';
 import { TestbedError } from './errors.js';
 import { PYTHON } from './requirements.js';
-import type { Topology } from './topology.js';
 
 /** From dist/testbed: Python is not compiled. */
 const SCRIPT = fileURLToPath(new URL('../../testbed/build_network.py', import.meta.url));
@@ -46,8 +44,8 @@ export class Network {
    * @param mark  goes into the environment of all its processes, by which they can be told from another network's
    * @throws {TestbedError} ERR_TESTBED; then nothing is left of it
    */
-  static async build(topology: Topology, log: string, mark: string): Promise<Network> {
-    const network = new Network(networkSpec(topology), log, mark);
+  static async build(spec: NetworkSpec, log: string, mark: string): Promise<Network> {
+    const network = new Network(spec, log, mark);
     try {
       const reply = await network.ask(network.spec);
       network.pids = new Map(Object.entries(reply.pids ?? {}));
@@ -65,8 +63,14 @@ export class Network {
     return pid;
   }
 
-  /** What a command line begins with to run in a host's network. */
-  enter(host: string): string[] { return ['nsenter', `--net=/proc/${this.pidOf(host)}/ns/net`]; }
+  /**
+   * What a command line begins with to run in a host's network. Mininet mounts /sys anew for each host: without its mount
+   * namespace a process would see the interfaces of this one there, and their MTU.
+   */
+  enter(host: string): string[] {
+    const namespaces = `/proc/${this.pidOf(host)}/ns`;
+    return ['nsenter', `--net=${namespaces}/net`, `--mount=${namespaces}/mnt`, `--wd=${process.cwd()}`];
+  }
 
   /** Takes a link's carrier away, or gives it back. @param link  index in the topology */
   async setLink(link: number, up: boolean): Promise<void> {

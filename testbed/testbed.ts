@@ -9,12 +9,17 @@ import { randomBytes } from 'node:crypto';
 import { mkdirSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
 import { startChild, stopProcess } from '../cli/child-process.js';
 import { createStore } from '../cli/cluster-processes.js';
 import type { ProcessRecord } from '../cli/state-directory.js';
 import { StateDirectory } from '../cli/state-directory.js';
+import { readMap } from '../cluster/membership.js';
+import { openClusterStore } from '../cluster/open-store.js';
 import { isRunning } from '../cluster/process-identity.js';
-import { serviceAddress } from './addressing.js';
+import { networkSpec, serviceAddress } from './addressing.js';
+import { bmv2Plan, type Bmv2Plan } from './bmv2-plan.js';
+import { Bmv2Process, P4RUNTIME, requireBmv2 } from './bmv2-process.js';
 import { TestbedError } from './errors.js';
 import { Interruption } from './interruption.js';
 import { Network } from './network.js';
@@ -28,6 +33,8 @@ export type Durability = 'sync' | 'volatile' | 'discard';
 export interface TestbedOptions {
   readonly topology: Topology;
   readonly durability: Durability;
+  /** Default 'soft': the software switch. 'bmv2': one P4 switch, through which every frame goes. */
+  readonly switchKind?: 'soft' | 'bmv2';
   /** Refused when the network has too few nodes for it. */
   readonly code?: string;
   /** Of each agent and node. Default 64 MiB. */
@@ -42,6 +49,7 @@ export interface TestbedOptions {
 
 const PORT = 7000;
 const STOP_MS = 5_000;
+const PROGRAMMABLE_MS = 30_000;
 /** Twelve that start together on two busy CPUs take so long that a node's lease ran out before it was used. */
 const STARTS_AT_ONCE = 4;
 /** Sparse: nodes that discard never fill it. */
@@ -58,13 +66,19 @@ export class Testbed {
   private readonly secret = randomBytes(24).toString('hex');
   private readonly workers = new Map<string, RemoteWorker>();
 
-  private constructor(options: TestbedOptions, state: StateDirectory, network: Network) {
+  /** When the switch is BMv2. */
+  private readonly plan: Bmv2Plan | undefined;
+  private readonly bmv2: Bmv2Process | undefined;
+
+  private constructor(options: TestbedOptions, state: StateDirectory, network: Network, plan: Bmv2Plan | undefined) {
     this.topology = options.topology;
     this.durability = options.durability;
     this.deadlineMs = options.deadlineMs ?? 1000;
     this.options = options;
     this.state = state;
     this.network = network;
+    this.plan = plan;
+    if (plan !== undefined) this.bmv2 = new Bmv2Process(network.enter(hostsOf(options.topology, 'switch')[0]!.name), plan.interfaces, state.logs);
   }
 
   /**
@@ -75,7 +89,9 @@ export class Testbed {
    */
   static async use<T>(options: TestbedOptions, action: (testbed: Testbed) => Promise<T>): Promise<T> {
     validateTopology(options.topology, options.code);
+    const plan = options.switchKind === 'bmv2' ? bmv2Plan(options.topology) : undefined;
     requireMachine();
+    if (plan !== undefined) requireBmv2();
     const state = new StateDirectory(options.folder ?? FOLDER);
     mkdirSync(state.path, { recursive: true, mode: 0o700 });
     return state.locked(async () => {
@@ -83,10 +99,10 @@ export class Testbed {
       state.create();
       state.write([]);
       const interruption = new Interruption();
-      const building = Network.build(options.topology, join(state.logs, 'network.err'), state.path);
+      const building = Network.build(plan?.network ?? networkSpec(options.topology), join(state.logs, 'network.err'), state.path);
       let testbed: Testbed | undefined;
       try {
-        testbed = new Testbed(options, state, await interruption.orDone(building));
+        testbed = new Testbed(options, state, await interruption.orDone(building), plan);
         await interruption.orDone(testbed.startProcesses());
         return await interruption.orDone(action(testbed));
       } finally {
@@ -112,7 +128,8 @@ export class Testbed {
 
   processes(): ProcessRecord[] { return this.state.running(); }
 
-  address(host: string): string { return serviceAddress(this.topology, host); }
+  /** Where a node or an agent listens; with BMv2, a writer's too. */
+  address(host: string): string { return this.plan?.addresses.get(host) ?? serviceAddress(this.topology, host); }
 
   /** The process on a host that does what it is told; started when it is first asked for. */
   worker(host: string): RemoteWorker {
@@ -137,6 +154,12 @@ export class Testbed {
     await stopProcess(this.record(host).identity, 0);
   }
 
+  /** Ends BMv2 at once, as a crash does; its agent goes on. @throws {TestbedError} ERR_TESTBED when the switch is not BMv2 */
+  async killBmv2(): Promise<void> { await this.requireBmv2().kill(); }
+
+  /** A blank one, which the agent programs. @throws {TestbedError} ERR_TESTBED */
+  async startBmv2(): Promise<void> { await this.requireBmv2().start(); }
+
   /** Starts the agent or node of a host, again after it was killed. */
   async start(host: string): Promise<ProcessRecord> {
     const role = this.topology.hosts.find((each) => each.name === host)?.role;
@@ -151,6 +174,7 @@ export class Testbed {
         '--cluster', state.cluster, '--id', host, '--host', address, '--port', String(PORT), '--control-port', String(PORT + 1),
         '--ring-memory', String(options.ringMemoryBytes ?? 64 << 20), '--transport', 'tcp',
         ...(role === 'node' ? ['--store', state.node(host), '--durability', this.durability, '--size', String(STORE_BYTES)] : ['--deadline-ms', String(this.deadlineMs)]),
+        ...this.packetArguments(role, address),
       ],
     }, (spawned) => { state.record(spawned); }).catch((error: unknown) => {
       // The one that holds the port still has to be ended.
@@ -168,9 +192,24 @@ export class Testbed {
     await this.network.setLink(link, up);
   }
 
+  private packetArguments(role: 'switch' | 'node', address: string): string[] {
+    if (this.plan === undefined) return [];
+    return role === 'node' ? ['--packet-port', String(PORT + 2)]
+      : ['--target', 'bmv2', '--p4runtime', P4RUNTIME, '--ports', join(this.state.path, 'ports.json'), '--artefact', this.plan.artefact, '--probe-from', address];
+  }
+
+  private requireBmv2(): Bmv2Process {
+    if (this.bmv2 === undefined) throw new TestbedError('ERR_TESTBED', 'The switch of this testbed is not BMv2');
+    return this.bmv2;
+  }
+
   private async startProcesses(): Promise<void> {
     await createStore(this.state);
     writeFileSync(this.secretFile, this.secret, { mode: 0o600 });
+    if (this.plan !== undefined) {
+      writeFileSync(join(this.state.path, 'ports.json'), this.plan.ports);
+      await this.startBmv2();
+    }
     const nodes = hostsOf(this.topology, 'node');
     for (let i = 0; i < nodes.length; i += STARTS_AT_ONCE) {
       // Settled, not raced: none may still be starting when the others are stopped.
@@ -178,6 +217,20 @@ export class Testbed {
       for (const each of settled) if (each.status === 'rejected') throw each.reason;
     }
     for (const { name } of hostsOf(this.topology, 'switch')) await this.start(name);
+    if (this.plan !== undefined) await this.untilProgrammable();
+  }
+
+  /** A P4 switch forwards nothing, and no writer uses it, before its agent has programmed it. @throws {TestbedError} ERR_TESTBED */
+  async untilProgrammable(): Promise<void> {
+    const { name } = hostsOf(this.topology, 'switch')[0]!;
+    const store = await openClusterStore(this.cluster);
+    try {
+      for (const end = performance.now() + PROGRAMMABLE_MS; (await readMap(store)).switches.find(({ id }) => id === name)?.state !== 'programmable'; await delay(20)) {
+        if (performance.now() > end) throw new TestbedError('ERR_TESTBED', `The switch ${name} is not programmable after ${PROGRAMMABLE_MS / 1000} s, see ${join(this.state.logs, `${name}.err`)}`);
+      }
+    } finally {
+      await store.close();
+    }
   }
 
   private async end(): Promise<void> {
@@ -189,6 +242,7 @@ export class Testbed {
         await stopProcess(each.identity, STOP_MS);
       }));
     }
+    await this.bmv2?.kill();
     await this.network.close();
   }
 

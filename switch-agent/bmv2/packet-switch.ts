@@ -58,8 +58,9 @@ export class PacketSwitch {
   readonly #book: GroupBook;
   readonly #counters = new PacketCounters();
   readonly #counts = { pipelinesPushed: 0, entriesWritten: 0, reconciliations: 0, sessions: 0 };
-  /** What the switch should run. */
+  /** What the switch should run, and what it was last seen to run. */
   #wanted: Artefact;
+  #running: Artefact | undefined;
   #controller: Controller | undefined;
   /** What the switch holds is what the book says. */
   #isReconciled = false;
@@ -181,6 +182,7 @@ export class PacketSwitch {
         this.#counts.sessions++;
         this.#controller = controller;
         this.#isReconciled = false;
+        this.#running = undefined;
         this.#missedProbes = 0;
         this.#wasAnswered = false;
         this.#note(`controls the switch at ${address}`);
@@ -206,10 +208,12 @@ export class PacketSwitch {
     if (!controller.primary) {
       // Another controls it, and says what state it is in.
       this.#isReconciled = false;
+      this.#running = undefined;
       this.#note('another controller is primary');
       return;
     }
     const cookie = await controller.cookie();
+    if (cookie !== this.#running?.cookie) this.#running = undefined;
     if (this.#isFresh && cookie === this.#options.forward.cookie) this.#wanted = this.#options.forward;
     if (cookie !== this.#wanted.cookie) {
       if (this.#isReconciled) this.#note('the switch lost its program');
@@ -272,9 +276,11 @@ export class PacketSwitch {
   async #install(controller: Controller): Promise<void> {
     await this.#readCounters();
     this.#isReconciled = false;
+    this.#running = undefined;
     const entities = this.#entities();
     await controller.install(this.#wanted, entities);
     this.#isReconciled = true;
+    this.#running = this.#wanted;
     this.#missedProbes = 0;
     this.#counts.pipelinesPushed++;
     this.#counts.entriesWritten += entities.length;
@@ -290,6 +296,7 @@ export class PacketSwitch {
     const steps = difference(program, present, this.#entities());
     const written = await this.#write(controller, steps);
     this.#isReconciled = true;
+    this.#running = this.#wanted;
     this.#counts.reconciliations++;
     this.#note(`compared ${present.length} entries of the switch, wrote ${written}`);
   }
@@ -314,10 +321,10 @@ export class PacketSwitch {
   }
 
   async #readCounters(): Promise<void> {
-    const controller = this.#controller;
-    if (controller === undefined || !this.#isReconciled) return;
+    const controller = this.#controller, running = this.#running;
+    if (controller === undefined || running === undefined) return;
     try {
-      await this.#counters.refresh(this.#wanted.program, (...entities) => controller.read(...entities));
+      await this.#counters.refresh(running.program, (...entities) => controller.read(...entities));
     } catch (error) {
       if (!(error instanceof P4RuntimeError)) throw error;
       this.#note(`its counters could not be read: ${oneLine(error)}`);
