@@ -28,11 +28,12 @@ class CongestionWindow {
     window_ = std::clamp(window_, LEAST, most_);
   }
 
-  // A packet sent at `sent_us` was lost.
-  void on_lost(int64_t sent_us, int64_t now_us) {
+  // A packet sent at `sent_us` was lost. partly: some of its copies have arrived. With a dozen copies of each packet that is the
+  // rule on a lossy network; were it answered as the loss of all, the window would never open.
+  void on_lost(int64_t sent_us, int64_t now_us, bool partly) {
     if (sent_us < reduced_us_) return;  // of the round trip that has been answered already
     reduced_us_ = now_us;
-    window_ = threshold_ = std::max(LEAST, window_ * 0.7);
+    window_ = threshold_ = std::max(LEAST, window_ * (partly ? 0.9 : 0.7));
   }
 
   // Nothing came back for timeout_us().
@@ -44,10 +45,15 @@ class CongestionWindow {
   }
 
   double packets() const { return window_; }
+  // Of late: what comes back sooner answers an earlier sending.
+  int64_t least_us() const { return least_us_; }
   int64_t smoothed_us() const { return srtt_us_; }
   int64_t timeout_us() const { return std::min<int64_t>(MOST_TIMEOUT_US, (srtt_us_ == 0 ? FIRST_TIMEOUT_US : std::max(LEAST_TIMEOUT_US, srtt_us_ + 4 * variance_us_)) << backoff_); }
+  // After such a silence one packet is sent again: it costs less than waiting for the timeout (RFC 8985's tail loss probe).
+  int64_t probe_us() const { return std::min(timeout_us(), std::max<int64_t>(8000, 2 * srtt_us_)); }
   // Packets may overtake each other by so much before one that is missing counts as lost.
-  int64_t reordering_us() const { return std::max<int64_t>(2000, srtt_us_ / 2); }
+  // More than a receiver may keep its acknowledgement back.
+  int64_t reordering_us() const { return std::max<int64_t>(4000, srtt_us_ / 2); }
   // Between two packets.
   int64_t pace_us() const { return srtt_us_ == 0 ? 0 : static_cast<int64_t>(static_cast<double>(srtt_us_) / (window_ * (window_ < threshold_ ? 2 : 1.25))); }
 

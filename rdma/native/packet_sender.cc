@@ -128,6 +128,7 @@ void PacketSender::expect(Operation& operation, uint32_t index, uint32_t length)
   Unit& unit = operation.units[index];
   unit.wanted = (std::max(1u, length) + operation.chunk - 1) / operation.chunk;
   unit.below = 0;
+  unit.newest_us = 0;
   if (unit.bits.size() * 64 < unit.wanted) unit.bits.resize((unit.wanted + 63) / 64);
   std::fill_n(unit.bits.begin(), (unit.wanted + 63) / 64, 0);
 }
@@ -149,6 +150,7 @@ void PacketSender::start(Operation& operation) {
     services_.counters.allocations.add(1);
     operation.state.resize(chunks);
     operation.waiting.resize(chunks);
+    operation.expected.resize(chunks);
     operation.sendings.resize(chunks);
     operation.sent_us.resize(chunks);
   }
@@ -158,6 +160,7 @@ void PacketSender::start(Operation& operation) {
   for (const Unit& unit : operation.units) {
     for (uint32_t chunk = 0; chunk < unit.wanted; chunk++) operation.waiting[chunk]++;
   }
+  std::copy_n(operation.waiting.begin(), chunks, operation.expected.begin());
   // Nobody waits for a chunk past the end of every unit that is not missing: it need not be sent at all.
   for (uint32_t chunk = 0; chunk < chunks; chunk++) {
     if (operation.waiting[chunk] != 0) continue;
@@ -237,10 +240,18 @@ void PacketSender::acknowledge(Operation& operation, Unit& unit, uint32_t chunk,
   if (word & bit) return;
   word |= bit;
   progress_us_ = now_us;
-  if (--operation.waiting[chunk] != 0) return;
+  is_probed_ = false;
+  const bool is_latest = operation.sendings[chunk] == 1 || now_us - operation.sent_us[chunk] >= window_.least_us();
+  if (is_latest) {
+    unit.newest_us = std::max(unit.newest_us, operation.sent_us[chunk]);
+    newest_us_ = std::max(newest_us_, unit.newest_us);
+  }
+  operation.waiting[chunk]--;
+  if (operation.waiting[chunk] != 0) return;
   if (operation.state[chunk] == Chunk::in_flight) {
     in_flight_--;
-    newest_placed_us_ = std::max(newest_placed_us_, operation.sent_us[chunk]);
+    if (is_latest) newest_placed_us_ = std::max(newest_placed_us_, operation.sent_us[chunk]);
+    newest_us_ = std::max(newest_us_, newest_placed_us_);
     window_.on_acknowledged(operation.sendings[chunk] == 1 ? std::max<int64_t>(1, now_us - operation.sent_us[chunk]) : 0);
   }
   operation.state[chunk] = Chunk::placed;
@@ -255,29 +266,46 @@ const PacketSender::Operation* PacketSender::live(const Sent& sent) const {
   return is_live ? &operation : nullptr;
 }
 
-void PacketSender::lose(const Sent& sent, int64_t now_us) {
-  operations_[sent.operation]->state[sent.chunk] = Chunk::lost;
+void PacketSender::lose(const Sent& sent) {
+  Operation& operation = *operations_[sent.operation];
+  operation.state[sent.chunk] = Chunk::lost;
   in_flight_--;
   lost_.push() = sent;
-  window_.on_lost(sent.at_us, now_us);
 }
 
-// A packet is lost when one sent a while after it has been placed; or when nothing was placed for long: then all that is under way.
-void PacketSender::find_lost(int64_t now_us) {
-  const int64_t reordering_us = window_.reordering_us();
-  while (!sent_.empty()) {
-    const Sent sent = sent_.front();
-    if (live(sent)) {
-      if (sent.at_us + reordering_us > newest_placed_us_) break;
-      lose(sent, now_us);
-    }
-    sent_.pop();
+// A packet is lost for a node when one of the same stripe sent a while after it is there, or when one sent after it is everywhere.
+bool PacketSender::is_overtaken(const Sent& sent) const {
+  const int64_t latest = sent.at_us + window_.reordering_us();
+  if (latest <= newest_placed_us_) return true;
+  for (const Unit& unit : operations_[sent.operation]->units) {
+    if (sent.chunk < unit.wanted && latest <= unit.newest_us && !(unit.bits[sent.chunk / 64] >> sent.chunk % 64 & 1)) return true;
   }
-  if (in_flight_ == 0 || now_us - progress_us_ < window_.timeout_us()) return;
-  window_.on_timeout(now_us);
-  progress_us_ = now_us;
-  for (; !sent_.empty(); sent_.pop()) {
-    if (live(sent_.front())) lose(sent_.front(), now_us);
+  return false;
+}
+
+void PacketSender::find_lost(int64_t now_us) {
+  for (uint32_t i = sent_.head(); i != sent_.tail(); i++) {
+    const Sent sent = sent_.at(i);
+    if (!live(sent)) continue;
+    if (sent.at_us + window_.reordering_us() > newest_us_) break;
+    if (!is_overtaken(sent)) continue;
+    const Operation& operation = *operations_[sent.operation];
+    // A stripe packet that reached some nodes got through this side's link and the switch: only a copy of it was lost.
+    window_.on_lost(sent.at_us, now_us, operation.waiting[sent.chunk] < operation.expected[sent.chunk]);
+    lose(sent);
+  }
+  while (!sent_.empty() && !live(sent_.front())) sent_.pop();
+  if (in_flight_ == 0) return;
+  if (now_us - progress_us_ >= window_.timeout_us()) {
+    window_.on_timeout(now_us);
+    progress_us_ = now_us;
+    for (; !sent_.empty(); sent_.pop()) {
+      if (live(sent_.front())) lose(sent_.front());
+    }
+  } else if (!is_probed_ && now_us >= probe_due_us()) {
+    is_probed_ = true;
+    lose(sent_.front());
+    sent_.pop();
   }
 }
 
@@ -344,7 +372,10 @@ int64_t PacketSender::pump(int fd, int64_t now_us) {
       }
       Operation& operation = *operations_[index];
       counters_.bytes_sent.add(build(operation, chunk, count));
-      if (in_flight_++ == 0) progress_us_ = now_us;
+      if (in_flight_++ == 0) {
+        progress_us_ = now_us;
+        is_probed_ = false;
+      }
       operation.state[chunk] = Chunk::in_flight;
       operation.sent_us[chunk] = now_us;
       if (operation.sendings[chunk] < 255) operation.sendings[chunk]++;
@@ -384,7 +415,7 @@ int64_t PacketSender::pump(int fd, int64_t now_us) {
   counters_.set(counters_.window, static_cast<uint64_t>(window_.packets()));
   counters_.set(counters_.smoothed_rtt_us, static_cast<uint64_t>(window_.smoothed_us()));
   int64_t due = 0;
-  if (in_flight_ > 0) due = progress_us_ + window_.timeout_us();
+  if (in_flight_ > 0) due = is_probed_ ? progress_us_ + window_.timeout_us() : probe_due_us();
   if (more && in_flight_ < static_cast<uint32_t>(window_.packets())) due = due == 0 ? pace_due_us_ - PACE_SLACK_US : std::min(due, pace_due_us_ - PACE_SLACK_US);
   return due == 0 ? 0 : std::max(due, now_us + 50);
 }

@@ -47,6 +47,7 @@ class PacketSender {
   struct Unit {
     uint32_t wanted = 0;  // chunks; 0: not to be waited for
     uint32_t below = 0;   // all chunks below have been acknowledged
+    int64_t newest_us = 0;  // when the newest chunk that it has acknowledged had been sent
     std::vector<uint64_t> bits;
   };
   struct Operation {
@@ -67,6 +68,7 @@ class PacketSender {
     uint64_t prefix_sum = 0;
     Unit units[MAX_UNITS];
     std::vector<uint8_t> waiting;   // units of each chunk that have not acknowledged it
+    std::vector<uint8_t> expected;  // and how many there are
     std::vector<Chunk> state;
     std::vector<uint8_t> sendings;  // of each chunk, 255 at most
     std::vector<int64_t> sent_us;
@@ -84,7 +86,10 @@ class PacketSender {
   Operation* find(uint64_t stripe, uint32_t counter, uint32_t map_epoch, uint32_t unit);
   void acknowledge(Operation& operation, Unit& unit, uint32_t chunk, int64_t now_us);
   void find_lost(int64_t now_us);
-  void lose(const Sent& sent, int64_t now_us);
+  bool is_overtaken(const Sent& sent) const;
+  void lose(const Sent& sent);
+  // Nothing was acknowledged for so long: the oldest packet goes out once more, so that an answer tells of the others.
+  int64_t probe_due_us() const { return progress_us_ + window_.probe_us(); }
   bool take_next(uint32_t& operation, uint32_t& chunk);
   uint32_t build(Operation& operation, uint32_t chunk, uint32_t at);
   const Operation* live(const Sent& sent) const;
@@ -102,7 +107,9 @@ class PacketSender {
   GrowableRing<Sent> lost_;
   uint32_t in_flight_ = 0;
   int64_t newest_placed_us_ = 0;  // when the newest packet that was acknowledged had been sent
+  int64_t newest_us_ = 0;         // the same of any unit
   int64_t progress_us_ = 0;       // when something was last acknowledged, or sent with nothing under way
+  bool is_probed_ = false;        // since then
   int64_t pace_due_us_ = 0;
   bool blocked_ = false;
   uint8_t headers_[BATCH][packet::HEADER_BYTES];

@@ -14,7 +14,7 @@ namespace tartan {
 
 namespace {
 constexpr int BUFFER_SPACE = 4 << 20;
-constexpr int64_t ACK_DELAY_US = 2000, RECLAIM_EVERY_US = 500'000;
+constexpr int64_t ACK_DELAY_US = 2000, RECLAIM_EVERY_US = 500'000, HELD_US = 3000;
 constexpr uint32_t MAX_ACK_BYTES = 1400;
 
 uint64_t key_of(uint32_t address, uint32_t port) { return uint64_t{address} << 16 | port; }
@@ -136,12 +136,18 @@ void PacketSocket::impair(const uint8_t* packet, uint32_t bytes, const sockaddr_
   if (held_.empty() && draw(impairment_.reorder_per_mille)) {
     held_.assign(packet, packet + bytes);
     held_from_ = from;
+    held_due_us_ = monotonic_us() + HELD_US;
+    set_timer(held_due_us_);
     return;
   }
   take(packet, bytes, from);
-  if (held_.empty() || draw(500)) return;
+  if (!held_.empty() && !draw(500)) let_pass();
+}
+
+void PacketSocket::let_pass() {
   take(held_.data(), static_cast<uint32_t>(held_.size()), held_from_);
   held_.clear();
+  held_due_us_ = 0;
 }
 
 void PacketSocket::take(const uint8_t* packet, uint32_t bytes, const sockaddr_in& from) {
@@ -214,6 +220,10 @@ void PacketSocket::Timer::on_ready(uint32_t) {
   [[maybe_unused]] ssize_t got = read(fd, &expirations, sizeof expirations);
   due_us = 0;
   const int64_t now = monotonic_us();
+  if (socket.held_due_us_ != 0 && socket.held_due_us_ <= now) {
+    socket.let_pass();
+    socket.answer(false);
+  }
   if (socket.ack_due_us_ != 0 && socket.ack_due_us_ <= now) socket.answer(true);
   if (socket.reclaim_due_us_ != 0 && socket.reclaim_due_us_ <= now) {
     for (auto& [key, receivers] : socket.receivers_) {
@@ -223,7 +233,7 @@ void PacketSocket::Timer::on_ready(uint32_t) {
     socket.reclaim_due_us_ = socket.receivers_.empty() ? 0 : now + RECLAIM_EVERY_US;
   }
   socket.pump();
-  for (int64_t due : {socket.ack_due_us_, socket.reclaim_due_us_, socket.send_due_us_}) {
+  for (int64_t due : {socket.held_due_us_, socket.ack_due_us_, socket.reclaim_due_us_, socket.send_due_us_}) {
     if (due > 0) socket.set_timer(std::max(due, now + 50));
   }
 }

@@ -19,7 +19,7 @@ namespace tartan {
 struct Impairment {
   uint32_t seed = 0;
   uint32_t loss_per_mille = 0;
-  uint32_t reorder_per_mille = 0;  // held back until the next packet that is not
+  uint32_t reorder_per_mille = 0;  // held back until some others have passed, or for 3 ms
 };
 
 class PacketSocket : public Pollable {
@@ -56,6 +56,7 @@ class PacketSocket : public Pollable {
 
   void take(const uint8_t* packet, uint32_t bytes, const sockaddr_in& from);
   void impair(const uint8_t* packet, uint32_t bytes, const sockaddr_in& from);
+  void let_pass();
   bool draw(uint32_t per_mille);
   void answer(bool all);
   void set_timer(int64_t due_us);
@@ -73,6 +74,7 @@ class PacketSocket : public Pollable {
   std::vector<uint8_t> buffers_;
   std::vector<uint8_t> held_;  // a packet that is being overtaken
   sockaddr_in held_from_{};
+  int64_t held_due_us_ = 0;
 };
 
 int64_t monotonic_us();

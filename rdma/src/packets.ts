@@ -14,7 +14,10 @@ import type { CompletionHandler, MemoryRegion } from './device.js';
 import { RdmaError } from './device.js';
 
 export interface PacketSocketOptions {
-  /** Loses and reorders packets on arrival, drawn from `seed` (not 0): for tests. Shares of 1000. */
+  /**
+   * Loses and reorders packets on arrival, drawn from `seed` (not 0): for tests. Shares of 1000. Default: what the environment's
+   * TARTAN_PACKET_IMPAIRMENT says (seed,loss,reordering), else nothing.
+   */
   readonly impairment?: { readonly seed: number; readonly lossPerMille: number; readonly reorderPerMille: number };
 }
 

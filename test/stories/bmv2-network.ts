@@ -27,7 +27,7 @@ const has = (program: string): boolean => spawnSync(program, ['--version'], { st
 export const noStories: string | false = !has('simple_switch_grpc') ? 'simple_switch_grpc is not on PATH: nothing was run on BMv2'
   : process.getuid!() !== 0 ? 'network namespaces need root' : ['ip', 'nft', 'ethtool'].filter((each) => !has(each)).map((each) => `${each} is not on PATH`).join(', ') || false;
 
-export interface StoryOptions { readonly nodes: number; readonly artefact: string; readonly durability?: 'sync' | 'volatile' | 'discard'; readonly deadlineMs?: number }
+export interface StoryOptions { readonly nodes: number; readonly artefact: string; readonly durability?: 'sync' | 'volatile' | 'discard'; readonly deadlineMs?: number; /** Of all links. Default 9500. */ readonly mtu?: number; /** TARTAN_PACKET_IMPAIRMENT of nodes and writer. */ readonly impairment?: string }
 
 let count = 0;
 
@@ -111,7 +111,7 @@ export class Bmv2Network {
     const args = ['--cluster', this.cluster, '--id', id, '--host', host, '--control-port', '7001'];
     if (isAgent) args.push('--target', 'bmv2', '--p4runtime', P4RUNTIME, '--ports', join(this.state.path, 'ports.json'), '--artefact', this.options.artefact, '--probe-from', AGENT, '--deadline-ms', '1000');
     else args.push('--store', this.state.node(id), '--size', String(512 << 20), '--packet-port', '7002', '--durability', this.options.durability ?? 'volatile', '--ring-memory', String(64 << 20));
-    const record = await startChild({ id, role: isAgent ? 'switch' : 'node', host, logs: this.state.logs, dependent: true, args, prefix: this.enter(isAgent ? 'ctl' : id), env: { TARTAN_SECRET: SECRET } }, (spawned) => { this.processes.set(id, spawned); });
+    const record = await startChild({ id, role: isAgent ? 'switch' : 'node', host, logs: this.state.logs, dependent: true, args, prefix: this.enter(isAgent ? 'ctl' : id), env: { TARTAN_SECRET: SECRET, ...this.impairment } }, (spawned) => { this.processes.set(id, spawned); });
     this.processes.set(id, record);
   }
 
@@ -141,7 +141,10 @@ export class Bmv2Network {
     throw new Error(`${what}: not within 30 s`);
   }
 
-  private enter(host: string): string[] { return ['ip', 'netns', 'exec', this.prefix + (host === 'ctl' ? 'sw' : host)]; }
+  private get impairment(): Record<string, string> { return this.options.impairment === undefined ? {} : { TARTAN_PACKET_IMPAIRMENT: this.options.impairment }; }
+
+  /** With the impairment for workers, which get no environment of their own. */
+  private enter(host: string): string[] { return ['ip', 'netns', 'exec', this.prefix + (host === 'ctl' ? 'sw' : host), 'env', ...Object.entries(this.impairment).map(([name, value]) => `${name}=${value}`)]; }
 
   private async build(): Promise<void> {
     const ip = (...args: string[]): void => { execFileSync('ip', args); };
@@ -150,6 +153,7 @@ export class Bmv2Network {
       this.run(host, 'ethtool', '-K', device, 'tx', 'off', 'rx', 'off', 'gso', 'off', 'tso', 'off', 'gro', 'off');
       this.run(host, 'sysctl', '-qw', `net.ipv6.conf.${device}.disable_ipv6=1`);
     };
+    const mtu = String(this.options.mtu ?? 9500);
     const members = [['w1', '10.5.0.1'], ...this.nodeNames.map((name, i) => [name, `10.5.0.${11 + i}`]), ['ctl', AGENT]] as [string, string][];
     ip('netns', 'add', `${this.prefix}sw`);
     ip('-n', `${this.prefix}sw`, 'link', 'set', 'lo', 'up');
@@ -162,13 +166,13 @@ export class Bmv2Network {
       }
       this.hosts.push({ name, namespace, host, mac, port });
       ip('link', 'add', `p${port}`, 'netns', `${this.prefix}sw`, 'type', 'veth', 'peer', 'name', device, 'netns', namespace);
-      ip('-n', `${this.prefix}sw`, 'link', 'set', `p${port}`, 'mtu', '9500', 'up');
-      ip('-n', namespace, 'link', 'set', device, 'address', mac, 'mtu', '9500', 'up');
+      ip('-n', `${this.prefix}sw`, 'link', 'set', `p${port}`, 'mtu', mtu, 'up');
+      ip('-n', namespace, 'link', 'set', device, 'address', mac, 'mtu', mtu, 'up');
       ip('-n', namespace, 'addr', 'add', `${host}/24`, 'dev', device);
       quiet('sw', `p${port}`);
       quiet(name, device);
     }
-    writeFileSync(join(this.state.path, 'ports.json'), JSON.stringify({ service: { host: SERVICE, mac: '02:00:00:00:05:fe' }, hosts: this.hosts.map(({ host, mac, port }) => ({ host, mac, port })), mtu: 9000 }));
+    writeFileSync(join(this.state.path, 'ports.json'), JSON.stringify({ service: { host: SERVICE, mac: '02:00:00:00:05:fe' }, hosts: this.hosts.map(({ host, mac, port }) => ({ host, mac, port })), mtu: Math.min(9000, Number(mtu)) }));
     await createStore(this.state);
     await this.startBmv2();
     for (let i = 0; i < this.options.nodes; i += 4) await Promise.all(this.nodeNames.slice(i, i + 4).map((name) => this.start(name)));

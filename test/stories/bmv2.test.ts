@@ -3,6 +3,7 @@
  * and back, while the switch is killed and its agent is; read back equal, also with as many nodes gone as the code bears.
  * TARTAN_LONG=1 writes longer.
  */
+import { randomInt } from 'node:crypto';
 import t, { type Test } from 'tap';
 import type { TimelineResult } from '../../testbed/timeline.js';
 import type { Bmv2Network as Bmv2NetworkOf } from './bmv2-network.js';
@@ -11,6 +12,8 @@ import type { Bmv2Network as Bmv2NetworkOf } from './bmv2-network.js';
 const { Bmv2Network, noStories } = await import(new URL('../../dist/test/stories/bmv2-network.js', import.meta.url).href) as typeof import('./bmv2-network.js');
 type Bmv2Network = Bmv2NetworkOf;
 
+const seed = Number(process.env['TARTAN_TEST_SEED'] ?? randomInt(1, 2 ** 31));
+t.comment(`TARTAN_TEST_SEED=${seed}`);
 const long = process.env['TARTAN_LONG'] === '1';
 const ACCESS = { parity: 'switch', deadlineMs: 3000, holdMs: 300, ringMemoryBytes: 128 << 20 } as const;
 const pause = (ms: number): Promise<void> => new Promise((resolve) => { setTimeout(resolve, ms); });
@@ -46,6 +49,16 @@ for (const [code, k, m, artefact] of [['xor(2+1)', 2, 1, 'parity-k2-9000'], ['rs
         t.equal(result.modes[0]?.mode, 'switch', 'through the switch');
         t.comment(`${code}, ${percent} % lost: ${(result.bytes / 1e6 / (result.samples.at(-1)!.ms / 1000)).toFixed(2)} MB/s`);
       }
+    });
+  });
+}
+
+for (const [code, nodes, artefact, mtu] of [['xor(2+1)', 3, 'parity-k2-1500', 1500], ['rs(4,2)', 6, 'parity-k4-1500', 1500], ['rs(4,2)', 6, 'parity-k8-9000', 9500]] as const) {
+  void t.test(`${code} through ${artefact} with links of MTU ${mtu}, 2 % lost and 20 % overtaken at the endpoints, reads back`, { skip: noStories }, async (t) => {
+    await Bmv2Network.use({ nodes, artefact, mtu, impairment: `${seed},20,200` }, async (network) => {
+      const result = await story(t, network, { name: 'overtaken', code, unitBytes: 4096 }, () => pause(long ? 20_000 : 3000), ['n1']);
+      t.equal(result.modes[0]?.mode, 'switch', 'through the switch');
+      t.comment(`${(result.bytes / 1e6 / (result.samples.at(-1)!.ms / 1000)).toFixed(2)} MB/s`);
     });
   });
 }

@@ -149,7 +149,8 @@ export class SoftDevice implements Device {
 
   async openPacketSocket(host: string, port: number, options: PacketSocketOptions = {}): Promise<PacketSocket> {
     this.#assertOpen('open a packet socket');
-    const { seed, lossPerMille, reorderPerMille } = options.impairment ?? { seed: 0, lossPerMille: 0, reorderPerMille: 0 };
+    const [seed = 0, lossPerMille = 0, reorderPerMille = 0] = options.impairment === undefined ? (process.env['TARTAN_PACKET_IMPAIRMENT'] ?? '').split(',').map(Number)
+      : [options.impairment.seed, options.impairment.lossPerMille, options.impairment.reorderPerMille];
     try {
       const address = await this.#resolve(host);
       const event = await this.#request((id) => { this.#native.openPacketSocket(id, address, port, Uint32Array.of(seed, lossPerMille, reorderPerMille)); });
