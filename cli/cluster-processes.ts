@@ -2,14 +2,18 @@
 import { existsSync, mkdirSync, rmSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { isEtcdLocation } from '../cluster/etcd-location.js';
-import { createCluster } from '../cluster/membership.js';
+import { listFiles } from '../cluster/files.js';
+import { createCluster, readMap } from '../cluster/membership.js';
 import { openClusterStore } from '../cluster/open-store.js';
 import { TartanError, codeOf } from '../wire/errors.js';
 import { startChild, stopProcess } from './child-process.js';
 import type { ProcessRecord, ProcessRole, StateDirectory } from './state-directory.js';
 
 export interface ClusterOptions {
+  /** Of a new cluster. */
   readonly nodes: number;
+  /** One that exists gets new nodes until it has so many. Default: it has those that it has. */
+  readonly grows?: boolean;
   readonly host: string;
   /** Switch at basePort, its control at + 1, node i at + 1 + i; 0: whatever is free. */
   readonly basePort: number;
@@ -49,7 +53,7 @@ export async function createStore(state: StateDirectory): Promise<void> {
 }
 
 /**
- * Starts nodes n1 …, then the switch and the repairer, and returns when all are ready. After an error nothing that it started runs.
+ * Starts nodes n1 …, of a cluster that exists those that it has on this machine, then the switch and the repairer, and returns when all are ready. After an error nothing that it started runs.
  *
  * @throws {TartanError} ERR_IN_USE when the cluster runs already, or a port is taken
  */
@@ -57,11 +61,11 @@ export async function startCluster(state: StateDirectory, options: ClusterOption
   state.create();
   const running = state.running();
   if (running.length > 0) throw new TartanError('ERR_IN_USE', `Cannot start a cluster at ${state.path}: ${running.map((each) => each.id).join(', ')} of it already run; \`tartan down\` ends them`);
-  if (options.basePort > 0) await requireFreePorts(options);
-  state.write([]);
   await createStore(state);
+  const ids = await nodesToStart(state, options);
+  if (options.basePort > 0) await requireFreePorts(options, ids);
+  state.write([]);
   try {
-    const ids = Array.from({ length: options.nodes }, (_, index) => `n${index + 1}`);
     // Settled, not raced: none may still be starting when the others are stopped.
     const settled = await Promise.allSettled(ids.map((id) => startNode(state, options, id).then(onReady)));
     for (const each of settled) if (each.status === 'rejected') throw each.reason;
@@ -74,14 +78,27 @@ export async function startCluster(state: StateDirectory, options: ClusterOption
   return state.processes();
 }
 
+/** Those that the map has and whose stores are here: nodes were added, and removed for good, since the first start. */
+async function nodesToStart(state: StateDirectory, { nodes, grows = false }: ClusterOptions): Promise<string[]> {
+  const store = await openClusterStore(state.cluster);
+  const [map, files] = await Promise.all([readMap(store), listFiles(store)]).finally(() => store.close());
+  const ids = map.nodes.map(({ id }) => id).filter((id) => existsSync(state.node(id)));
+  const highest = Math.max(0, ...map.nodes.map(({ id }) => Number(/^n(\d+)$/.exec(id)?.[1] ?? 0)));
+  // Without files it may be that its first start was cut short.
+  const wanted = ids.length === 0 || files.length === 0 || grows ? nodes : 0;
+  for (let number = highest + 1; ids.length < wanted; number++) ids.push(`n${number}`);
+  return ids;
+}
+
 export function startNode(state: StateDirectory, options: ClusterOptions, id: string): Promise<ProcessRecord> {
-  const index = Number(id.slice(1));
   mkdirSync(state.node(id), { recursive: true, mode: 0o700 });
   return start(state, options, 'node', id, [
-    '--store', state.node(id), '--port', String(options.basePort > 0 ? options.basePort + 1 + index : 0),
+    '--store', state.node(id), '--port', String(portOf(id, options)),
     '--durability', options.durability, '--size', String(options.sizeBytes),
   ]);
 }
+
+function portOf(id: string, { basePort }: ClusterOptions): number { return basePort > 0 ? basePort + 1 + Number(id.slice(1)) : 0; }
 
 export function startSwitch(state: StateDirectory, options: ClusterOptions): Promise<ProcessRecord> {
   return start(state, options, 'switch', SWITCH_ID, [
@@ -145,8 +162,9 @@ async function removeKeys(location: string): Promise<void> {
   }
 }
 
-async function requireFreePorts(options: ClusterOptions): Promise<void> {
-  for (let port = options.basePort; port < options.basePort + 2 + options.nodes; port++) {
+async function requireFreePorts(options: ClusterOptions, ids: readonly string[]): Promise<void> {
+  const { basePort } = options;
+  for (const port of [basePort, basePort + 1, ...ids.map((id) => portOf(id, options))]) {
     await new Promise<void>((resolve, reject) => {
       const server = createServer();
       server.once('error', (error) => {

@@ -32,7 +32,7 @@ const device = () => new Option('--device <device>', 'what moves the bytes: soft
 const json = () => new Option('--json', 'prints JSON, for scripts');
 
 command('up', 'starts a switch and storage nodes in the background')
-  .option('--nodes <n>', 'how many storage nodes', '3')
+  .option('--nodes <n>', 'how many storage nodes a new cluster has; of one that exists all are started, and new ones until it has so many', '3')
   .option('--host <address>', 'where they listen', '127.0.0.1')
   .option('--base-port <port>', 'the first of consecutive ports; 0: any free ones', '0')
   .addOption(new Option('--durability <kind>', 'sync: acknowledged means on disk; volatile (or async): in memory; discard: nowhere, for measurements').choices(['sync', 'volatile', 'async', 'discard']).default('sync'))
@@ -52,7 +52,7 @@ command('up', 'starts a switch and storage nodes in the background')
     const seconds = (text: string, what: string): number => parseCount(text, what, 0, 1_000_000_000);
     const { up } = await import('./cluster-commands.js');
     await up(StateDirectory.choose(options.dir, options.clusterStore), {
-      nodes: parseCount(options.nodes, '--nodes', 1, 255), host: options.host, basePort: parseCount(options.basePort, '--base-port', 0, 65_000),
+      nodes: parseCount(options.nodes, '--nodes', 1, 255), grows: self.getOptionValueSource('nodes') !== 'default', host: options.host, basePort: parseCount(options.basePort, '--base-port', 0, 65_000),
       durability: options.durability, transport: options.transport ?? 'auto', device: options.device ?? 'soft', ringMemoryBytes: parseBytes(options.ringMemory ?? DEFAULT_RING_MEMORY, '--ring-memory'),
       sizeBytes: parseBytes(options.size, '--size'), dependent: false, secret: readSecret(options.secretFile),
       ...(more.repairer && { repairer: {

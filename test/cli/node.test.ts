@@ -30,7 +30,7 @@ async function cluster(t: Test, nodes: number) {
     if (status !== 0) throw new Error(`what was started may still run: ${stderr}`);
     rmSync(dirname(dir), { recursive: true });
   });
-  await well('up', '--nodes', String(nodes), '--size', '256MiB');
+  await well('up', '--nodes', String(nodes), '--size', '256MiB', '--no-repairer');
   const put = async (name: string, bytes: number, code: string): Promise<string> => {
     const file = join(dir, `${name}.original`), data = randomBytes(bytes);
     writeFileSync(file, data);
@@ -105,7 +105,10 @@ t.test('a node is drained while files are read and written, removed, and another
   t.match((await run('node', 'drain', 'n2')).stderr, /^tartan: ERR_NOT_FOUND/);
   const rows = await list();
   t.same(rows.map(({ id, files }) => [id, files]), [['n1', 2], ['n3', 2], ['n4', 2]]);
-  process.kill(rows[0]!.pid!, 'SIGKILL');
+  await well('down');
+  t.notMatch(await well('up', '--size', '256MiB', '--no-repairer'), /^n2/m, 'who was removed is not started again');
+  t.same((await list()).map(({ id, state, present }) => [id, state, present]), [['n1', 'up', true], ['n3', 'up', true], ['n4', 'up', true]], 'and who was added is');
+  process.kill((await list())[0]!.pid!, 'SIGKILL');
   t.equal(await sha('old'), old, 'and with n1 gone');
   t.equal(await sha('wide'), wide);
 });

@@ -37,7 +37,8 @@ export class RunningCluster {
     });
   }
 
-  async up(): Promise<void> { await this.tartan('up', ...this.options); }
+  /** Without a repairer, unless the options are about it: it would do what the story is about to do. */
+  async up(): Promise<void> { await this.tartan('up', ...this.options, ...(this.options.includes('--scrub-interval') ? [] : ['--no-repairer'])); }
 
   /** As `down` then `up`: every process is another one afterwards. */
   async restart(): Promise<void> {
