@@ -31,6 +31,7 @@ class Story {
   readonly counts = { appends: 0, reads: 0, moved: 0, scattered: 0, drainsKilled: 0, writersKilled: 0, faults: 0 };
   /** Bytes of each file that were acknowledged. */
   private readonly acknowledged = new Map<string, number>();
+  private readonly away = new Set<string>();
   private readonly random: () => number;
   private readonly code: string;
   private over = false;
@@ -56,7 +57,7 @@ class Story {
       await ended(writer);
     }
     if (!isFull) await this.addNodes();
-    const actors = [this.write('a'), this.write('b'), this.write('c'), this.read(), this.read(), this.drain(), this.strike()];
+    const actors = [this.write('a'), this.write('b'), this.write('c'), this.read(), this.read(), this.drain(), ...Array.from({ length: parseCode(this.code).m }, () => this.strike())];
     await this.pause(TROUBLE_MS);
     this.over = true;
     await Promise.all(actors);
@@ -162,17 +163,19 @@ class Story {
     }
   }
 
-  /** One node at a time: stopped, or out of power. */
+  /** A node is away for a while, and another; as many at a time as the code bears. */
   private async strike(): Promise<void> {
     while (!this.over) {
       await this.pause(this.int(800));
-      const entry = this.pick(this.cluster.nodes);
+      const entry = this.pick(this.cluster.nodes.filter((each) => !this.away.has(each.id)));
       this.counts.faults++;
+      this.away.add(entry.id);
       await entry.node!.stop();
       await this.pause(this.int(700));
       entry.disk = entry.disk.crash(() => true);
       await this.cluster.startNode(entry);
-      await this.pause(400);
+      this.away.delete(entry.id);
+      await this.pause(this.int(500));
     }
   }
 
