@@ -21,7 +21,7 @@ import { parseCode } from '../erasure/code/index.js';
 import type { Layout } from '../erasure/layout/index.js';
 import { layoutOf, NOBODY, nodeOfUnit, scatteredLayout, stripeCount, stripeDataLength, unitLength, unitOfNode } from '../erasure/layout/index.js';
 import { NodeSet } from '../pipeline/node-set.js';
-import type { UnitPlace } from '../pipeline/node-link.js';
+import type { NodeLink, ReadWish, UnitPlace } from '../pipeline/node-link.js';
 import { isSealed, sealHeader, writeDataHeaders } from '../pipeline/stripe-headers.js';
 import { StripePipeline } from '../pipeline/stripe-pipeline.js';
 import { sleep } from '../wire/clock.js';
@@ -36,6 +36,7 @@ import { Decoder } from './decoder.js';
 import type { Doubt } from './stripe-doubt.js';
 import { doubts } from './stripe-doubt.js';
 import { StripeReader } from '../pipeline/stripe-reader.js';
+import { UnitCopies } from './unit-copies.js';
 
 export interface RebuildOptions {
   /** Most bytes restored and, for a scrub, read back in a second. Default: no bound. */
@@ -64,8 +65,8 @@ export interface RebuildReport {
   /** Of those, the ones in which it could be told which unit was wrong, and it was written again. */
   mismatchesRepaired: number;
   unitsRestored: number; bytesRestored: number;
-  /** Of those, the ones that a switch decoded. */
-  unitsFromSwitch: number;
+  /** Of those, the ones that a switch decoded, and (moves) that came from the node that had them. */
+  unitsFromSwitch: number; unitsCopied: number;
   /** Superseded while they were being restored: nothing lacks any more. */
   unitsSuperseded: number;
   /** Could not be restored now: their node was lost, or refused. */
@@ -142,6 +143,8 @@ class Rebuilder {
   private readonly settled: (((refusal: number) => void) | undefined)[];
   /** Units that came whole from the switch, on their way to their nodes, by operation. */
   private readonly direct = new Map<number, DirectWrite>();
+  /** Units of a share that moves, on their way here from the node that has them. */
+  private readonly copies = new UnitCopies();
   private decoder: Decoder | undefined;
   /** When what has been moved so far may have been, by the rate that is allowed: ms of the clock. */
   private dueMs: number;
@@ -154,7 +157,7 @@ class Rebuilder {
     this.ids = move === undefined || move.to === NOBODY ? file.nodes : [...file.nodes.map((id, index) => (index === move.index ? move.to : id)), file.nodes[move.index]!];
     this.report = {
       name: file.name, stripes: options.stripes?.length ?? stripeCount(this.layout, file.length), stripesDone: 0, unitsMissing: 0, unitsDamaged: 0, unitsChecked: 0, parityMismatches: 0, mismatchesRepaired: 0,
-      unitsRestored: 0, bytesRestored: 0, unitsFromSwitch: 0, unitsSuperseded: 0, unitsFailed: 0, stripesLost: 0, unitsNotMoved: 0, nodesDown: [],
+      unitsRestored: 0, bytesRestored: 0, unitsFromSwitch: 0, unitsCopied: 0, unitsSuperseded: 0, unitsFailed: 0, stripesLost: 0, unitsNotMoved: 0, nodesDown: [],
     };
     this.slots = stripeSlotLayout(code.k, code.m, file.unitBytes);
     const { slotBytes } = this.slots;
@@ -173,7 +176,7 @@ class Rebuilder {
     this.settled = new Array<undefined>(ops).fill(undefined);
     let pipeline: StripePipeline | undefined;
     const nodes = this.nodes = new NodeSet(map, {
-      context, nodes: this.ids, role: 'rebuilder', name: context.name, fileId: file.id, unitBytes: file.unitBytes, slots: NODE_SLOTS, receiveSlots: 0,
+      context, nodes: this.ids, role: 'rebuilder', name: context.name, fileId: file.id, unitBytes: file.unitBytes, slots: NODE_SLOTS, receiveSlots: move === undefined ? 0 : ops,
       transport: context.transport, heartbeatMs: context.heartbeatMs, deadlineMs: context.deadlineMs,
       owner: {
         locate: (op, unit, place) => {
@@ -182,7 +185,9 @@ class Rebuilder {
         },
         onWritten: (link, op, unit, ok) => { const direct = this.direct.get(op); if (direct === undefined) pipeline!.onWritten(link, op, unit, ok); else direct.written(); },
         onAnswer: (link, op, unit, refusal, epoch) => { const direct = this.direct.get(op); if (direct === undefined) pipeline!.onAnswer(link, op, unit, refusal, epoch); else direct.answered(refusal); },
-        onLinkDown: () => {},
+        onLinkDown: (link) => { this.copies.lost(link); },
+        onRead: (_link, id) => { this.copies.answered(id, true); },
+        onReadFailed: (_link, id) => { this.copies.answered(id, false); },
       },
     });
     this.pipeline = pipeline = new StripePipeline({
@@ -359,28 +364,35 @@ class Rebuilder {
   }
 
   /**
-   * Has the switch decode what lacks, and passes it on to its node: this client's link carries each unit once, not k others.
+   * Has the switch decode what lacks, or reads it where it is and moves from, and passes it on to its node: this client's link
+   * carries each unit once, not k others.
    *
    * @returns undefined: it must be done here
    */
   private async relayUnits(stripe: number, version: Version, lacking: readonly number[]): Promise<number | undefined> {
-    if (lacking.length >= this.code.k) return undefined;
     for (const unit of lacking) {
-      if (this.decoder?.usable !== true) return undefined;
-      const refusal = await this.relayUnit(this.decoder, stripe, version, unit, lacking);
+      const giver = isLacking(version.given, unit) ? undefined : this.giverOf(stripe, unit), { decoder } = this;
+      if (giver === undefined && (decoder?.usable !== true || lacking.length >= this.code.k)) return undefined;
+      const refusal = await this.relayUnit(giver === undefined ? (wish) => decoder!.want(wish) : (wish) => this.copies.want(giver, wish), stripe, version, unit, lacking);
       if (refusal !== Refusal.NONE) return refusal;
-      this.report.unitsFromSwitch++;
+      if (giver === undefined) this.report.unitsFromSwitch++; else this.report.unitsCopied++;
     }
     return Refusal.NONE;
   }
 
-  private async relayUnit(decoder: Decoder, stripe: number, version: Version, unit: number, lacking: readonly number[]): Promise<number | undefined> {
+  /** The link to the node that has a unit which is to be on another. */
+  private giverOf(stripe: number, unit: number): NodeLink | undefined {
+    return this.nodes.linkTo(this.options.move?.to === NOBODY ? nodeOfUnit(this.present, stripe, unit) : this.file.nodes.length);
+  }
+
+  /** @param want  puts the unit into its place in a slot, if it can */
+  private async relayUnit(want: (wish: Omit<ReadWish, 'requestId'>) => Promise<boolean>, stripe: number, version: Version, unit: number, lacking: readonly number[]): Promise<number | undefined> {
     const op = this.free.pop()!, { words, slots } = this, slotOffset = op * slots.slotBytes;
     const headerOffset = slotOffset + headerOffsetIn(slots, unit), headerBytes = headerBytesOf(unit, this.code.k), w = headerOffset >> 2;
     const payloadOffset = slotOffset + slots.unitsOffset + unit * slots.unitBytes, payloadBytes = this.lengthOf(version.stripeLength, unit);
     try {
       const { id: fileId } = this.file, { epoch, counter } = version;
-      if (!await decoder.want({ fileId, stripe, unit, epoch, counter, exact: true, rkey: this.region.rkey, payloadOffset, capacity: slots.unitBytes, headerOffset })) return undefined;
+      if (!await want({ fileId, stripe, unit, epoch, counter, exact: true, rkey: this.region.rkey, payloadOffset, capacity: slots.unitBytes, headerOffset })) return undefined;
       if (!isSealed(words, w, headerBytes) || checkHeader(words, w, headerBytes, payloadBytes) !== undefined || headerFileId(words, w) !== fileId || headerStripe(words, w) !== stripe
         || headerUnit(words, w) !== unit || words[w + W.WRITER_EPOCH] !== epoch || words[w + W.COUNTER] !== counter) return undefined;
       const missing = without(version.missing, maskOf([...lacking, ...version.held.keys()]));
@@ -393,7 +405,7 @@ class Rebuilder {
         const refusal = await this.send(op, stripe, unit, { headerOffset, headerBytes, payloadOffset, payloadBytes, writerEpoch: epoch, counter });
         if (refusal !== Refusal.STALE_MAP || attempt === MAP_ATTEMPTS) return refusal === Refusal.CHECKSUM ? undefined : refusal;
         await this.renewMap();
-        decoder.adopt(this.nodes.map);
+        this.decoder?.adopt(this.nodes.map);
       }
     } finally {
       this.free.push(op);

@@ -68,7 +68,7 @@ for (const [code, nodes, leaving] of [['xor(2+1)', 3, 'n2'], ['rs(4,2)', 7, 'n1'
       const client = await cluster.client('w1'), data = randomBytes(cluster.world, 'data', 150_001);
       const before = await store(client, 'a', data, { code });
       const added = await addNode(cluster), early = await client.open('a');
-      const written = cluster.nodes.map(({ node }) => node!.counters.unitsAcknowledged);
+      const written = cluster.nodes.map(({ node }) => node!.counters.unitsAcknowledged), read = cluster.nodes.map(({ node }) => node!.counters.unitsRead);
       const report = await client.drain(leaving);
       t.match(report, { node: leaving, files: 1, filesMoved: 1, waiting: [], failed: [] });
       const after = await client.stat('a'), map = await client.map();
@@ -78,6 +78,8 @@ for (const [code, nodes, leaving] of [['xor(2+1)', 3, 'n2'], ['rs(4,2)', 7, 'n1'
       await holds(t, cluster, after, k + m, Math.ceil(data.length / (k * 1024)));
       const moved = cluster.nodes.map(({ id, node }, index) => [id, node!.counters.unitsAcknowledged - written[index]!] as const).filter(([, units]) => units > 0);
       t.same(moved, [[added, report.unitsRestored]], 'only the new node was written to');
+      const given = cluster.nodes.map(({ id, node }, index) => [id, node!.counters.unitsRead - read[index]!] as const).filter(([, units]) => units > 0);
+      t.same(given, [[leaving, report.unitsRestored]], 'and only the leaving one was read');
       t.equal((await client.rebuild('a')).unitsMissing, 0);
 
       // Who had the file open follows; who opens it for writing uses the new node, through the switch.
