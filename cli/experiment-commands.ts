@@ -17,6 +17,8 @@ export interface ExperimentOptions {
   readonly rate?: string | undefined;
   /** Only these codes, where it compares several. */
   readonly codes?: readonly string[] | undefined;
+  /** BMv2 as the switch, for those experiments that run on it. */
+  readonly switchKind?: 'soft' | 'bmv2' | undefined;
   /** Folder for the files. */
   readonly out: string;
   readonly json: boolean;
@@ -26,13 +28,15 @@ export interface ExperimentOptions {
 export async function experiment(name: string, options: ExperimentOptions): Promise<void> {
   const wanted = name === 'all' ? EXPERIMENTS : EXPERIMENTS.filter((each) => each.name === name);
   if (wanted.length === 0) throw new TartanError('ERR_ARGUMENT', `Cannot run experiment '${name}': expected all or one of ${EXPERIMENTS.map((each) => each.name).join(', ')}`);
+  const other = options.switchKind === 'bmv2' ? EXPERIMENTS.filter((each) => each.bmv2Mbit === undefined) : [];
+  if (name !== 'all' && wanted.some((each) => other.includes(each))) throw new TartanError('ERR_ARGUMENT', `Cannot run experiment '${name}' with BMv2: expected one of ${EXPERIMENTS.filter((each) => !other.includes(each)).map((each) => each.name).join(', ')}`);
   const rateMbit = options.rate === undefined ? undefined : parseRate(options.rate);
   const codes = options.codes?.map((code) => parseCode(code).name);
   requireMachine();
   const folder = resolve(options.out);
   const results: Result[] = [];
   const failures: { name: string; message: string }[] = [];
-  for (const each of wanted) {
+  for (const each of wanted.filter((one) => !other.includes(one))) {
     try {
       results.push(await runOne(each, rateMbit, folder, { ...options, codes }));
     } catch (error) {
@@ -49,10 +53,10 @@ export async function experiment(name: string, options: ExperimentOptions): Prom
 async function runOne(each: Experiment, rateMbit: number | undefined, folder: string, options: ExperimentOptions): Promise<Result> {
   const progress = new ProgressLine(each.name);
   const note = (line: string): void => { progress.finish(); process.stderr.write(`${line}\n`); };
-  const command = `tartan experiment ${each.name}${options.quick ? ' --quick' : ''}${options.rate === undefined ? '' : ` --rate ${options.rate}`}${options.codes === undefined ? '' : ` --code ${options.codes.map((code) => `'${code}'`).join(' ')}`}`;
+  const command = `tartan experiment ${each.name}${options.quick ? ' --quick' : ''}${options.switchKind === 'bmv2' ? ' --switch bmv2' : ''}${options.rate === undefined ? '' : ` --rate ${options.rate}`}${options.codes === undefined ? '' : ` --code ${options.codes.map((code) => `'${code}'`).join(' ')}`}`;
   let result: Result;
   try {
-    result = await each.run({ quick: options.quick, rateMbit: rateMbit ?? (options.quick ? each.rateMbit.quick : each.rateMbit.full), command, progress, note, codes: options.codes });
+    result = await each.run({ quick: options.quick, rateMbit: rateMbit ?? (options.switchKind === 'bmv2' ? each.bmv2Mbit! : options.quick ? each.rateMbit.quick : each.rateMbit.full), command, progress, note, codes: options.codes, switchKind: options.switchKind });
   } finally {
     progress.finish();
   }

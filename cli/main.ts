@@ -223,12 +223,13 @@ command('experiment', 'measures on shaped links, writes CSV, JSON, SVG and PNG (
   .option('--quick', 'a few points, under two minutes')
   .option('--rate <rate>', 'of every link (default: the experiment\'s own)')
   .option('--code <code...>', 'stripe-size, files: only these codes')
+  .addOption(new Option('--switch <kind>', 'bmv2: a P4 switch, for stripe-size and fallback').choices(['soft', 'bmv2']).default('soft'))
   .option('--out <folder>', 'where its files go', 'experiments')
   .addOption(json())
   .action(async (name: string, _: unknown, self: Command) => {
-    const options = self.opts<{ quick?: boolean; rate?: string; code?: string[]; out: string; json?: boolean }>();
+    const options = self.opts<{ quick?: boolean; rate?: string; code?: string[]; switch: 'soft' | 'bmv2'; out: string; json?: boolean }>();
     const { experiment } = await import('./experiment-commands.js');
-    await experiment(name, { quick: options.quick === true, rate: options.rate, codes: options.code, out: options.out, json: options.json === true });
+    await experiment(name, { quick: options.quick === true, rate: options.rate, codes: options.code, switchKind: options.switch, out: options.out, json: options.json === true });
   });
 
 command('demo', 'tells the whole story with a real file, in a directory of its own')

@@ -5,7 +5,7 @@ import type { Network } from './network.js';
 /** Bytes since the interface was made, as the host that owns it counts them: Ethernet frames without preamble and gap. */
 export interface LinkBytes { readonly sent: number; readonly received: number }
 
-/** @returns by interface name, for every link end of a host */
+/** @returns by interface, as HOST-NAME, for every link end of a host */
 export function linkBytes(network: Network): Map<string, LinkBytes> {
   const all = new Map<string, LinkBytes>();
   for (const { name } of network.spec.hosts) {
@@ -13,7 +13,8 @@ export function linkBytes(network: Network): Map<string, LinkBytes> {
       const [label, rest] = line.split(':');
       if (rest === undefined || label!.trim() === 'lo') continue;
       const fields = rest.trim().split(/\s+/).map(Number);
-      all.set(label!.trim(), { received: fields[0]!, sent: fields[8]! });
+      const own = label!.trim();
+      all.set(own.startsWith(`${name}-`) ? own : `${name}-${own}`, { received: fields[0]!, sent: fields[8]! });
     }
   }
   return all;

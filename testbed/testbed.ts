@@ -154,6 +154,9 @@ export class Testbed {
     await stopProcess(this.record(host).identity, 0);
   }
 
+  /** Whether units travel as packets. */
+  get takesPackets(): boolean { return this.plan !== undefined; }
+
   /** Ends BMv2 at once, as a crash does; its agent goes on. @throws {TestbedError} ERR_TESTBED when the switch is not BMv2 */
   async killBmv2(): Promise<void> { await this.requireBmv2().kill(); }
 

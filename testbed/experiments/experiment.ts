@@ -10,6 +10,8 @@ export interface Experiment {
   readonly about: string;
   /** Mbit/s of every link unless told otherwise: [full, quick]. */
   readonly rateMbit: { readonly full: number; readonly quick: number };
+  /** Mbit/s of every link with BMv2 as the switch; absent: it does not run on that. */
+  readonly bmv2Mbit?: number;
   /** @throws {TestbedError | TartanError} ERR_MEASUREMENT when something else was measured than is claimed */
   run(context: ExperimentContext): Promise<Result>;
 }
@@ -26,6 +28,8 @@ export interface ExperimentContext {
   readonly progress: Progress;
   /** A line for the person who waits. */
   readonly note: (line: string) => void;
+  /** Default 'soft'. */
+  readonly switchKind?: 'soft' | 'bmv2' | undefined;
   /** Where a testbed is kept while it runs; default: the one place of this machine. */
   readonly folder?: string;
 }
@@ -39,17 +43,20 @@ export interface Progress {
 }
 
 /** What every testbed of an experiment is given. */
-export function common({ note, folder }: ExperimentContext): Pick<TestbedOptions, 'note' | 'folder'> {
-  return { note, ...(folder === undefined ? {} : { folder }) };
+export function common({ note, folder, switchKind }: ExperimentContext): Pick<TestbedOptions, 'note' | 'folder' | 'switchKind'> {
+  return { note, ...(folder === undefined ? {} : { folder }), ...(switchKind === undefined ? {} : { switchKind }) };
 }
 
 export function settingOf(context: ExperimentContext, more: { readonly durability: string; readonly repetitions: number; readonly links?: string }): Setting {
   return {
     command: context.command, date: new Date().toISOString(), kernel: `Linux ${release()}`,
     machine: `${cpus()[0]?.model ?? 'unknown CPU'}, ${cpus().length} CPUs, Node ${process.version}; writers, switch and nodes share them`,
-    links: more.links ?? `${formatMbit(context.rateMbit)} each, htb, both directions`, durability: more.durability, repetitions: more.repetitions, loadBefore: loadavg()[0]!,
+    links: `${more.links ?? `${formatMbit(context.rateMbit)} each, htb, both directions`}${context.switchKind === 'bmv2' ? '; the switch is BMv2' : ''}`, durability: more.durability, repetitions: more.repetitions, loadBefore: loadavg()[0]!,
   };
 }
+
+/** Under what runs on BMv2. */
+export const BMV2_NOTE = 'The switch is BMv2, a software model of a P4 switch: it shows that the program does what it should, not the speed of a switch chip.';
 
 /** A figure in the few digits that mean something. */
 export function digits(value: number): string { return value >= 100 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toFixed(2); }

@@ -16,7 +16,7 @@ import { Testbed } from '../testbed.js';
 import type { TimelineResult } from '../timeline.js';
 import { formatMbit, starTopology } from '../topology.js';
 import type { Experiment, ExperimentContext } from './experiment.js';
-import { common, digits, settingOf } from './experiment.js';
+import { BMV2_NOTE, common, digits, settingOf } from './experiment.js';
 import { LEAST_IDLE, measureStreams } from './measure-stream.js';
 
 export interface FallbackPlan {
@@ -39,6 +39,7 @@ export const fallback: Experiment = {
   name: 'fallback',
   about: 'acknowledged throughput every 10 ms while the switch loses its program, is killed, stopped and cut off',
   rateMbit: { full: 200, quick: 100 },
+  bmv2Mbit: 50,
   run: (context) => runFallback(context, context.quick ? QUICK : FULL),
 };
 
@@ -60,6 +61,16 @@ const STEPS: readonly Step[] = [
   { event: 'link back', goalMs: () => undefined, act: (testbed) => testbed.setLink('w1', 's1', true) },
 ];
 
+/** With BMv2 all frames pass the switch: while it is gone nothing moves, so that gap has no goal but to end. */
+const BMV2_STEPS: readonly Step[] = [
+  ...STEPS.slice(0, 2),
+  { event: 'agent killed', goalMs: () => 50, act: (testbed) => testbed.kill('s1') },
+  { event: 'agent started', goalMs: () => undefined, act: async (testbed) => { await testbed.start('s1'); await testbed.untilProgrammable(); } },
+  { event: 'switch killed and started', goalMs: () => undefined, act: async (testbed) => { await testbed.killBmv2(); await testbed.startBmv2(); } },
+];
+
+const stepsOf = ({ switchKind }: Pick<ExperimentContext, 'switchKind'>): readonly Step[] => (switchKind === 'bmv2' ? BMV2_STEPS : STEPS);
+
 export interface EventFigures {
   readonly event: string;
   /** Milliseconds into the timeline. */
@@ -76,35 +87,36 @@ export interface EventFigures {
 
 export async function runFallback(context: ExperimentContext, plan: FallbackPlan): Promise<Result> {
   const { rateMbit, progress } = context;
-  const setting = settingOf(context, { durability: 'discard for the times; volatile for reading back', repetitions: plan.repetitions, links: `${formatMbit(rateMbit)} each, htb, both directions; a bridge of the same rate beside the switch` });
-  progress.expect(plan.repetitions * (STEPS.length + 2) + STEPS.length + 1);
+  const steps = stepsOf(context), isBmv2 = context.switchKind === 'bmv2';
+  const setting = settingOf(context, { durability: 'discard for the times; volatile for reading back', repetitions: plan.repetitions, links: `${formatMbit(rateMbit)} each, htb, both directions${isBmv2 ? '' : '; a bridge of the same rate beside the switch'}` });
+  progress.expect(plan.repetitions * (steps.length + 2) + steps.length + 1);
   const runs: { timeline: TimelineResult; events: EventFigures[] }[] = [];
   let naive = 0, idle = 1;
   const use = <T>(durability: 'discard' | 'volatile', action: (testbed: Testbed) => Promise<T>): Promise<T> =>
-    Testbed.use({ topology: starTopology({ nodes: 3, rateMbit, bypass: true }), code: CODE, durability, deadlineMs: plan.deadlineMs, ...common(context) }, action);
+    Testbed.use({ topology: starTopology({ nodes: 3, rateMbit, bypass: !isBmv2 }), code: CODE, durability, deadlineMs: plan.deadlineMs, ...common(context) }, action);
   await use('discard', async (testbed) => {
     progress.step('parity on the host, undisturbed');
     const figures = await measureStreams(testbed, [{ writer: 'w1', name: 'naive', code: CODE, unitBytes: plan.unitBytes, parity: 'host', warmupSeconds: 1, seconds: plan.naiveSeconds }]);
     naive = figures.bytesPerSecond;
     for (let round = 0; round < plan.repetitions; round++) {
       const cpu = cpuTimes();
-      runs.push(await runSchedule(testbed, plan, `timeline-${round}`, (what) => { progress.step(`round ${round + 1}: ${what}`); }));
+      runs.push(await runSchedule(testbed, plan, steps, `timeline-${round}`, (what) => { progress.step(`round ${round + 1}: ${what}`); }));
       idle = Math.min(idle, idleShare(cpu, cpuTimes()));
     }
   });
   const kept = await use('volatile', async (testbed) => {
-    const run = await runSchedule(testbed, plan, 'kept', (what) => { progress.step(`to be read back: ${what}`); });
+    const run = await runSchedule(testbed, plan, steps, 'kept', (what) => { progress.step(`to be read back: ${what}`); });
     progress.step('reading everything back');
     const read = await testbed.worker('w1').call('read', { access: { cluster: testbed.cluster, parity: 'host' }, name: 'kept' });
     return { ...run, read };
   });
   const { read, timeline } = kept;
   const isWhole = read.bytes === timeline.bytes && read.sha256 === timeline.sha256;
-  return resultOf({ setting, plan, rateMbit, runs, naive, idle, kept: { bytes: timeline.bytes, readBytes: read.bytes, isWhole, stripesRedriven: timeline.stripesRedriven } });
+  return resultOf({ setting, plan, steps, isBmv2, rateMbit, runs, naive, idle, kept: { bytes: timeline.bytes, readBytes: read.bytes, isWhole, stripesRedriven: timeline.stripesRedriven } });
 }
 
 /** One timeline with all events; throws unless its bytes went over the shaped links. */
-async function runSchedule(testbed: Testbed, plan: FallbackPlan, name: string, step: (what: string) => void): Promise<{ timeline: TimelineResult; events: EventFigures[] }> {
+async function runSchedule(testbed: Testbed, plan: FallbackPlan, steps: readonly Step[], name: string, step: (what: string) => void): Promise<{ timeline: TimelineResult; events: EventFigures[] }> {
   const before = linkBytes(testbed.network);
   // A window of a quarter of a second: what lies in it has to be sent again when the path is lost.
   const rateBytes = testbed.topology.links[0]!.rateMbit * 125_000;
@@ -120,7 +132,7 @@ async function runSchedule(testbed: Testbed, plan: FallbackPlan, name: string, s
   let timeline: TimelineResult;
   try {
     await delay(plan.phaseMs);
-    for (const { event, act } of STEPS) {
+    for (const { event, act } of steps) {
       step(event);
       times.push(Date.now());
       await act(testbed);
@@ -131,7 +143,7 @@ async function runSchedule(testbed: Testbed, plan: FallbackPlan, name: string, s
   }
   const carried = bytesBetween(before, linkBytes(testbed.network), (each) => each.startsWith('n'));
   if (carried.received < timeline.bytes * 1.5) throw new TestbedError('ERR_MEASUREMENT', `Cannot count this timeline: the nodes' links carried ${carried.received} bytes for ${timeline.bytes} acknowledged, expected at least half as many again`);
-  return { timeline, events: eventFigures(timeline, STEPS.map(({ event }, i) => ({ event, atMs: times[i]! - timeline.startedAt }))) };
+  return { timeline, events: eventFigures(timeline, steps.map(({ event }, i) => ({ event, atMs: times[i]! - timeline.startedAt }))) };
 }
 
 /** @param events  in order; the last one's phase ends with the timeline */
@@ -153,14 +165,14 @@ export function eventFigures(timeline: TimelineResult, events: readonly { readon
 }
 
 interface Findings {
-  readonly setting: Result['setting']; readonly plan: FallbackPlan; readonly rateMbit: number; readonly naive: number; readonly idle: number;
+  readonly setting: Result['setting']; readonly plan: FallbackPlan; readonly steps: readonly Step[]; readonly isBmv2: boolean; readonly rateMbit: number; readonly naive: number; readonly idle: number;
   readonly runs: readonly { readonly timeline: TimelineResult; readonly events: readonly EventFigures[] }[];
   readonly kept: { readonly bytes: number; readonly readBytes: number; readonly isWhole: boolean; readonly stripesRedriven: number };
 }
 
-function resultOf({ setting, plan, rateMbit, naive, idle, runs, kept }: Findings): Result {
+function resultOf({ setting, plan, steps, isBmv2, rateMbit, naive, idle, runs, kept }: Findings): Result {
   const longest = (event: string): number => Math.max(...runs.map(({ events }) => events.find((each) => each.event === event)!.gapMs));
-  const goals: Goal[] = STEPS.flatMap((step): Goal[] => {
+  const goals: Goal[] = steps.flatMap((step): Goal[] => {
     const most = step.goalMs(plan);
     if (most === undefined) return [];
     const found = runs.map(({ events }) => events.find((each) => each.event === step.event)!);
@@ -186,8 +198,8 @@ function resultOf({ setting, plan, rateMbit, naive, idle, runs, kept }: Findings
     };
   });
   return {
-    name: 'fallback', title: 'Fallback: acknowledged throughput while the switch fails', setting, rows, goals,
-    summary: `fallback: longest gap ${longest('program lost').toFixed(0)} ms when the program is lost, ${longest('killed').toFixed(0)} ms killed, ${longest('stopped').toFixed(0)} ms stopped, ${longest('link cut').toFixed(0)} ms cut off (deadline ${plan.deadlineMs} ms); ${kept.isWhole ? `all ${(kept.bytes / 1e6).toFixed(0)} MB read back` : 'BYTES WERE LOST'}`,
+    name: isBmv2 ? 'fallback-bmv2' : 'fallback', title: `Fallback: acknowledged throughput while the switch fails${isBmv2 ? ', BMv2' : ''}`, setting, rows, goals,
+    summary: `fallback: longest gap ${steps.filter((step) => step.goalMs(plan) !== undefined || isBmv2).map(({ event }) => `${longest(event).toFixed(0)} ms (${event})`).join(', ')}; deadline ${plan.deadlineMs} ms; ${kept.isWhole ? `all ${(kept.bytes / 1e6).toFixed(0)} MB read back` : 'BYTES WERE LOST'}`,
     columns: [
       { name: 'ms', unit: 'ms', about: 'time into the first round' }, { name: 'mbPerS', unit: 'MB/s', about: 'acknowledged since the row before' },
       { name: 'mode', unit: '', about: 'where new stripes\' parity is computed' }, { name: 'event', unit: '', about: 'what happened in this interval' },
@@ -195,6 +207,7 @@ function resultOf({ setting, plan, rateMbit, naive, idle, runs, kept }: Findings
     ],
     references: [{ figure: 'fallback when the switch loses its programmability', value: 'the writer computes the parity, at the naive rate', ours: `${digits(share)} × the naive rate`, source: 'the reference prototype; no times given' }],
     notes: [
+      ...(isBmv2 ? [BMV2_NOTE] : []),
       `Gaps are the longest of ${plan.repetitions} round${plan.repetitions === 1 ? '' : 's'}; the chart and the rows show the first.`,
       `Detection by silence takes the deadline, ${plan.deadlineMs} ms; after a return the writer waits ${plan.holdMs} ms before it goes back.`,
       `${(idle * 100).toFixed(0)} % of the CPUs were idle during the rounds that are shown${idle < LEAST_IDLE ? ': less than the 20 % that make times trustworthy' : ''}.`,
@@ -204,7 +217,7 @@ function resultOf({ setting, plan, rateMbit, naive, idle, runs, kept }: Findings
 }
 
 export function chartOf(rows: readonly Row[], events: readonly EventFigures[], rateMbit: number): Result['chart'] {
-  const isLoss = (event: string): boolean => STEPS.find((step) => step.event === event)?.goalMs({ ...QUICK }) !== undefined;
+  const isLoss = (event: string): boolean => [...STEPS, ...BMV2_STEPS].find((step) => step.event === event)?.goalMs({ ...QUICK }) !== undefined;
   // Smoothed for the eye over 100 ms; the dots are the 10 ms figures themselves.
   let segment = 0;
   const values = rows.flatMap((row, i) => {

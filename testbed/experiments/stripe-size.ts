@@ -13,7 +13,7 @@ import { spread } from '../report/result.js';
 import { Testbed } from '../testbed.js';
 import { formatMbit, starTopology } from '../topology.js';
 import type { Experiment, ExperimentContext } from './experiment.js';
-import { common, digits, settingOf } from './experiment.js';
+import { BMV2_NOTE, common, digits, settingOf } from './experiment.js';
 import { LEAST_IDLE, measureStreams } from './measure-stream.js';
 
 const KIB = 1024;
@@ -26,6 +26,7 @@ export const stripeSize: Experiment = {
   name: 'stripe-size',
   about: 'write throughput over the stripe unit, parity in the switch against parity on the host (Fig. 9 of the reference)',
   rateMbit: { full: 200, quick: 100 },
+  bmv2Mbit: 50,
   run: (context) => runStripeSize(context, { ...(context.quick ? QUICK : FULL), ...(context.codes === undefined ? {} : { codes: context.codes }) }),
 };
 
@@ -76,7 +77,7 @@ export async function runStripeSize(context: ExperimentContext, plan: StripeSize
   const best = rows.filter((row) => row['parity'] === 'switch').reduce((a, b) => (Number(b['ratio']) > Number(a['ratio']) ? b : a));
   const uncounted = rows.filter((row) => row['counts'] === false).length;
   return {
-    name: 'stripe-size', title: 'Write throughput over the stripe unit', setting, rows, goals,
+    name: context.switchKind === 'bmv2' ? 'stripe-size-bmv2' : 'stripe-size', title: `Write throughput over the stripe unit${context.switchKind === 'bmv2' ? ', through BMv2' : ''}`, setting, rows, goals,
     summary: `stripe-size: parity in the switch up to ${digits(Number(best['ratio']))} × parity on the host (${String(best['code'])}, ${String(best['unitKiB'])} KiB; ceiling ${digits(Number(best['ceiling']))} ×), ${digits(Number(best['ofLink']) * 100)} % of iperf3's ${digits(Number(best['iperfMbPerS']))} MB/s${uncounted > 0 ? `; ${uncounted} of ${rows.length} points do not count: less than ${LEAST_IDLE * 100} % of the CPUs was idle` : ''}`,
     columns: [
       { name: 'code', unit: '', about: 'code; copies(1,2) is 3-way replication' }, { name: 'unitKiB', unit: 'KiB', about: 'stripe unit' },
@@ -94,6 +95,7 @@ export async function runStripeSize(context: ExperimentContext, plan: StripeSize
       { figure: 'best throughput, 2+1', value: '5,548 MB/s, about the link itself', ours: `${digits(Math.max(...rows.map((row) => Number(row['mbPerS']))))} MB/s on a link of ${digits(Number(best['iperfMbPerS']))} by iperf3`, source: 'the reference prototype' },
     ],
     notes: [
+      ...(context.switchKind === 'bmv2' ? [BMV2_NOTE] : []),
       'The writer\'s link is shaped to be the limit, as in the reference; its rate here is far lower, the ratio is what compares.',
       'A point counts only when both modes left at least 20 % of the CPUs idle in every repetition; hollow marks do not count.',
     ],
