@@ -6,6 +6,7 @@ import type { SwitchStatus } from '../wire/generated/control.js';
 import type { FileWriter } from '../writer/index.js';
 import { connect } from '../writer/index.js';
 import { acceptWrites, exchangeWrites, registerOrReuse } from './device-tasks.js';
+import { echoDatagram, nodeStatus, openGroups, sendDatagrams } from './packet-tasks.js';
 import { Timeline } from './timeline.js';
 
 const MOST_RESERVED = 1 << 20;
@@ -160,7 +161,7 @@ export const tasks = {
     }
   },
 
-  acceptWrites, exchangeWrites, registerOrReuse,
+  acceptWrites, exchangeWrites, registerOrReuse, echoDatagram, nodeStatus, openGroups, sendDatagrams,
 
   /** One control call to a switch agent. */
   async switch({ host, controlPort, verb }: { host: string; controlPort: number; verb: 'load' | 'unload' | 'status' }): Promise<SwitchStatus> {
