@@ -1,8 +1,8 @@
 /**
  * One connection to the P4Runtime server of a switch, as its controller: mastership, the program, reading and writing.
  *
- * Election ids are times, so that the agent started last is primary. One that another has overtaken stays a backup while the
- * primary lives, and stands again when there is none.
+ * Election ids are from the times at which agents started, so that the one started last is primary, also after the switch has
+ * forgotten everybody. One that another has overtaken stays a backup while the primary lives, and stands again when there is none.
  */
 import { P4RuntimeClient, P4RuntimeError, Status, allMulticastGroups, connect, tableWildcard, v1, type Program } from 'tartan-p4runtime';
 import { entering } from './difference.js';
@@ -26,15 +26,16 @@ export class Controller {
   /**
    * Connects and stands for election.
    *
-   * @param takeOver  above whoever is primary; else only above those of the past
+   * @param electionId  what it stands with; an agent that connects again takes the one it had
+   * @param takeOver    stands above whoever is primary; else only above those of the past
    * @throws {P4RuntimeError} as connect() and arbitrate()
    */
-  static async connect(options: { readonly address: string; readonly deviceId: number; readonly deadlineMs: number; readonly nowMs: number; readonly takeOver: boolean }): Promise<Controller> {
+  static async connect(options: { readonly address: string; readonly deviceId: number; readonly deadlineMs: number; readonly electionId: bigint; readonly takeOver: boolean }): Promise<Controller> {
     const client = await connect({ address: options.address, deviceId: options.deviceId, deadlineMs: options.deadlineMs });
     const controller = new Controller(client);
     try {
-      const { primary, electionId } = await client.arbitrate(BigInt(options.nowMs));
-      if (!primary && (options.takeOver || electionId === undefined)) await controller.stand();
+      const { primary } = await client.arbitrate(options.electionId);
+      if (!primary && (options.takeOver || controller.isVacant)) await controller.stand();
     } catch (error) {
       client.close();
       throw error;
@@ -43,6 +44,7 @@ export class Controller {
   }
 
   get primary(): boolean { return this.client.primary; }
+  get electionId(): bigint { return this.client.electionId ?? 0n; }
   /** Nobody is: whoever was has gone. */
   get isVacant(): boolean { return !this.client.primary && this.client.mastership.electionId === undefined; }
 

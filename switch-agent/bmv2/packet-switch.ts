@@ -173,10 +173,10 @@ export class PacketSwitch {
 
   async #keep(): Promise<void> {
     const { p4runtime: address, deviceId, deadlineMs } = this.#options;
-    let isFirst = true;
+    let isFirst = true, electionId = (BigInt(Date.now()) << 16n) | BigInt(randomInt(2 ** 16));
     while (!this.#isStopping) {
       try {
-        const controller = await Controller.connect({ address, deviceId, deadlineMs, nowMs: Date.now(), takeOver: isFirst });
+        const controller = await Controller.connect({ address, deviceId, deadlineMs, electionId, takeOver: isFirst });
         isFirst = false;
         controller.onChange = () => { this.#wake(); };
         this.#counts.sessions++;
@@ -188,6 +188,7 @@ export class PacketSwitch {
         this.#note(`controls the switch at ${address}`);
         while (!this.#isStopping && controller.ended === undefined) {
           await this.#exclusive(() => this.#tend(controller));
+          if (controller.electionId > electionId) electionId = controller.electionId;
           await this.#pause(deadlineMs / 4);
         }
         if (controller.ended !== undefined) throw controller.ended;

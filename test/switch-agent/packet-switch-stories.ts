@@ -159,12 +159,18 @@ export function stories(t: Test, makeRig: () => Promise<Rig>): void {
     t.same(states, ['forwarding', 'programmable']);
   });
 
-  t.test('of two agents the one started last is primary; the first takes over when it goes', async (t) => {
-    const { store, switchAgent, startAgent } = await begin(t, makeRig);
-    const second = await startAgent();
-    await until(async () => (await switchAgent.counters())['tartan_switch_primary'] === 0, 'the first is backup');
+  t.test('of two agents the one started last is primary, also after the switch was restarted; the first takes over when it goes', async (t) => {
+    const { rig, store, switchAgent, startAgent } = await begin(t, makeRig);
+    const second = await startAgent(), who = async () => [(await switchAgent.counters())['tartan_switch_primary'], (await second.counters())['tartan_switch_primary']].join();
+    await until(async () => await who() === '0,1', 'the first is backup');
     await delay(DEADLINE_MS);
-    t.equal((await second.counters())['tartan_switch_primary'], 1, 'and does not fight');
+    t.equal(await who(), '0,1', 'and does not fight');
+    await rig.kill();
+    await until(() => Promise.resolve(switchAgent.state === 'down' && second.state === 'down'), 'both see that it is gone');
+    await rig.restart();
+    await until(async () => await who() === '0,1' && (await readMap(store)).switches[0]?.state === 'programmable', 'as before');
+    await delay(DEADLINE_MS);
+    t.equal(await who(), '0,1', 'for good');
     await second.stop();
     await until(async () => (await switchAgent.counters())['tartan_switch_primary'] === 1 && (await readMap(store)).switches[0]?.state === 'programmable', 'the first is back');
   });
