@@ -175,6 +175,22 @@ export function stories(t: Test, makeRig: () => Promise<Rig>): void {
     await until(async () => (await switchAgent.counters())['tartan_switch_primary'] === 1 && (await readMap(store)).switches[0]?.state === 'programmable', 'the first is back');
   });
 
+  t.test('an agent that stops leaves the switch as it is; one whose switch is not there waits for it', async (t) => {
+    const { rig, store, switchAgent, startAgent } = await begin(t, makeRig);
+    const before = await held(rig, PARITY);
+    await switchAgent.stop();
+    t.equal((await readMap(store)).switches[0]?.state, 'forwarding', 'nobody watches its program');
+    t.equal((await rig.ask())?.cookie, PARITY.cookie);
+    t.same(await held(rig, PARITY), before);
+    await rig.kill();
+    const next = await startAgent('down');
+    await until(async () => (await readMap(store)).switches[0]?.state === 'down', 'the map says down');
+    await t.rejects(next.load('parity'), { code: 'ERR_NOT_PROGRAMMABLE', message: /it is down$/ });
+    await rig.restart();
+    await until(async () => (await readMap(store)).switches[0]?.state === 'programmable', 'programmed when it comes');
+    t.same(await held(rig, PARITY), before);
+  });
+
   t.test('a data plane that is silent is only forwarding', async (t) => {
     let isSilent = false;
     const { store, states } = await begin(t, async () => {
