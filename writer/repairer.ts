@@ -1,9 +1,9 @@
 /**
  * What a cluster does by itself about nodes that go and come back, and about damage that nobody has read yet.
  *
- *     every second: map, leases, files ─▶ a node out, or left half drained ─▶ its shares go to spares, or to nodes with room
- *                                       ─▶ a node back, or with a blank store ─▶ what it lacks is restored
- *                                       ─▶ nothing of that, and it is time ─▶ a scrub of all files, until something is
+ *     every second: map and leases ─▶ a node out, or left half drained ─▶ its shares go to spares, or to nodes with room
+ *                                  ─▶ a node back, or with a blank store ─▶ what it lacks is restored
+ *                                  ─▶ nothing of that, and it is time ─▶ a scrub of all files, until something is
  *
  * Several may run, one per machine: the hold on repairs (cluster/repair-hold.ts) lets one work at a time; an operator's command
  * goes first. Killed, it leaves what it has restored; whoever runs next finds the rest.
@@ -18,6 +18,7 @@ import type { ClusterMap, FileRecord } from '../cluster/records.js';
 import { isWished, RepairHold, type RepairState } from '../cluster/repair-hold.js';
 import { readScrub, recordScrub } from '../cluster/scrub-state.js';
 import { parseCode } from '../erasure/code/index.js';
+import { NOBODY } from '../erasure/layout/index.js';
 import { codeOf } from '../wire/errors.js';
 import type { ClientContext } from './context.js';
 import { freeLeftovers } from './leftovers.js';
@@ -50,13 +51,15 @@ const RETRY_MS = 2_000;
 const MAX_RETRY_MS = 60_000;
 /** A file that is open may be so for days, and each look at it asks for all it has. */
 const MAX_LOOK_MS = 600_000;
+/** A node without files is not asked about for so long: files that are made meanwhile may use one that is down. */
+const EMPTY_MS = 30_000;
 
 /** Runs until the signal ends it. A cluster store that is away is waited for. */
 export async function runRepairer(context: ClientContext, takeOver: (name: string) => Promise<void>, options: RepairerOptions = {}): Promise<void> {
   await new Repairer(context, takeOver, options).run();
 }
 
-interface World { readonly map: ClusterMap; readonly files: readonly FileRecord[]; readonly present: ReadonlySet<string> }
+interface View { readonly map: ClusterMap; readonly present: ReadonlySet<string> }
 
 class Repairer {
   private readonly history = new NodeHistory();
@@ -65,6 +68,11 @@ class Repairer {
   private readonly patience = new Map<number, { at: number; waitMs: number }>();
   private readonly limits: typeof DEFAULTS;
   private readonly log: (message: string) => void;
+  /** When nodes that files must do without were found to have none. */
+  private readonly emptyAt = new Map<string, number>();
+  private planAt = -Infinity;
+  /** A spare may have got shares. */
+  private mayEnlist = true;
   private lastScrubAt: number;
   private said = '';
 
@@ -91,51 +99,74 @@ class Repairer {
   private get now(): number { return this.context.clock.now(); }
 
   private async tick(): Promise<void> {
-    const world = await this.look();
-    const shares = this.sharesToMove(world);
-    if (shares.length > 0) { await this.held('rebuild', shares.map(({ file }) => file), (hold, signal) => this.move(shares, hold, signal)); return; }
-    if (this.homeless(world).length === 0 && world.map.nodes.some(({ spare }) => spare === true)) await enlistSpares(this.context.store);
-    const back = this.history.returned(this.now, this.limits.settleMs);
-    for (const file of world.files) if (file.nodes.some((id) => back.includes(id))) this.due.add(file.id);
-    const files = world.files.filter(({ id }) => this.due.has(id) && this.mayTry(id));
-    if (files.length > 0 || back.length > 0) {
-      await this.held('rebuild', files, (hold, signal) => this.restore(files, hold, signal));
-      for (const id of back) {
-        this.history.looked(id);
-        await freeLeftovers(this.context, id, [...world.files, ...await listFiles(this.context.store, { deleted: true })].map((file) => file.id));
+    const view = await this.look(), from = this.homeless(view.map);
+    if (from.length > 0 && this.now >= this.planAt) {
+      const files = await listFiles(this.context.store), { shares, stuck } = this.plan(view, files, from);
+      for (const file of stuck) {
+        this.say(`'${file.name}' has no node to go to from ${file.nodes.find((id) => from.includes(id))}: add one`);
+        this.later(file.id);
       }
-      return;
+      for (const id of from) if (!files.some((file) => file.nodes.includes(id))) this.emptyAt.set(id, this.now);
+      this.planAt = this.now + RETRY_MS;
+      if (shares.length > 0) { await this.moveAll(shares); return; }
     }
-    if (await this.isScrubDue()) await this.held('scrub', world.files, (hold, signal) => this.scrub(world.files, hold, signal));
+    if (from.length === 0 && this.mayEnlist && view.map.nodes.some(({ spare }) => spare === true)) {
+      await enlistSpares(this.context.store);
+      this.mayEnlist = false;
+    }
+    const back = this.history.returned(this.now, this.limits.settleMs);
+    if (back.length > 0 || [...this.due].some((id) => this.mayTry(id))) { await this.lookAt(back); return; }
+    if (!await this.isScrubDue()) return;
+    const files = await listFiles(this.context.store);
+    await this.held('scrub', files, (hold, signal) => this.scrub(files, hold, signal));
   }
 
-  private async look(): Promise<World> {
-    const { store } = this.context;
-    const [map, files, present] = await Promise.all([readMap(store), listFiles(store), presentNodes(store)]);
+  private async look(): Promise<View> {
+    const [map, present] = await Promise.all([readMap(this.context.store), presentNodes(this.context.store)]);
     this.history.observe(map, present, this.now);
-    return { map, files, present };
+    return { map, present };
   }
 
-  /** Nodes that files must do without: out, or being emptied. */
-  private homeless({ map, files }: World): string[] {
+  /** Nodes that files must do without: out, or being emptied; but for those that were found empty a moment ago. */
+  private homeless(map: ClusterMap): string[] {
     const out = this.history.out(this.now, this.limits.downOutMs);
-    return map.nodes.filter((node) => (out.includes(node.id) || node.leaving === true) && files.some((file) => file.nodes.includes(node.id))).map(({ id }) => id);
+    return map.nodes.filter((node) => (out.includes(node.id) || node.leaving === true) && this.now - (this.emptyAt.get(node.id) ?? -Infinity) >= EMPTY_MS).map(({ id }) => id);
   }
 
-  private sharesToMove(world: World): Share[] {
-    const from = this.homeless(world), shares: Share[] = [];
-    if (from.length === 0) return [];
-    const held = new Shares(world.map, world.present, world.files);
-    for (const file of world.files) {
+  /** What can move from these nodes now, and the files that have no node to go to. */
+  private plan({ map, present }: View, files: readonly FileRecord[], from: readonly string[]): { shares: Share[]; stuck: FileRecord[] } {
+    const shares: Share[] = [], stuck: FileRecord[] = [], held = new Shares(map, present, files);
+    for (const file of files) {
       const index = file.nodes.findIndex((id) => from.includes(id));
       if (index < 0 || !this.mayTry(file.id)) continue;
       const to = held.target(file, index);
-      if (to === undefined) { this.say(`'${file.name}' has no node to go to from ${file.nodes[index]}: add one`); this.later(file.id); continue; }
+      if (to === undefined) { stuck.push(file); continue; }
       held.move(file, file.nodes[index]!, to);
       shares.push({ file, index, to });
     }
-    if (shares.length > 0) this.say(`${shares.length} ${shares.length === 1 ? 'file moves' : 'files move'} from ${[...new Set(shares.map(({ file, index }) => file.nodes[index]))].join(', ')} to ${[...new Set(shares.map(({ to }) => to))].join(', ')}`);
-    return shares;
+    return { shares, stuck };
+  }
+
+  private async moveAll(shares: readonly Share[]): Promise<void> {
+    this.say(`${shares.length} ${shares.length === 1 ? 'file moves' : 'files move'} from ${[...new Set(shares.map(({ file, index }) => file.nodes[index]))].join(', ')} to ${[...new Set(shares.map(({ to }) => (to === NOBODY ? 'those that are left' : to)))].join(', ')}`);
+    this.mayEnlist = true;
+    this.planAt = -Infinity;
+    await this.held('rebuild', shares.map(({ file }) => file), (hold, signal) => this.move(shares, hold, signal));
+  }
+
+  /** What these nodes lack, and what was left to do before. */
+  private async lookAt(back: readonly string[]): Promise<void> {
+    const all = await listFiles(this.context.store), ids = new Set(all.map(({ id }) => id));
+    for (const file of all) if (file.nodes.some((id) => back.includes(id))) this.due.add(file.id);
+    for (const id of this.due) if (!ids.has(id)) this.due.delete(id);
+    const files = all.filter(({ id }) => this.due.has(id) && this.mayTry(id));
+    if (files.length > 0) await this.held('rebuild', files, (hold, signal) => this.restore(files, hold, signal));
+    if (back.length === 0) return;
+    const removed = await listFiles(this.context.store, { deleted: true });
+    for (const id of back) {
+      await freeLeftovers(this.context, id, [...all.filter((file) => !file.nodes.includes(id)), ...removed].map((file) => file.id));
+      this.history.looked(id);
+    }
   }
 
   private async move(shares: readonly Share[], hold: RepairHold, signal: AbortSignal): Promise<void> {
@@ -236,13 +267,19 @@ class Repairer {
     for (await this.rest(); !isDone(); await this.rest()) {
       try {
         if (await isWished(this.context.store)) { abort(); return; }
-        const world = isScrub ? await this.look() : undefined;
-        if (world !== undefined && (this.history.returned(this.now, this.limits.settleMs).length > 0 || this.homeless(world).length > 0)) { abort(); return; }
+        if (isScrub && await this.isNeeded()) { abort(); return; }
       } catch (error) {
         if (codeOf(error) === undefined) throw error;
       }
       if (this.isOver) return;
     }
+  }
+
+  /** Whether a node needs attention, and something can be done. */
+  private async isNeeded(): Promise<boolean> {
+    const view = await this.look(), from = this.homeless(view.map);
+    if (this.history.returned(this.now, this.limits.settleMs).length > 0) return true;
+    return from.length > 0 && this.plan(view, await listFiles(this.context.store), from).shares.length > 0;
   }
 
   /** A tick; shorter when it is over. */

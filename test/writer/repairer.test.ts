@@ -235,6 +235,20 @@ void t.test('when most nodes seem lost, or there is none to go to, nothing moves
   });
 });
 
+void t.test('a lost node that nobody can stand in for keeps no scrub from its end', async (t) => {
+  await withCluster({ nodes: 3 }, async (cluster) => {
+    const client = await cluster.client('w1'), shared = cluster.memory.client();
+    await store(client, 'a', randomBytes(cluster.world, 'data', 300_000));
+    const watching = await repairer(cluster, 'r1', { scrubMs: 1000, downOutMs: 500, bytesPerSecond: 300_000 });
+    await stop(cluster, 'n3');
+    await until(cluster, 'two scrubs have ended', async () => ((await readScrub(shared))?.passes ?? 0) >= 2);
+    t.match((await readScrub(shared))?.last, { files: 1, filesFailed: 0, unitsChecked: 294, unitsDamaged: 0, stripesLost: 0 });
+    t.ok(watching.said.includes('\'a\' has no node to go to from n3: add one'));
+    await watching.end();
+    await client.close();
+  });
+});
+
 void t.test('without a spare a lost node\'s share of a spread file goes to all the others', async (t) => {
   await withCluster({ nodes: 9 }, async (cluster) => {
     const client = await cluster.client('w1'), data = randomBytes(cluster.world, 'data', 200_000);
