@@ -35,6 +35,8 @@ export interface TestbedOptions {
   readonly durability: Durability;
   /** Default 'soft': the software switch. 'bmv2': one P4 switch, through which every frame goes. */
   readonly switchKind?: 'soft' | 'bmv2';
+  /** Nodes take units as packets too; with BMv2 they do anyway. */
+  readonly packets?: boolean;
   /** Refused when the network has too few nodes for it. */
   readonly code?: string;
   /** Of each agent and node. Default 64 MiB. */
@@ -196,7 +198,7 @@ export class Testbed {
   }
 
   private packetArguments(role: 'switch' | 'node', address: string): string[] {
-    if (this.plan === undefined) return [];
+    if (this.plan === undefined) return role === 'node' && this.options.packets === true ? ['--packet-port', String(PORT + 2)] : [];
     return role === 'node' ? ['--packet-port', String(PORT + 2)]
       : ['--target', 'bmv2', '--p4runtime', P4RUNTIME, '--ports', join(this.state.path, 'ports.json'), '--artefact', this.plan.artefact, '--probe-from', address];
   }

@@ -14,7 +14,7 @@ const DRAIN_MS = 200;
 /** A stream that has not been measured after so many times its duration is given up. */
 const PATIENCE = 6000;
 
-export interface Access { readonly cluster: string; readonly parity: 'switch' | 'host'; readonly ringMemoryBytes?: number; readonly deadlineMs?: number; readonly holdMs?: number }
+export interface Access { readonly cluster: string; readonly parity: 'switch' | 'host'; readonly ringMemoryBytes?: number; readonly deadlineMs?: number; readonly holdMs?: number; readonly dataPath?: 'ring' | 'packets' }
 export interface FileSpec { readonly name: string; readonly code: string; readonly unitBytes: number }
 
 export interface StreamResult {
