@@ -10,6 +10,7 @@
  * another controller. All that is written goes through one queue.
  */
 import { randomInt } from 'node:crypto';
+import { setTimeout as delay } from 'node:timers/promises';
 import { P4RuntimeError, type v1 } from 'tartan-p4runtime';
 import type { ClusterStore } from '../../cluster/cluster-store.js';
 import { readMap, registerSwitch, setSwitchState, watchMap } from '../../cluster/membership.js';
@@ -47,8 +48,8 @@ export interface PacketSwitchOptions {
 
 type State = SwitchEntry['state'];
 
-/** So many probes in a row must be unanswered: one packet may be lost. */
-const MISSED_PROBES = 3;
+/** Probes that may be under way at a time: a switch under load answers late. */
+const MOST_PROBES = 4;
 const RETRY_MS = 200;
 
 export class PacketSwitch {
@@ -66,8 +67,13 @@ export class PacketSwitch {
   #isReconciled = false;
   /** A restarted agent takes from the switch what it was doing, once. */
   #isFresh = true;
-  #missedProbes = 0;
-  #wasAnswered = false;
+  /** When a probe was last answered rightly, on the clock of performance.now(); of the program as it is since the last push. */
+  #answeredAtMs = -Infinity;
+  #probesUnderWay = 0;
+  /** Grows with every push and session: an answer from before says nothing of what is there now. */
+  #generation = 0;
+  /** The session's program was there already when it began, at this time; undefined once it has answered, or was pushed. */
+  #foundAtMs: number | undefined;
   #published: State | undefined;
   #lastNote = '';
   #watch: { close(): void } | undefined;
@@ -183,8 +189,7 @@ export class PacketSwitch {
         this.#controller = controller;
         this.#isReconciled = false;
         this.#running = undefined;
-        this.#missedProbes = 0;
-        this.#wasAnswered = false;
+        this.#forgetAnswers();
         this.#note(`controls the switch at ${address}`);
         while (!this.#isStopping && controller.ended === undefined) {
           await this.#exclusive(() => this.#tend(controller));
@@ -229,25 +234,40 @@ export class PacketSwitch {
     await this.#become(await this.#judge(controller));
   }
 
-  /** What the data plane says of itself. */
+  /** What the data plane says of itself: it counts as silent when no probe was answered for a deadline. */
   async #judge(controller: Controller): Promise<State> {
     const { parity, probe, deadlineMs } = this.#options;
     if (this.#wanted !== parity) return 'forwarding';
     if (probe === undefined) return 'programmable';
-    const answer = await probe.ask(deadlineMs / 4);
-    if (answer?.cookie === parity.cookie) {
-      this.#missedProbes = 0;
-      this.#wasAnswered = true;
+    await this.#probe(deadlineMs / 4);
+    const now = performance.now();
+    if (now - this.#answeredAtMs <= deadlineMs) {
+      this.#foundAtMs = undefined;
       return 'programmable';
     }
-    this.#missedProbes++;
-    if (this.#missedProbes < MISSED_PROBES && this.#wasAnswered) return this.state;
     // A server may show a program that was saved and never committed.
-    if (this.#missedProbes === MISSED_PROBES && !this.#wasAnswered) {
-      this.#note('the program does not answer: pushing it anew');
+    if (this.#foundAtMs !== undefined && now - this.#foundAtMs > deadlineMs) {
+      this.#note('the program that was there does not answer: pushing it anew');
       await this.#install(controller);
     }
     return 'forwarding';
+  }
+
+  /** Sends a probe, and waits a while; an answer that comes later counts too. */
+  async #probe(waitMs: number): Promise<void> {
+    const { parity, probe, deadlineMs } = this.#options, generation = this.#generation;
+    if (this.#probesUnderWay >= MOST_PROBES) { await delay(waitMs); return; }
+    this.#probesUnderWay++;
+    const answered = probe!.ask(deadlineMs).then((answer) => {
+      if (answer?.cookie === parity.cookie && generation === this.#generation) this.#answeredAtMs = performance.now();
+    }).finally(() => { this.#probesUnderWay--; });
+    await Promise.race([answered, delay(waitMs)]);
+  }
+
+  #forgetAnswers(): void {
+    this.#generation++;
+    this.#answeredAtMs = -Infinity;
+    this.#foundAtMs = undefined;
   }
 
   async #change(wanted: Artefact, verb: string): Promise<void> {
@@ -267,7 +287,7 @@ export class PacketSwitch {
         }
       }
       let state = await this.#judge(controller);
-      for (let again = 1; again < MISSED_PROBES && wanted === this.#options.parity && state !== 'programmable'; again++) state = await this.#judge(controller);
+      for (let again = 1; again < MOST_PROBES && wanted === this.#options.parity && state !== 'programmable'; again++) state = await this.#judge(controller);
       await this.#become(state);
     });
     this.#wake();
@@ -282,7 +302,7 @@ export class PacketSwitch {
     await controller.install(this.#wanted, entities);
     this.#isReconciled = true;
     this.#running = this.#wanted;
-    this.#missedProbes = 0;
+    this.#forgetAnswers();
     this.#counts.pipelinesPushed++;
     this.#counts.entriesWritten += entities.length;
     this.#note(`pushed ${this.#wanted.name} with ${entities.length} entries`);
@@ -298,6 +318,7 @@ export class PacketSwitch {
     const written = await this.#write(controller, steps);
     this.#isReconciled = true;
     this.#running = this.#wanted;
+    this.#foundAtMs = performance.now();
     this.#counts.reconciliations++;
     this.#note(`compared ${present.length} entries of the switch, wrote ${written}`);
   }

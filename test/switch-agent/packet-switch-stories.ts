@@ -191,19 +191,42 @@ export function stories(t: Test, makeRig: () => Promise<Rig>): void {
     t.same(await held(rig, PARITY), before);
   });
 
-  t.test('a data plane that is silent is only forwarding', async (t) => {
-    let isSilent = false;
-    const { store, states } = await begin(t, async () => {
-      const rig = await makeRig();
-      return { ...rig, kill: () => rig.kill(), restart: () => rig.restart(), ask: async () => isSilent ? undefined : rig.ask() };
-    });
+  t.test('a data plane that is silent is only forwarding, one that is slow is programmable', async (t) => {
+    const plane = { isSilent: false, lateMs: 0 }, { store, states, switchAgent } = await begin(t, () => impaired(makeRig, plane));
     states.length = 0;
-    isSilent = true;
+    plane.isSilent = true;
     await until(async () => (await readMap(store)).switches[0]?.state === 'forwarding', 'forwarding');
-    isSilent = false;
+    plane.isSilent = false;
+    plane.lateMs = DEADLINE_MS / 2;
     await until(async () => (await readMap(store)).switches[0]?.state === 'programmable', 'programmable');
+    await delay(4 * DEADLINE_MS);
     t.same(states, ['forwarding', 'programmable']);
+    t.match(await switchAgent.counters(), { tartan_switch_pipelines_pushed: 1 }, 'it had its program all the time');
   });
+
+  t.test('a program that is said to be there and never answers is pushed anew, once', async (t) => {
+    const plane = { isSilent: false, lateMs: 0 }, { restartAgent } = await begin(t, () => impaired(makeRig, plane));
+    plane.isSilent = true;
+    const next = await restartAgent('forwarding');
+    await until(async () => (await next.counters())['tartan_switch_pipelines_pushed'] === 1, 'pushed');
+    await delay(3 * DEADLINE_MS);
+    t.match(await next.counters(), { tartan_switch_pipelines_pushed: 1, tartan_switch_programmable: 0 }, 'what does not help once does not help twice');
+    plane.isSilent = false;
+    await until(() => Promise.resolve(next.state === 'programmable'), 'programmable');
+  });
+}
+
+/** A switch whose data plane can fall silent, or answer late. */
+async function impaired(makeRig: () => Promise<Rig>, plane: { readonly isSilent: boolean; readonly lateMs: number }): Promise<Rig> {
+  const rig = await makeRig();
+  return {
+    address: rig.address, kill: () => rig.kill(), restart: () => rig.restart(),
+    ask: async () => {
+      if (plane.isSilent) return undefined;
+      await delay(plane.lateMs);
+      return rig.ask();
+    },
+  };
 }
 
 /** A cluster of three nodes that take packets, and an agent whose switch is programmable. */
