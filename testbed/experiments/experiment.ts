@@ -55,6 +55,8 @@ export function settingOf(context: ExperimentContext, more: { readonly durabilit
   };
 }
 
+/** In a chart's subtitle. */
+export const BMV2_CAPTION = 'through BMv2: it shows function, not the speed of a switch chip';
 /** Under what runs on BMv2. */
 export const BMV2_NOTE = 'The switch is BMv2, a software model of a P4 switch: it shows that the program does what it should, not the speed of a switch chip.';
 

@@ -16,7 +16,7 @@ import { Testbed } from '../testbed.js';
 import type { TimelineResult } from '../timeline.js';
 import { formatMbit, starTopology } from '../topology.js';
 import type { Experiment, ExperimentContext } from './experiment.js';
-import { BMV2_NOTE, common, digits, settingOf } from './experiment.js';
+import { BMV2_CAPTION, BMV2_NOTE, common, digits, settingOf } from './experiment.js';
 import { LEAST_IDLE, measureStreams } from './measure-stream.js';
 
 export interface FallbackPlan {
@@ -212,11 +212,11 @@ function resultOf({ setting, plan, steps, isBmv2, rateMbit, naive, idle, runs, k
       `Detection by silence takes the deadline, ${plan.deadlineMs} ms; after a return the writer waits ${plan.holdMs} ms before it goes back.`,
       `${(idle * 100).toFixed(0)} % of the CPUs were idle during the rounds that are shown${idle < LEAST_IDLE ? ': less than the 20 % that make times trustworthy' : ''}.`,
     ],
-    chart: chartOf(rows, events, rateMbit),
+    chart: chartOf(rows, events, rateMbit, isBmv2 ? [BMV2_CAPTION] : []),
   };
 }
 
-export function chartOf(rows: readonly Row[], events: readonly EventFigures[], rateMbit: number): Result['chart'] {
+export function chartOf(rows: readonly Row[], events: readonly EventFigures[], rateMbit: number, captions: readonly string[] = []): Result['chart'] {
   const isLoss = (event: string): boolean => [...STEPS, ...BMV2_STEPS].find((step) => step.event === event)?.goalMs({ ...QUICK }) !== undefined;
   // Smoothed for the eye over 100 ms; the dots are the 10 ms figures themselves.
   let segment = 0;
@@ -234,7 +234,7 @@ export function chartOf(rows: readonly Row[], events: readonly EventFigures[], r
   const marks = events.map(({ event, atMs, gapMs }, i) => ({ s: atMs / 1000, label: gapMs > 0 ? `${event}: gap ${gapMs.toFixed(0)} ms` : event, loss: isLoss(event), y: most * (1 - 0.05 * (i % 4)) }));
   const x = { field: 's', type: 'quantitative' as const, title: 'time (s)', axis: { grid: false }, scale: { nice: false } };
   return {
-    title: { text: 'Acknowledged throughput of one writer while its switch fails', subtitle: [`xor(2+1), links of ${formatMbit(rateMbit)}, nodes that discard; dots: every 10 ms; line: mean over 100 ms`] },
+    title: { text: 'Acknowledged throughput of one writer while its switch fails', subtitle: [`xor(2+1), links of ${formatMbit(rateMbit)}, nodes that discard; dots: every 10 ms; line: mean over 100 ms`, ...captions] },
     width: 760, height: 280,
     layer: [
       { data: { values: values.filter((each) => Number(each.mbPerS) <= most) }, mark: { type: 'circle', size: 5, opacity: 0.3, color: '#555' }, encoding: { x, y: { field: 'mbPerS', type: 'quantitative', title: 'acknowledged (MB/s)', scale: { domain: [0, most], nice: false } } } },

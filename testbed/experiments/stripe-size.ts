@@ -13,7 +13,7 @@ import { spread } from '../report/result.js';
 import { Testbed } from '../testbed.js';
 import { formatMbit, starTopology } from '../topology.js';
 import type { Experiment, ExperimentContext } from './experiment.js';
-import { BMV2_NOTE, common, digits, settingOf } from './experiment.js';
+import { BMV2_CAPTION, BMV2_NOTE, common, digits, settingOf } from './experiment.js';
 import { LEAST_IDLE, measureStreams } from './measure-stream.js';
 
 const KIB = 1024;
@@ -99,7 +99,7 @@ export async function runStripeSize(context: ExperimentContext, plan: StripeSize
       'The writer\'s link is shaped to be the limit, as in the reference; its rate here is far lower, the ratio is what compares.',
       'A point counts only when both modes left at least 20 % of the CPUs idle in every repetition; hollow marks do not count.',
     ],
-    chart: chartOf(rows, rateMbit),
+    chart: chartOf(rows, rateMbit, context.switchKind === 'bmv2' ? [BMV2_CAPTION] : []),
   };
 }
 
@@ -125,7 +125,7 @@ function goalsOf(rows: readonly Row[]): Goal[] {
   ];
 }
 
-export function chartOf(rows: readonly Row[], rateMbit: number): Result['chart'] {
+export function chartOf(rows: readonly Row[], rateMbit: number, captions: readonly string[] = []): Result['chart'] {
   const codes = [...new Set(rows.map((row) => String(row['code'])))];
   const name = (parity: string): string => (parity === 'switch' ? 'parity in the switch' : 'parity on the host');
   const values = rows.map((row) => ({ ...row, mode: name(String(row['parity'])) }));
@@ -151,7 +151,7 @@ export function chartOf(rows: readonly Row[], rateMbit: number): Result['chart']
       },
     ],
   };
-  const title = { text: 'Sequential writes of one writer', subtitle: [`links of ${formatMbit(rateMbit)}; median, least and most; × is switch ÷ host`, 'hollow: the CPUs were not idle enough for the point to count'] };
+  const title = { text: 'Sequential writes of one writer', subtitle: [`links of ${formatMbit(rateMbit)}; median, least and most; × is switch ÷ host`, 'hollow: the CPUs were not idle enough for the point to count', ...captions] };
   return many
     ? { title, data: { values }, facet: { field: 'code', type: 'nominal', title: null, sort: codes }, columns: 2, spec: layers, resolve: { scale: { y: 'independent', x: 'shared' } } } as Result['chart']
     : { title: { ...title, text: `${title.text}, ${codes[0] ?? ''}` }, data: { values }, ...layers } as Result['chart'];
