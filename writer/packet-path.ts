@@ -137,7 +137,7 @@ export class PacketPath implements StripePath {
   /** A node's answer about a unit. */
   answered(_link: NodeLink, unit: number, refusal: number, stripe: number, _writerEpoch: number, counter: number, mapEpoch: number, nodeMapEpoch: number): void {
     const { slots } = this.options;
-    for (const tag of this.active) {
+    for (const tag of unit < slots.k + slots.m ? this.active : []) {
       if (this.counter[tag] !== counter || this.stripe[tag] !== stripe) continue;
       if (this.words[((tag * slots.slotBytes + slots.dataHeadersOffset) >> 2) + W.MAP_EPOCH] !== mapEpoch) break;
       if ((this.pending[tag]! & (1 << unit)) === 0) break;

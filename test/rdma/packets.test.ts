@@ -344,3 +344,52 @@ t.test('a unit that stays incomplete loses its slot; cancelled and flushed reque
   t.same(statuses.slice(2), [Status.FLUSHED]);
   await receiving.close();
 });
+
+t.test('damaged packets of every kind, thousands of them, are counted one by one, and both sides go on', async (t) => {
+  const random = bytesOf(mulberry(seed ^ 77));
+  const receiving = await device.openPacketSocket!(HOST, 0), writer = await device.openPacketSocket!(HOST, 0);
+  const raw = createSocket('udp4');
+  await new Promise<void>((resolve) => { raw.bind(0, HOST, resolve); });
+  const sink = new Sink(receiving, 4096).receive({ port: raw.address().port }, NAME.writerEpoch, 50);
+  const sender = writer.createSender(() => undefined);
+  const region = device.allocate(1 << 20);
+  const stripe = namedStripe(3, 2, 1024, randomData(random, 3000), 12_000), layout = place(stripe, region, 0);
+  // Something is under way to which wrong acknowledgements might seem to belong.
+  sender.postUnit(1, region, layout.dataHeadersOffset, 88, layout.unitsOffset, 1024, 256, ipv4Of(HOST), 9);
+  device.ring();
+  const good = [...stripe.headers.map((header, unit) => {
+    const packet = new Uint8Array(PACKET_HEADER_BYTES + header.length + 512);
+    packet.set(header, PACKET_HEADER_BYTES);
+    packet.set(stripe.units[unit]!.subarray(0, 512), PACKET_HEADER_BYTES + header.length);
+    return { packet, type: unit < 3 ? PacketType.UNIT : random(2) === 0 ? PacketType.UNIT : PacketType.PARITY, to: receiving.port, headerBytes: header.length };
+  }), { packet: new Uint8Array(PACKET_HEADER_BYTES + 16 + 2 * 40), type: 6, to: writer.port, headerBytes: 0 }];
+  const view = new DataView(good.at(-1)!.packet.buffer);
+  view.setBigUint64(24, BigInt(NAME.fileId), true);
+  view.setUint32(32, NAME.writerEpoch, true);
+  for (const at of [40, 80]) { view.setBigUint64(at, BigInt(NAME.stripe), true); view.setUint32(at + 8, NAME.counter, true); view.setUint32(at + 12, NAME.mapEpoch, true); }
+  const packets = 6000;
+  for (let i = 0; i < packets; i++) {
+    const { packet: whole, type, to, headerBytes } = good[random(good.length)]!;
+    const packet = whole.slice(0, random(10) === 0 ? random(whole.length + 1) : whole.length);
+    const seal = (): void => { if (packet.length >= PACKET_HEADER_BYTES + Math.min(headerBytes, 88)) encodePacketHeader({ type, k: type === 6 ? 0 : 3, m: type === 6 ? 0 : 2, group: 0, mapEpoch: type === 6 ? 0 : NAME.mapEpoch, offset: random(2) * 512, chunkBytes: type === 6 ? 2 : 512 }, packet, headerBytes); };
+    const damage = (): void => { for (let n = random(4); n > 0 && packet.length > 0; n--) packet[random(packet.length)]! ^= 1 << random(8); };
+    // Damaged before it is sealed: the checksum holds, what it covers does not.
+    if (random(2) === 0) { damage(); seal(); } else { seal(); damage(); }
+    await new Promise<void>((resolve) => { raw.send(packet, to, HOST, () => { resolve(); }); });
+  }
+  const settled = () => receiving.counters().packetsReceived + writer.counters().packetsReceived;
+  for (let before = -1; before !== settled();) { before = settled(); await new Promise((resolve) => setTimeout(resolve, 100)); }
+  t.ok(settled() > packets * 0.9, `${settled()} of ${packets} came`);
+  const { malformed, unknown, stale, noSlot, mismatch } = receiving.counters();
+  t.comment(JSON.stringify({ malformed, unknown, stale, noSlot, mismatch, arrived: sink.arrived.length }));
+  t.ok(malformed > 100 && unknown > 10 && writer.counters().malformed > 100);
+  // Both sides still do what they should.
+  const second = new Sink(receiving, 4096).receive(writer);
+  sender.postUnit(2, region, layout.dataHeadersOffset, 88, layout.unitsOffset, 1024, 256, ipv4Of(HOST), receiving.port);
+  device.ring();
+  while (second.arrived.length === 0) await new Promise<void>((resolve) => { second.onArrived = resolve; });
+  t.same(second.arrived, [{ header: stripe.headers[0]!, payload: stripe.units[0]! }]);
+  raw.close();
+  await writer.close();
+  await receiving.close();
+});
