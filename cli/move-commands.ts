@@ -36,7 +36,7 @@ export async function rebalanceNodes({ to, bytesPerSecond }: MoveCommandOptions,
   await moving(options, 'rebalance', 'rebalance', bytesPerSecond, () => true, async (client, settings) => {
     const report = await client.rebalance({ ...settings, ...(to !== undefined && { to }) });
     if (options.json) process.stdout.write(`${JSON.stringify(report)}\n`);
-    else process.stdout.write(`${table([['ID', 'BEFORE', 'AFTER'], ...report.nodes.map((each) => [each.id, formatBytes(Math.round(each.before)), formatBytes(Math.round(each.after))])])}\n${report.filesMoved} share${report.filesMoved === 1 ? '' : 's'} moved, ${formatBytes(report.bytesRestored)}\n`);
+    else process.stdout.write(`${table([['ID', 'BEFORE', 'AFTER'], ...[...report.nodes].sort((a, b) => a.id.localeCompare(b.id, 'en', { numeric: true })).map((each) => [each.id, formatBytes(Math.round(each.before)), formatBytes(Math.round(each.after))])])}\n${report.filesMoved} share${report.filesMoved === 1 ? '' : 's'} moved, ${formatBytes(report.bytesRestored)}\n`);
     if (report.waiting.length > 0) process.stderr.write(`left where they are, for they are being written: ${named(report.waiting)}\n`);
     if (report.failed.length > 0) throw new TartanError('ERR_WOULD_LOSE', `Cannot move a share of ${report.failed.map(({ name, why }) => `'${name}': ${why}`).slice(0, 3).join('; ')}`);
   });

@@ -105,6 +105,8 @@ t.test('a node is drained while files are read and written, removed, and another
   t.match((await run('node', 'drain', 'n2')).stderr, /^tartan: ERR_NOT_FOUND/);
   const rows = await list();
   t.same(rows.map(({ id, files }) => [id, files]), [['n1', 2], ['n3', 2], ['n4', 2]]);
+  t.match(await well('node', 'rebalance', '--rate', '20MB'), /^ID +BEFORE +AFTER\nn1 [\s\S]*\n\d+ shares? moved, /);
+  t.match((await run('node', 'rebalance', 'n9')).stderr, /^tartan: ERR_NOT_FOUND: Cannot move shares to node 'n9'/);
   await well('down');
   t.notMatch(await well('up', '--size', '256MiB', '--no-repairer'), /^n2/m, 'who was removed is not started again');
   t.same((await list()).map(({ id, state, present }) => [id, state, present]), [['n1', 'up', true], ['n3', 'up', true], ['n4', 'up', true]], 'and who was added is');
