@@ -1,6 +1,6 @@
 /**
- * Units that a node keeps of files that have no share on it any more, because it has moved, or was about to come: nobody asks
- * for them, and their room is wanted.
+ * Units that a node keeps of files that have no share on it any more, because it has moved, or was about to come, or of files
+ * that were removed while the node was down: nobody asks for them, and their room is wanted.
  *
  * What frees them must not come late: the share may be on its way back. So each order is given under the map's epoch under
  * which the record was read; moves raise the epoch, and a node that was sent anything since refuses an older one.
@@ -38,11 +38,13 @@ async function freeOne(context: ClientContext, nodes: NodeSet, id: string, fileI
   for (let attempt = 1; ; attempt++) {
     nodes.map = await readMap(context.store);
     const file = await find(context, fileId), link = nodes.linkTo(0);
-    if (file === undefined || file.nodes.includes(id) || file.moves?.some(({ to }) => to === id) === true || link === undefined) return false;
+    if (file === undefined || link === undefined) return false;
     try {
-      if (file.state === 'deleted') { await link.request({ $case: 'deleteFile', value: { fileId } }); return true; }
       const held = await link.request({ $case: 'inventory', value: { fileId, fromStripe: 0, limit: 1, verify: false } });
       if (held.units.length === 0) return false;
+      // The id is never given again.
+      if (file.state === 'deleted') { await link.request({ $case: 'deleteFile', value: { fileId } }); return true; }
+      if (file.nodes.includes(id) || file.moves?.some(({ to }) => to === id) === true) return false;
       // All owners so far: were the share to come back, the next one's units are taken.
       await link.request({ $case: 'discard', value: { fileId, fromStripe: 0, writerEpoch: file.writerEpoch + 1 } });
       return true;

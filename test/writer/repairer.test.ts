@@ -137,11 +137,14 @@ void t.test('a node that comes back with a blank store is filled, one that misse
     const writer = await client.create('a', { unitBytes: 1024 });
     writer.write(data.subarray(0, 40_000));
     await writer.flush();
-    const watching = await repairer(cluster, 'r1');
+    const removed = await store(client, 'removed', data.subarray(0, 9000)), watching = await repairer(cluster, 'r1');
     await stop(cluster, 'n2');
     writer.write(data.subarray(40_000));
     await writer.flush();
+    await client.remove('removed');
     await start(cluster, 'n2');
+    t.ok((await cluster.inventory('n2', removed.id)).length > 0, 'it has not heard of the removal');
+    await until(cluster, 'its room is free', async () => (await cluster.inventory('n2', removed.id)).length === 0);
     const { id } = await client.stat('a');
     // Its writer is there all the time: what it has published is restored, and the rest when it is.
     await until(cluster, 'n2 has all', async () => (await cluster.inventory('n2', id)).length >= 44);
