@@ -10,8 +10,13 @@ import { FLOOD_GROUP } from './forwarding.js';
 import { neighbourOf, type PortMap } from './port-map.js';
 import { unitPlace, type Group, type UnitPlace } from './split.js';
 
+/** How much a switch holds. */
+export interface Room { readonly groups: number; readonly copies: number }
+
 /** Sizes of p4/split.p4's tables. */
-const MOST_GROUPS = 4096, MOST_REPLICAS = 32_768;
+export const TABLE_ROOM: Room = { groups: 4096, copies: 32_768 };
+/** BMv2 has room for 4096 pairs of a multicast group and an instance; one is the flood's. */
+export const BMV2_ROOM: Room = { groups: TABLE_ROOM.groups, copies: 4095 };
 const LAST_ID = 0xffff_ffff;
 
 interface Entered { readonly group: Group; readonly name: string | undefined; removeAtMs: number | undefined }
@@ -23,7 +28,7 @@ export class GroupBook {
   private replicas = 0;
 
   /** @param lastId  the number before the first that is given */
-  constructor(private lastId: number) {}
+  constructor(private lastId: number, private readonly room: Room = TABLE_ROOM) {}
 
   get size(): number { return this.records.size; }
 
@@ -41,8 +46,8 @@ export class GroupBook {
     if (known !== undefined) return { group: this.records.get(known)!.group, isNew: false };
     const units = nodes.map((id) => placeOf(map, ports, id));
     const copies = units.filter((each) => each !== undefined).length;
-    if (this.records.size >= MOST_GROUPS || this.replicas + copies > MOST_REPLICAS) {
-      throw new TartanError('ERR_CAPACITY', `Cannot open a group of ${nodes.join(', ')}: the switch has ${this.records.size} groups with ${this.replicas} copies, and takes ${MOST_GROUPS} with ${MOST_REPLICAS}`);
+    if (this.records.size >= this.room.groups || this.replicas + copies > this.room.copies) {
+      throw new TartanError('ERR_CAPACITY', `Cannot open a group of ${nodes.join(', ')}: the switch has ${this.records.size} groups with ${this.replicas} copies, and takes ${this.room.groups} with ${this.room.copies}`);
     }
     const group: Group = { id: this.nextId(), multicast: this.freeMulticast(), mapEpoch: map.epoch, k, m, units };
     this.add({ group, name, removeAtMs: undefined });

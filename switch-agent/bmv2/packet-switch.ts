@@ -22,7 +22,7 @@ import type { Artefact } from './artefact.js';
 import { Controller } from './controller.js';
 import { difference, entering, removing } from './difference.js';
 import { forwardingEntries } from './forwarding.js';
-import { GroupBook } from './group-book.js';
+import { BMV2_ROOM, GroupBook } from './group-book.js';
 import { PacketCounters } from './packet-counters.js';
 import type { PortMap } from './port-map.js';
 import { serviceEntries } from './service.js';
@@ -85,7 +85,7 @@ export class PacketSwitch {
   constructor(options: PacketSwitchOptions) {
     this.#options = options;
     this.#wanted = options.parity;
-    this.#book = new GroupBook(randomInt(1, 2 ** 31));
+    this.#book = new GroupBook(randomInt(1, 2 ** 31), BMV2_ROOM);
   }
 
   /** The program that the switch runs, as `tartan status` shows it; empty when it is not ours or not known. */

@@ -66,6 +66,21 @@ export function stories(t: Test, makeRig: () => Promise<Rig>): void {
     t.same(await held(rig, PARITY), before, 'nothing was entered');
   });
 
+  t.test('a switch that is full says so, and serves the groups that it has', async (t) => {
+    const { rig, switchAgent, epoch } = await begin(t, makeRig);
+    // Repeating nodes, which no layout does: three nodes make enough sets so.
+    const sets = Array.from({ length: 700 }, (_, i) => ({ nodes: Array.from({ length: 6 }, (_, u) => `n${1 + Math.floor(i / 3 ** u) % 3}`) }));
+    const open = async (from: number, to: number) => (await switchAgent.openGroups({ mapEpoch: epoch, k: 2, m: 4, sets: sets.slice(from, to) })).groups;
+    const groups = [...await open(0, 300), ...await open(300, 600)];
+    await t.rejects(open(600, 700), { code: 'ERR_CAPACITY', message: /has 682 groups with 4092 copies, and takes 4096 with 4095/ });
+    const entries = await held(rig, PARITY);
+    t.equal(entries.filter((each) => each.startsWith('group ')).length, 600, 'none of a refused request');
+    t.equal(entries.filter((each) => each.startsWith('multicast ')).length, 601);
+    t.same(await open(0, 5), groups.slice(0, 5));
+    t.equal((await open(600, 682)).length, 82, 'what there is room for');
+    t.equal((await held(rig, PARITY)).filter((each) => each.startsWith('multicast ')).length, 683);
+  });
+
   t.test('a unit whose node is down gets no copy; under a new map the old group goes when its time has come', async (t) => {
     const { rig, store, switchAgent, epoch } = await begin(t, makeRig);
     const nodes = ['n1', 'n2', 'n3'];
