@@ -100,7 +100,10 @@ export class Bmv2Switch {
   #open(): ClientDuplexStream<DataPlanePacket, DataPlanePacket> {
     const stream = (this.#dataPlane as unknown as { packetStream(): ClientDuplexStream<DataPlanePacket, DataPlanePacket> }).packetStream();
     stream.on('data', ({ port, packet }: DataPlanePacket) => { this.#sent.push({ port, bytes: packet }); this.#changed(); });
-    stream.on('error', (error: Error) => { this.#dead ??= error; this.#changed(); });
+    // Opened before the program was there, a stream is closed by BMv2: the next packet opens another.
+    const ended = (): void => { if (this.#stream === stream) this.#stream = undefined; };
+    stream.on('error', ended);
+    stream.on('end', ended);
     return stream;
   }
 
