@@ -11,6 +11,8 @@ import type { Artefact } from './artefact.js';
 const { VERIFY_AND_SAVE, VERIFY_AND_COMMIT, COMMIT } = v1.SetForwardingPipelineConfigRequest_Action;
 const { COOKIE_ONLY } = v1.GetForwardingPipelineConfigRequest_ResponseType;
 
+const LEAST_CALL_MS = 5000;
+
 export class Controller {
   /** Why the stream ended; undefined while it is open. */
   ended: P4RuntimeError | undefined;
@@ -31,7 +33,8 @@ export class Controller {
    * @throws {P4RuntimeError} as connect() and arbitrate()
    */
   static async connect(options: { readonly address: string; readonly deviceId: number; readonly deadlineMs: number; readonly electionId: bigint; readonly takeOver: boolean }): Promise<Controller> {
-    const client = await connect({ address: options.address, deviceId: options.deviceId, deadlineMs: options.deadlineMs });
+    // Hundreds of entries take a busy switch longer than a silence that means death: that is what the stream and probes are for.
+    const client = await connect({ address: options.address, deviceId: options.deviceId, deadlineMs: Math.max(LEAST_CALL_MS, options.deadlineMs) });
     const controller = new Controller(client);
     try {
       const { primary } = await client.arbitrate(options.electionId);
