@@ -19,11 +19,22 @@ const TROUBLE_MS = 3000;
 /** What may go wrong while nodes and clients die. */
 const EXPECTED = new Set(['ERR_UNDECIDED', 'ERR_TOO_MANY_LOST', 'ERR_FENCED', 'ERR_CONNECT', 'ERR_CLOSED', 'ERR_DEADLINE', 'ERR_STALE_MAP', 'ERR_STALE_EPOCH', 'ERR_NOT_ENOUGH_NODES', 'ERR_WOULD_LOSE', 'ERR_ARGUMENT', 'ERR_MAP_UNAVAILABLE', 'ERR_NOT_FOUND']);
 
-/** Byte `at` of file `name`, whoever wrote it. */
-function bytesOf(name: string, from: number, length: number): Buffer {
-  const bytes = Buffer.alloc(length);
-  for (let i = 0; i < length; i++) bytes[i] = Math.imul((from + i + 1) ^ (name.charCodeAt(0) << 8), 0x9e3779b1) >>> 24;
-  return bytes;
+/** A file as its owners made it: each continues where it took over, with bytes that nobody else writes. */
+class Content {
+  private owners: { readonly from: number; readonly salt: number }[] = [];
+
+  /** A new owner has taken over with so many bytes: what others wrote beyond is rolled back, and never to be seen. */
+  takenOver(at: number, salt: number): void { this.owners = [...this.owners.filter(({ from }) => from < at), { from: at, salt }]; }
+
+  bytes(from: number, length: number): Buffer {
+    const bytes = Buffer.alloc(length);
+    let owner = this.owners.findLastIndex((each) => each.from <= from);
+    for (let i = 0; i < length; i++) {
+      while (owner + 1 < this.owners.length && this.owners[owner + 1]!.from <= from + i) owner++;
+      bytes[i] = Math.imul((from + i + 1) ^ (this.owners[owner]!.salt << 12), 0x9e3779b1) >>> 24;
+    }
+    return bytes;
+  }
 }
 
 class Story {
@@ -31,11 +42,13 @@ class Story {
   readonly counts = { appends: 0, reads: 0, moved: 0, scattered: 0, drainsKilled: 0, writersKilled: 0, faults: 0 };
   /** Bytes of each file that were acknowledged. */
   private readonly acknowledged = new Map<string, number>();
+  private readonly contents = new Map(['a', 'b', 'c'].map((name) => [name, new Content()]));
   private readonly away = new Set<string>();
   private readonly random: () => number;
   private readonly code: string;
   private over = false;
   private hosts = 0;
+  private owners = 0;
 
   constructor(private readonly seed: number) {
     this.cluster = new SimCluster({ seed, nodes: 4, diskBytes: DISK_BYTES, ringMemoryBytes: 16 << 20 });
@@ -101,9 +114,10 @@ class Story {
       writer.on('error', () => {});
       let at = writer.progress.acknowledgedBytes;
       if (at < this.acknowledged.get(name)!) throw new Error(`'${name}' is taken over with ${at} bytes, ${this.acknowledged.get(name)} were acknowledged`);
+      this.contents.get(name)!.takenOver(at, ++this.owners);
       for (let round = 1 + this.int(5); round > 0 && writer.errored === null; round--) {
         const length = 1 + this.int(6_000);
-        writer.write(bytesOf(name, at, length));
+        writer.write(this.contents.get(name)!.bytes(at, length));
         at += length;
         await this.trying(async () => {
           await Promise.race([writer.flush(), this.pause(1500)]);
@@ -130,7 +144,7 @@ class Story {
         try {
           for (let round = this.int(4); round >= 0; round--) {
             const from = this.int(reader.length + 1), bytes = await reader.read(from, this.pick([100, reader.length]));
-            if (!bytes.equals(bytesOf(name, from, bytes.length))) throw new Error(`'${name}' reads wrong from byte ${from}, for ${bytes.length}`);
+            if (!bytes.equals(this.contents.get(name)!.bytes(from, bytes.length))) throw new Error(`'${name}' reads wrong from byte ${from}, for ${bytes.length}`);
             this.counts.reads++;
             await this.pause(this.int(400));
             await reader.refresh();
@@ -205,7 +219,7 @@ class Story {
       for (const entry of new Set(down)) await entry.node!.stop();
       for (const file of files) {
         const reader = await client.open(file.name), bytes = await reader.read(0, file.length), floor = this.acknowledged.get(file.name)!;
-        if (file.length < floor || !bytes.equals(bytesOf(file.name, 0, file.length))) throw new Error(`'${file.name}' reads wrong without ${down.map(({ id }) => id).join(' and ')}; ${floor} bytes were acknowledged, it has ${file.length}`);
+        if (file.length < floor || !bytes.equals(this.contents.get(file.name)!.bytes(0, file.length))) throw new Error(`'${file.name}' reads wrong without ${down.map(({ id }) => id).join(' and ')}; ${floor} bytes were acknowledged, it has ${file.length}`);
         await reader.close();
       }
       for (const entry of new Set(down)) { entry.disk = entry.disk.crash(() => true); await cluster.startNode(entry); }
