@@ -59,7 +59,8 @@ export class Bmv2Switch {
    */
   static async start(grpcPort?: number): Promise<Bmv2Switch> {
     const [grpc, dataPlane, thrift] = [grpcPort ?? await freePort(), await freePort(), await freePort()];
-    const child = spawn('simple_switch_grpc', ['--no-p4', '--device-id', String(DEVICE_ID), '--thrift-port', String(thrift), '--log-level', 'error', '--',
+    // It ends with this process, also when that is killed (setpriv is util-linux').
+    const child = spawn('setpriv', ['--pdeathsig', 'KILL', 'simple_switch_grpc', '--no-p4', '--device-id', String(DEVICE_ID), '--thrift-port', String(thrift), '--log-level', 'error', '--',
       '--grpc-server-addr', `127.0.0.1:${grpc}`, '--dp-grpc-server-addr', `127.0.0.1:${dataPlane}`, '--cpu-port', String(CPU_PORT)], { stdio: 'ignore' });
     const client = new DataPlane(`127.0.0.1:${dataPlane}`, credentials.createInsecure(), { 'grpc.initial_reconnect_backoff_ms': 100, 'grpc.max_reconnect_backoff_ms': 200 });
     try {

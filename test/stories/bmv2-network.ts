@@ -91,7 +91,7 @@ export class Bmv2Network {
   async startBmv2(): Promise<void> {
     const log = openSync(join(this.state.logs, 'bmv2.log'), 'a');
     const ports = this.hosts.flatMap(({ port }) => ['-i', `${port}@p${port}`]);
-    const [program, ...args] = [...this.enter('sw'), 'simple_switch_grpc', '--no-p4', '--device-id', '1', ...ports, '--thrift-port', '9090', '--log-level', 'error', '--', '--grpc-server-addr', P4RUNTIME];
+    const [program, ...args] = ['setpriv', '--pdeathsig', 'KILL', ...this.enter('sw'), 'simple_switch_grpc', '--no-p4', '--device-id', '1', ...ports, '--thrift-port', '9090', '--log-level', 'error', '--', '--grpc-server-addr', P4RUNTIME];
     this.bmv2 = spawn(program!, args, { stdio: ['ignore', log, log] });
     closeSync(log);
   }
