@@ -67,8 +67,9 @@ export class PacketSwitch {
   #isReconciled = false;
   /** A restarted agent takes from the switch what it was doing, once. */
   #isFresh = true;
-  /** When a probe was last answered rightly, on the clock of performance.now(); of the program as it is since the last push. */
-  #answeredAtMs = -Infinity;
+  /** Whether the program, as it is since the last push, has answered; and when the first probe was sent that it has not, on the clock of performance.now(). */
+  #hasAnswered = false;
+  #silentSinceMs: number | undefined;
   #probesUnderWay = 0;
   /** Grows with every push and session: an answer from before says nothing of what is there now. */
   #generation = 0;
@@ -234,14 +235,14 @@ export class PacketSwitch {
     await this.#become(await this.#judge(controller));
   }
 
-  /** What the data plane says of itself: it counts as silent when no probe was answered for a deadline. */
+  /** What the data plane says of itself: it counts as silent when probes have gone unanswered for a deadline. */
   async #judge(controller: Controller): Promise<State> {
     const { parity, probe, deadlineMs } = this.#options;
     if (this.#wanted !== parity) return 'forwarding';
     if (probe === undefined) return 'programmable';
     await this.#probe(deadlineMs / 4);
     const now = performance.now();
-    if (now - this.#answeredAtMs <= deadlineMs) {
+    if (this.#hasAnswered && (this.#silentSinceMs === undefined || now - this.#silentSinceMs <= deadlineMs)) {
       this.#foundAtMs = undefined;
       return 'programmable';
     }
@@ -258,15 +259,19 @@ export class PacketSwitch {
     const { parity, probe, deadlineMs } = this.#options, generation = this.#generation;
     if (this.#probesUnderWay >= MOST_PROBES) { await delay(waitMs); return; }
     this.#probesUnderWay++;
+    this.#silentSinceMs ??= performance.now();
     const answered = probe!.ask(deadlineMs).then((answer) => {
-      if (answer?.cookie === parity.cookie && generation === this.#generation) this.#answeredAtMs = performance.now();
+      if (answer?.cookie !== parity.cookie || generation !== this.#generation) return;
+      this.#hasAnswered = true;
+      this.#silentSinceMs = undefined;
     }).finally(() => { this.#probesUnderWay--; });
     await Promise.race([answered, delay(waitMs)]);
   }
 
   #forgetAnswers(): void {
     this.#generation++;
-    this.#answeredAtMs = -Infinity;
+    this.#hasAnswered = false;
+    this.#silentSinceMs = undefined;
     this.#foundAtMs = undefined;
   }
 
