@@ -26,19 +26,13 @@ void PacketSender::flush() {
   while (!active_.empty()) complete(*operations_[active_.front()], FLUSHED);
 }
 
-uint32_t PacketSender::index_of(const Operation& operation) const {
-  for (uint32_t index : active_) {
-    if (operations_[index].get() == &operation) return index;
-  }
-  return UINT32_MAX;
-}
-
 void PacketSender::post(const WorkRequest& request) {
   if (request.opcode == CANCEL) return cancel(request.wr_id);
   if (free_.empty()) {
     services_.counters.allocations.add(1);
     free_.push_back(static_cast<uint32_t>(operations_.size()));
     operations_.push_back(std::make_unique<Operation>());
+    operations_.back()->index = free_.back();
   }
   const uint32_t index = free_.back();
   Operation& operation = *operations_[index];
@@ -107,7 +101,6 @@ bool PacketSender::prepare_unit(Operation& operation, const WorkRequest& request
   if (packet::HEADER_BYTES + wr.header_bytes + wr.most_chunk > packet::MAX_BYTES) return false;
   operation.k = header.k();
   operation.m = header.m();
-  operation.unit = header.unit();
   memcpy(operation.prefix, header.at, wr.header_bytes);
   operation.prefix_bytes = wr.header_bytes;
   operation.group = 0;
@@ -120,7 +113,7 @@ bool PacketSender::prepare_unit(Operation& operation, const WorkRequest& request
   operation.to.sin_addr.s_addr = htonl(wr.address);
   operation.to.sin_port = htons(static_cast<uint16_t>(wr.port));
   if (operation.chunk > wr.most_chunk || operation.chunks > MAX_CHUNKS) return false;
-  expect(operation, operation.unit, wr.payload_bytes);
+  expect(operation, header.unit(), wr.payload_bytes);
   return true;
 }
 
@@ -141,7 +134,6 @@ void PacketSender::start(Operation& operation) {
   operation.counter = header.counter();
   operation.map_epoch = header.map_epoch();
   operation.to.sin_family = AF_INET;
-  operation.active = true;
   operation.next = operation.placed = 0;
   operation.prefix_sum = packet::sum16(operation.prefix, packet::DATA_HEADER_BYTES);
   services_.hold(operation.region);
@@ -175,14 +167,12 @@ void PacketSender::complete(Operation& operation, uint8_t status) {
     if (operation.state[chunk] == Chunk::in_flight) in_flight_--;
   }
   services_.release(operation.region);
-  operation.active = false;
   operation.generation++;
-  const uint32_t index = index_of(operation);
-  const auto found = std::find(active_.begin(), active_.end(), index);
+  const auto found = std::find(active_.begin(), active_.end(), operation.index);
   if (static_cast<size_t>(found - active_.begin()) < next_unsent_) next_unsent_--;
   active_.erase(found);
   last_found_ = 0;
-  free_.push_back(index);
+  free_.push_back(operation.index);
 }
 
 void PacketSender::cancel(uint32_t wr_id) {
@@ -262,7 +252,7 @@ void PacketSender::acknowledge(Operation& operation, Unit& unit, uint32_t chunk,
 
 const PacketSender::Operation* PacketSender::live(const Sent& sent) const {
   const Operation& operation = *operations_[sent.operation];
-  const bool is_live = operation.active && operation.generation == sent.generation && operation.state[sent.chunk] == Chunk::in_flight && operation.sent_us[sent.chunk] == sent.at_us;
+  const bool is_live = operation.generation == sent.generation && operation.state[sent.chunk] == Chunk::in_flight && operation.sent_us[sent.chunk] == sent.at_us;
   return is_live ? &operation : nullptr;
 }
 
@@ -315,7 +305,7 @@ bool PacketSender::take_next(uint32_t& index, uint32_t& chunk) {
   for (; !lost_.empty(); lost_.pop()) {
     const Sent& sent = lost_.front();
     const Operation& operation = *operations_[sent.operation];
-    if (!operation.active || operation.generation != sent.generation || operation.state[sent.chunk] != Chunk::lost) continue;
+    if (operation.generation != sent.generation || operation.state[sent.chunk] != Chunk::lost) continue;
     index = sent.operation;
     chunk = sent.chunk;
     lost_.pop();

@@ -51,14 +51,14 @@ class PacketSender {
     std::vector<uint64_t> bits;
   };
   struct Operation {
-    uint32_t generation = 0;
-    bool active = false;
+    uint32_t index = 0;       // in operations_
+    uint32_t generation = 0;  // of what is under way; what has ended has another
     uint8_t opcode = 0;
     uint32_t wr_id = 0;
     Region* region = nullptr;
     uint64_t file = 0, stripe = 0;
     uint32_t writer_epoch = 0, counter = 0, map_epoch = 0;
-    uint32_t k = 0, m = 0, unit = 0;  // unit: of SEND_UNIT
+    uint32_t k = 0, m = 0;
     uint32_t group = 0, chunk = 0, chunks = 0, next = 0, placed = 0;
     const uint8_t* data[packet::MAX_K];
     uint32_t length[packet::MAX_K];
@@ -93,7 +93,6 @@ class PacketSender {
   bool take_next(uint32_t& operation, uint32_t& chunk);
   uint32_t build(Operation& operation, uint32_t chunk, uint32_t at);
   const Operation* live(const Sent& sent) const;
-  uint32_t index_of(const Operation& operation) const;
 
   Services& services_;
   PacketCounters& counters_;
@@ -111,7 +110,6 @@ class PacketSender {
   int64_t progress_us_ = 0;       // when something was last acknowledged, or sent with nothing under way
   bool is_probed_ = false;        // since then
   int64_t pace_due_us_ = 0;
-  bool blocked_ = false;
   uint8_t headers_[BATCH][packet::HEADER_BYTES];
   iovec pieces_[BATCH][MAX_PIECES];
   mmsghdr messages_[BATCH];
