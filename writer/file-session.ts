@@ -14,6 +14,7 @@ import { NodeSet } from '../pipeline/node-set.js';
 import { PacketLanes } from '../pipeline/packet-lanes.js';
 import { sleep } from '../wire/clock.js';
 import { TartanError, codeOf } from '../wire/errors.js';
+import { MAX_PACKET_K, MAX_PACKET_M } from '../wire/packet-header.js';
 import { Refusal } from '../wire/ring-messages.js';
 import { unitSlotBytes } from '../wire/slot-layout.js';
 import type { ClientContext } from './context.js';
@@ -341,9 +342,10 @@ export class FileSession {
   }
 }
 
-/** Where packets are wanted and the device has them; undefined: rings. */
+/** Where packets are wanted, the device has them, and the code fits them; undefined: rings. */
 async function openLanes(context: ClientContext, file: FileRecord, map: ClusterMap): Promise<PacketLanes | undefined> {
-  if (context.dataPath === 'ring') return undefined;
+  const { k, m } = parseCode(file.code);
+  if (context.dataPath === 'ring' || k > MAX_PACKET_K || m > MAX_PACKET_M) return undefined;
   const packetSwitch = map.switches.find(({ packets }) => packets !== undefined)?.packets;
   if (context.dataPath === 'auto' && (packetSwitch === undefined || context.device.openPacketSocket === undefined)) return undefined;
   const taking = map.nodes.find(({ id, packets }) => packets !== undefined && file.nodes.includes(id));

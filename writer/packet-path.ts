@@ -14,6 +14,7 @@ import { createSocket, type Socket } from 'node:dgram';
 import type { MemoryRegion } from 'tartan-rdma';
 import { ipv4Of } from 'tartan-rdma';
 import type { ClusterMap, FileRecord, PacketAddress, SwitchEntry } from '../cluster/records.js';
+import { makeCode, parseCode } from '../erasure/code/index.js';
 import type { Layout } from '../erasure/layout/index.js';
 import { nodeOfUnit } from '../erasure/layout/index.js';
 import type { NodeLink } from '../pipeline/node-link.js';
@@ -96,11 +97,13 @@ export class PacketPath implements StripePath {
   }
 
   /**
-   * @throws {TartanError} ERR_CONNECT: its program does not answer · ERR_CAPACITY: k or m are more than it takes, or it has no room
+   * @throws {TartanError} ERR_CONNECT: its program does not answer · ERR_CAPACITY: another code, or k or m, than it takes, or no room
    *   for groups · ERR_DEVICE_KIND: a node takes no packets · what OpenGroups throws
    */
   static async open(entry: SwitchEntry, options: PacketPathOptions): Promise<PacketPath> {
-    const { slots, nodes, context } = options;
+    const { slots, nodes, context, file } = options, code = parseCode(file.code);
+    // A node can't tell: what the program computes for another code has sound checksums, and decodes to nothing.
+    if (!makeCode('rs', code.k, code.m).matrix.every((coefficient, at) => coefficient === code.matrix[at])) throw new TartanError('ERR_CAPACITY', `Cannot send stripes of ${code.name} through switch ${entry.id}: its program computes xor, rs and copies only`);
     for (const index of nodes.upIndexes()) {
       if (nodes.linkTo(index)?.takesPackets === false) throw new TartanError('ERR_DEVICE_KIND', `Cannot send stripes through switch ${entry.id}: node ${nodes.linkTo(index)!.nodeId} takes no packets`);
     }
@@ -131,7 +134,7 @@ export class PacketPath implements StripePath {
     this.outcome[tag] = 0;
     this.pending[tag] = (((2 ** (slots.k + slots.m)) - 1) & ~this.words[head + W.MISSING_LO]!) >>> 0;
     if (!this.up) { this.settle(tag, Refusal.UNREACHABLE, 0, 0); return; }
-    if (this.queue.length > 0 || this.active.length >= this.room()) this.queue.push(tag); else this.post(tag);
+    this.offer(tag);
   }
 
   /** A node's answer about a unit. */
@@ -153,7 +156,8 @@ export class PacketPath implements StripePath {
   /** A node is gone: nothing that waits for it will be answered. @param index  in the file's list */
   nodeLost(index: number): void {
     const { layout, slots } = this.options;
-    for (const tag of [...this.active, ...this.queue]) {
+    // Those that wait first: none of them takes the place of one that is settled.
+    for (const tag of [...this.queue, ...this.active]) {
       for (let unit = 0; unit < slots.k + slots.m; unit++) {
         if ((this.pending[tag]! & (1 << unit)) === 0 || nodeOfUnit(layout, this.stripe[tag]!, unit) !== index) continue;
         this.settle(tag, Refusal.UNREACHABLE, unit, 0);
@@ -164,7 +168,7 @@ export class PacketPath implements StripePath {
 
   remap(map: ClusterMap): void {
     if (map.epoch === this.epoch) return;
-    for (const tag of [...this.active, ...this.queue, ...this.awaitingGroup]) this.settle(tag, Refusal.STALE_MAP, 0, map.epoch);
+    for (const tag of [...this.awaitingGroup, ...this.queue, ...this.active]) this.settle(tag, Refusal.STALE_MAP, 0, map.epoch);
     void this.reopen(map);
   }
 
@@ -173,7 +177,7 @@ export class PacketPath implements StripePath {
     this.up = false;
     this.probes.stop();
     this.options.owner.onLost(this, reason);
-    for (const tag of [...this.active, ...this.queue, ...this.awaitingGroup]) this.settle(tag, Refusal.UNREACHABLE, 0, 0);
+    for (const tag of [...this.awaitingGroup, ...this.queue, ...this.active]) this.settle(tag, Refusal.UNREACHABLE, 0, 0);
     this.options.context.hub.wake();
   }
 
@@ -192,6 +196,11 @@ export class PacketPath implements StripePath {
     let room = Infinity;
     for (let index = 0; index < nodes.count; index++) room = Math.min(room, nodes.linkTo(index)?.slots ?? Infinity);
     return room;
+  }
+
+  /** At once, or when there is room. */
+  private offer(tag: number): void {
+    if (this.queue.length > 0 || this.active.length >= this.room()) this.queue.push(tag); else this.post(tag);
   }
 
   private post(tag: number): void {
@@ -267,9 +276,10 @@ export class PacketPath implements StripePath {
       try {
         const [group] = await this.ask(this.epoch, [nodes]);
         this.groups.set(key, group!);
-        for (const tag of this.awaitingGroup.splice(0)) this.post(tag);
+        for (const tag of this.awaitingGroup.splice(0)) this.offer(tag);
       } catch (error) {
         if (codeOf(error) === undefined) throw error;
+        if (!this.usable) return; // of a map that is over: whoever waited has been or will be told
         this.close(`switch ${this.id} opens no group: ${(error as Error).message}`);
       }
     }));

@@ -41,6 +41,22 @@ for (const [code, nodes, unitBytes, lossPerMille, reorderPerMille] of [
   });
 }
 
+void t.test('a code that is too wide for packets goes over rings, beside nodes that take packets', async (t) => {
+  const cluster = new PacketCluster(undefined);
+  try {
+    await cluster.start(11);
+    const client = await cluster.client(), data = randomBytes(9 * 4096 * 3 + 77);
+    const writer = await client.create('wide', { code: 'rs(9,2)', unitBytes: 4096 });
+    writer.write(data);
+    await finish(writer);
+    t.ok((await (await client.open('wide')).read(0, data.length)).equals(data));
+    t.ok(cluster.nodes.every(({ node }) => node!.packetCounters()!.packetsReceived === 0));
+    await client.close();
+  } finally {
+    await cluster.end();
+  }
+});
+
 void t.test('a node that goes and comes back while a file is written loses nothing', async (t) => {
   const cluster = new PacketCluster({ seed, lossPerMille: 20, reorderPerMille: 100 });
   try {

@@ -23,8 +23,8 @@ interface Settled { tag: number; refusal: number; unit: number; mapEpoch: number
 
 /** Everything around a path. */
 class Rig {
-  readonly code = parseCode('rs(4,2)');
-  readonly file = { id: 7, name: 'f', code: 'rs(4,2)', unitBytes: UNIT_BYTES, nodes: ['n1', 'n2', 'n3', 'n4', 'n5', 'n6', 'n7'] } as unknown as FileRecord;
+  code = parseCode('rs(4,2)');
+  file = { id: 7, name: 'f', code: 'rs(4,2)', unitBytes: UNIT_BYTES, nodes: ['n1', 'n2', 'n3', 'n4', 'n5', 'n6', 'n7'] } as unknown as FileRecord;
   readonly layout = layoutOf(this.file, this.code);
   readonly slots = stripeSlotLayout(4, 2, UNIT_BYTES);
   readonly region = { buffer: new ArrayBuffer(TAGS * this.slots.slotBytes) };
@@ -213,6 +213,9 @@ void t.test('what cannot be served is refused with its reason', (t) => withRig(a
   rig.refuses = new TartanError('ERR_CAPACITY', 'no room for more groups');
   await refusal(t, 'ERR_CAPACITY', 'no room for groups');
   rig.refuses = undefined;
+  rig.file = { ...rig.file, code: 'cauchy(4,2)' };
+  await refusal(t, 'ERR_CAPACITY', 'a code that the program does not compute');
+  rig.file = { ...rig.file, code: 'rs(4,2)' };
   rig.answersProbes = false;
   await refusal(t, 'ERR_CONNECT', 'nobody answers');
 }));

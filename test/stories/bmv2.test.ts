@@ -63,6 +63,13 @@ for (const [code, nodes, artefact, mtu] of [['xor(2+1)', 3, 'parity-k2-1500', 15
   });
 }
 
+void t.test('a code that the program does not compute is computed by the writer, and decodes', { skip: noStories }, async (t) => {
+  await Bmv2Network.use({ nodes: 6, artefact: 'parity-k4-9000' }, async (network) => {
+    const result = await story(t, network, { name: 'cauchy', code: 'cauchy(4,2)', unitBytes: 16384 }, () => pause(1500), ['n1', 'n2']);
+    t.same(result.modes, [], 'never through the switch');
+  });
+});
+
 void t.test('the program is swapped for one that only forwards and back ten times while a file is written; other traffic goes on', { skip: noStories }, async (t) => {
   await Bmv2Network.use({ nodes: 4, artefact: 'parity-k2-9000' }, async (network) => {
     // What isn't ours: a datagram every 20 ms from the writer's host to a node's, and back.
