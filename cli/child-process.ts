@@ -31,36 +31,62 @@ export interface ChildSpec {
   readonly env?: Readonly<Record<string, string>>;
 }
 
-const SCRIPTS = { switch: '../switch-agent/main.js', node: '../storage-node/main.js', repairer: './repairer/main.js' } as const satisfies Record<ProcessRole, string>;
+const SCRIPTS = {
+  switch: '../switch-agent/main.js',
+  node: '../storage-node/main.js',
+  repairer: './repairer/main.js',
+} as const satisfies Record<ProcessRole, string>;
 
 /**
  * Starts a process in the background and waits until it is ready.
  *
  * @param onSpawned  told at once, before it is ready: from then on `down` can find it
- * @throws {TartanError} with the child's own code when it ended with one; else ERR_NOT_RUNNING, or ERR_DEADLINE after 30 s.
+ * @throws {TartanError} with the child's own code when it ended with one; else ERR_NOT_RUNNING, or ERR_DEADLINE after
+ *         30 s.
  *   It is ended then.
  */
 export async function startChild(spec: ChildSpec, onSpawned: (record: ProcessRecord) => void): Promise<ProcessRecord> {
-  const output = join(spec.logs, `${spec.id}.out`), errors = join(spec.logs, `${spec.id}.err`);
-  const out = openSync(output, 'w', 0o600), err = openSync(errors, 'w', 0o600);
+  const output = join(spec.logs, `${spec.id}.out`),
+    errors = join(spec.logs, `${spec.id}.err`);
+  const out = openSync(output, 'w', 0o600),
+    err = openSync(errors, 'w', 0o600);
   const script = fileURLToPath(new URL(SCRIPTS[spec.role], import.meta.url));
-  const command = [...spec.prefix ?? [], process.execPath, '--enable-source-maps', script, ...spec.args];
+  const command = [...(spec.prefix ?? []), process.execPath, '--enable-source-maps', script, ...spec.args];
   if (spec.dependent === true && canDieWithParent()) command.unshift('setpriv', '--pdeathsig', 'KILL');
   // A test runner's loaders are not the daemons' business.
   const { NODE_OPTIONS: _, ...env } = process.env;
-  const child = spawn(command[0]!, command.slice(1), { detached: true, stdio: ['ignore', out, err], env: { ...env, ...spec.env } });
+  const child = spawn(command[0]!, command.slice(1), {
+    detached: true,
+    stdio: ['ignore', out, err],
+    env: { ...env, ...spec.env },
+  });
   closeSync(out);
   closeSync(err);
   let failure: Error | undefined;
   let ended = false;
-  child.on('error', (error) => { failure = error; ended = true; });
-  child.on('exit', () => { ended = true; });
+  child.on('error', (error) => {
+    failure = error;
+    ended = true;
+  });
+  child.on('exit', () => {
+    ended = true;
+  });
   child.unref();
   if (child.pid === undefined) {
-    await delay(0);  // the error event comes next
-    throw new TartanError('ERR_NOT_RUNNING', `Cannot start ${spec.id}: ${failure?.message ?? 'no process'}`, { cause: failure });
+    await delay(0); // the error event comes next
+    throw new TartanError('ERR_NOT_RUNNING', `Cannot start ${spec.id}: ${failure?.message ?? 'no process'}`, {
+      cause: failure,
+    });
   }
-  const record: ProcessRecord = { id: spec.id, role: spec.role, host: spec.host, identity: identityOf(child.pid), port: 0, controlPort: 0, metricsPort: 0 };
+  const record: ProcessRecord = {
+    id: spec.id,
+    role: spec.role,
+    host: spec.host,
+    identity: identityOf(child.pid),
+    port: 0,
+    controlPort: 0,
+    metricsPort: 0,
+  };
   onSpawned(record);
 
   const readyMs = spec.readyMs ?? READY_MS;
@@ -71,7 +97,10 @@ export async function startChild(spec: ChildSpec, onSpawned: (record: ProcessRec
     if (ended) throw endedEarly(spec.id, errors);
     if (performance.now() > deadline) {
       await stopProcess(record.identity, 0);
-      throw new TartanError('ERR_DEADLINE', `Cannot start ${spec.id}: it was not ready within ${readyMs / 1000} s, see ${errors}`);
+      throw new TartanError(
+        'ERR_DEADLINE',
+        `Cannot start ${spec.id}: it was not ready within ${readyMs / 1000} s, see ${errors}`,
+      );
     }
     await delay(POLL_MS);
   }
@@ -97,7 +126,7 @@ function signal(identity: ProcessIdentity, name: NodeJS.Signals): boolean {
   try {
     return process.kill(identity.pid, name);
   } catch {
-    return false;  // it ended in between
+    return false; // it ended in between
   }
 }
 
@@ -107,7 +136,7 @@ function identityOf(pid: number): ProcessIdentity {
     const stat = readFileSync(`/proc/${pid}/stat`, 'latin1');
     return { bootId: ownIdentity().bootId, pid, startTime: stat.slice(stat.lastIndexOf(')') + 2).split(' ')[19]! };
   } catch {
-    return { bootId: ownIdentity().bootId, pid, startTime: '' };  // never equal to one that runs
+    return { bootId: ownIdentity().bootId, pid, startTime: '' }; // never equal to one that runs
   }
 }
 
@@ -116,20 +145,33 @@ function readyLine(path: string): Pick<ProcessRecord, 'port' | 'controlPort' | '
     try {
       const message = JSON.parse(line) as Partial<Record<'ready' | 'port' | 'controlPort' | 'metricsPort', unknown>>;
       const port = (value: unknown): number => (typeof value === 'number' ? value : 0);
-      if (message.ready === true) return { port: port(message.port), controlPort: port(message.controlPort), metricsPort: port(message.metricsPort) };
-    } catch { /* not the ready line */ }
+      if (message.ready === true)
+        return {
+          port: port(message.port),
+          controlPort: port(message.controlPort),
+          metricsPort: port(message.metricsPort),
+        };
+    } catch {
+      /* not the ready line */
+    }
   }
   return undefined;
 }
 
 /** The child's own one-line error, as a command of ours prints it, or the last line of its log. */
 function endedEarly(id: string, errors: string): TartanError {
-  const lines = readFileSync(errors, 'utf8').split('\n').filter((line) => line.trim() !== '');
+  const lines = readFileSync(errors, 'utf8')
+    .split('\n')
+    .filter((line) => line.trim() !== '');
   for (const line of lines.reverse()) {
     const own = /\b(ERR_[A-Z_]+): (.*)$/.exec(line);
     if (own) return new TartanError(own[1] as ErrorCode, `Cannot start ${id}: ${own[2]!}`);
   }
-  return new TartanError('ERR_NOT_RUNNING', `Cannot start ${id}: it ended at once${lines[0] === undefined ? '' : ` (${lines[0].trim().slice(0, 200)})`}, see ${errors}`);
+  return new TartanError(
+    'ERR_NOT_RUNNING',
+    `Cannot start ${id}: it ended at ` +
+      `once${lines[0] === undefined ? '' : ` (${lines[0].trim().slice(0, 200)})`}, see ${errors}`,
+  );
 }
 
 let dieWithParent: boolean | undefined;

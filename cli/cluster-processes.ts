@@ -34,7 +34,12 @@ export interface ClusterOptions {
 }
 
 /** What the repairer is told; seconds, bytes a second. */
-export interface RepairerLimits { readonly downOutSeconds: number; readonly settleSeconds: number; readonly scrubSeconds: number; readonly bytesPerSecond: number }
+export interface RepairerLimits {
+  readonly downOutSeconds: number;
+  readonly settleSeconds: number;
+  readonly scrubSeconds: number;
+  readonly bytesPerSecond: number;
+}
 
 export const SWITCH_ID = 's1';
 export const REPAIRER_ID = 'r1';
@@ -46,21 +51,31 @@ export async function createStore(state: StateDirectory): Promise<void> {
   state.keepCluster();
   const store = await openClusterStore(state.cluster, { create: true });
   try {
-    if (await store.get('cluster') === undefined) await createCluster(store);
+    if ((await store.get('cluster')) === undefined) await createCluster(store);
   } finally {
     await store.close();
   }
 }
 
 /**
- * Starts nodes n1 …, of a cluster that exists those that it has on this machine, then the switch and the repairer, and returns when all are ready. After an error nothing that it started runs.
+ * Starts nodes n1 …, of a cluster that exists those that it has on this machine, then the switch and the repairer, and
+ * returns when all are ready. After an error nothing that it started runs.
  *
  * @throws {TartanError} ERR_IN_USE when the cluster runs already, or a port is taken
  */
-export async function startCluster(state: StateDirectory, options: ClusterOptions, onReady: (record: ProcessRecord) => void = () => {}): Promise<ProcessRecord[]> {
+export async function startCluster(
+  state: StateDirectory,
+  options: ClusterOptions,
+  onReady: (record: ProcessRecord) => void = () => {},
+): Promise<ProcessRecord[]> {
   state.create();
   const running = state.running();
-  if (running.length > 0) throw new TartanError('ERR_IN_USE', `Cannot start a cluster at ${state.path}: ${running.map((each) => each.id).join(', ')} of it already run; \`tartan down\` ends them`);
+  if (running.length > 0)
+    throw new TartanError(
+      'ERR_IN_USE',
+      `Cannot start a cluster at ${state.path}: ${running.map((each) => each.id).join(', ')} of it already ` +
+        `run; \`tartan down\` ends them`,
+    );
   await createStore(state);
   const ids = await nodesToStart(state, options);
   if (options.basePort > 0) await requireFreePorts(options, ids);
@@ -69,7 +84,12 @@ export async function startCluster(state: StateDirectory, options: ClusterOption
     // Settled, not raced: none may still be starting when the others are stopped.
     const settled = await Promise.allSettled(ids.map((id) => startNode(state, options, id).then(onReady)));
     for (const each of settled) if (each.status === 'rejected') throw each.reason;
-    const others = await Promise.allSettled([startSwitch(state, options), ...(options.repairer === undefined ? [] : [startRepairer(state, options, options.repairer)])].map((each) => each.then(onReady)));
+    const others = await Promise.allSettled(
+      [
+        startSwitch(state, options),
+        ...(options.repairer === undefined ? [] : [startRepairer(state, options, options.repairer)]),
+      ].map((each) => each.then(onReady)),
+    );
     for (const each of others) if (each.status === 'rejected') throw each.reason;
   } catch (error) {
     await stopCluster(state, 0);
@@ -93,36 +113,84 @@ async function nodesToStart(state: StateDirectory, { nodes, grows = false }: Clu
 export function startNode(state: StateDirectory, options: ClusterOptions, id: string): Promise<ProcessRecord> {
   mkdirSync(state.node(id), { recursive: true, mode: 0o700 });
   return start(state, options, 'node', id, [
-    '--store', state.node(id), '--port', String(portOf(id, options)),
-    '--durability', options.durability, '--size', String(options.sizeBytes),
+    '--store',
+    state.node(id),
+    '--port',
+    String(portOf(id, options)),
+    '--durability',
+    options.durability,
+    '--size',
+    String(options.sizeBytes),
   ]);
 }
 
-function portOf(id: string, { basePort }: ClusterOptions): number { return basePort > 0 ? basePort + 1 + Number(id.slice(1)) : 0; }
+function portOf(id: string, { basePort }: ClusterOptions): number {
+  return basePort > 0 ? basePort + 1 + Number(id.slice(1)) : 0;
+}
 
 export function startSwitch(state: StateDirectory, options: ClusterOptions): Promise<ProcessRecord> {
   return start(state, options, 'switch', SWITCH_ID, [
-    '--port', String(options.basePort), '--control-port', String(options.basePort > 0 ? options.basePort + 1 : 0),
+    '--port',
+    String(options.basePort),
+    '--control-port',
+    String(options.basePort > 0 ? options.basePort + 1 : 0),
   ]);
 }
 
-export function startRepairer(state: StateDirectory, options: ClusterOptions, limits: RepairerLimits): Promise<ProcessRecord> {
+export function startRepairer(
+  state: StateDirectory,
+  options: ClusterOptions,
+  limits: RepairerLimits,
+): Promise<ProcessRecord> {
   return start(state, options, 'repairer', REPAIRER_ID, [
-    '--down-out', String(limits.downOutSeconds), '--settle', String(limits.settleSeconds), '--scrub-interval', String(limits.scrubSeconds), '--rate', String(limits.bytesPerSecond),
+    '--down-out',
+    String(limits.downOutSeconds),
+    '--settle',
+    String(limits.settleSeconds),
+    '--scrub-interval',
+    String(limits.scrubSeconds),
+    '--rate',
+    String(limits.bytesPerSecond),
   ]);
 }
 
-async function start(state: StateDirectory, options: ClusterOptions, role: ProcessRole, id: string, args: readonly string[]): Promise<ProcessRecord> {
+async function start(
+  state: StateDirectory,
+  options: ClusterOptions,
+  role: ProcessRole,
+  id: string,
+  args: readonly string[],
+): Promise<ProcessRecord> {
   const device = options.device ?? 'soft';
-  const started = await startChild({
-    id, role, host: options.host, logs: state.logs, dependent: options.dependent,
-    // Not an argument, which everybody may read; never inherited, so that all of a cluster agrees.
-    env: { TARTAN_SECRET: options.secret ?? '' },
-    args: [
-      '--cluster', state.cluster, '--id', id, '--host', options.host, ...args,
-      '--ring-memory', String(options.ringMemoryBytes), '--transport', options.transport, '--device', device,
-    ],
-  }, (spawned) => { state.record(spawned); });
+  const started = await startChild(
+    {
+      id,
+      role,
+      host: options.host,
+      logs: state.logs,
+      dependent: options.dependent,
+      // Not an argument, which everybody may read; never inherited, so that all of a cluster agrees.
+      env: { TARTAN_SECRET: options.secret ?? '' },
+      args: [
+        '--cluster',
+        state.cluster,
+        '--id',
+        id,
+        '--host',
+        options.host,
+        ...args,
+        '--ring-memory',
+        String(options.ringMemoryBytes),
+        '--transport',
+        options.transport,
+        '--device',
+        device,
+      ],
+    },
+    (spawned) => {
+      state.record(spawned);
+    },
+  );
   const record = { ...started, device };
   state.record(record);
   return record;
@@ -135,12 +203,19 @@ async function start(state: StateDirectory, options: ClusterOptions, role: Proce
  * @param graceMs  time to end by themselves, before they are killed
  * @returns what became of each
  */
-export async function stopCluster(state: StateDirectory, graceMs = STOP_MS): Promise<{ id: string; how: 'ended' | 'killed' | 'gone' }[]> {
+export async function stopCluster(
+  state: StateDirectory,
+  graceMs = STOP_MS,
+): Promise<{ id: string; how: 'ended' | 'killed' | 'gone' }[]> {
   // By name, not by who was ready first: what `down` prints is the same every time.
   const processes = state.processes().sort((a, b) => a.id.localeCompare(b.id, 'en', { numeric: true }));
-  const stop = (role: ProcessRole) => Promise.all(processes.filter((each) => each.role === role)
-    .map(async (each) => ({ id: each.id, how: await stopProcess(each.identity, graceMs) })));
-  const stopped = [...await stop('repairer'), ...await stop('switch'), ...await stop('node')];
+  const stop = (role: ProcessRole) =>
+    Promise.all(
+      processes
+        .filter((each) => each.role === role)
+        .map(async (each) => ({ id: each.id, how: await stopProcess(each.identity, graceMs) })),
+    );
+  const stopped = [...(await stop('repairer')), ...(await stop('switch')), ...(await stop('node'))];
   if (existsSync(state.path)) state.write([]);
   return stopped;
 }
@@ -149,14 +224,19 @@ export async function stopCluster(state: StateDirectory, graceMs = STOP_MS): Pro
 export async function wipe(state: StateDirectory): Promise<void> {
   if (isEtcdLocation(state.cluster)) await removeKeys(state.cluster);
   state.removeCluster();
-  for (const path of [state.logs, `${state.path}/nodes`, `${state.path}/processes.json`]) rmSync(path, { recursive: true, force: true });
+  for (const path of [state.logs, `${state.path}/nodes`, `${state.path}/processes.json`])
+    rmSync(path, { recursive: true, force: true });
 }
 
 async function removeKeys(location: string): Promise<void> {
   const store = await openClusterStore(location);
   try {
     const keys = (await store.range('')).map(({ key }) => key);
-    for (let at = 0; at < keys.length; at += 100) await store.transact([], keys.slice(at, at + 100).map((key) => ({ delete: key })));
+    for (let at = 0; at < keys.length; at += 100)
+      await store.transact(
+        [],
+        keys.slice(at, at + 100).map((key) => ({ delete: key })),
+      );
   } finally {
     await store.close();
   }
@@ -171,7 +251,11 @@ async function requireFreePorts(options: ClusterOptions, ids: readonly string[])
         const code = codeOf(error) === 'EADDRINUSE' ? 'ERR_IN_USE' : 'ERR_LISTEN';
         reject(new TartanError(code, `Cannot use port ${port} on ${options.host}: ${error.message}`, { cause: error }));
       });
-      server.listen({ host: options.host, port, exclusive: true }, () => { server.close(() => { resolve(); }); });
+      server.listen({ host: options.host, port, exclusive: true }, () => {
+        server.close(() => {
+          resolve();
+        });
+      });
     });
   }
 }

@@ -14,7 +14,11 @@ const POLL_MS = 2;
 /** A writer goes back to a switch only after it has been programmable for a while. */
 const SWITCH_MS = 15_000;
 
-export interface Source { readonly path: string; readonly bytes: number; readonly sha256: string }
+export interface Source {
+  readonly path: string;
+  readonly bytes: number;
+  readonly sha256: string;
+}
 
 export interface Stored {
   readonly bytes: number;
@@ -34,7 +38,13 @@ export interface Stored {
  * @param strike  called once, when 40 % is acknowledged; the file's last quarter is sent only after it resolved
  * @param say     gets a line for each change of the parity's place
  */
-export async function store(client: Client, source: Source, name: string, say: (line: string) => void, strike?: () => Promise<void>): Promise<Stored> {
+export async function store(
+  client: Client,
+  source: Source,
+  name: string,
+  say: (line: string) => void,
+  strike?: () => Promise<void>,
+): Promise<Stored> {
   const writer = await client.create(name, { code: 'xor(2+1)', unitBytes: 65536 });
   await waitFor(() => writer.parityMode === 'switch', SWITCH_MS);
   const beganInSwitch = writer.parityMode === 'switch';
@@ -57,10 +67,15 @@ export async function store(client: Client, source: Source, name: string, say: (
     bar.update(writer.progress.acknowledgedBytes, describeParity(writer.parityMode));
     if (strike === undefined || striking !== undefined || share() < STRIKE_AT) return;
     const before = share();
-    striking = strike().then(() => {
-      struck = { before, after: share() };
-      gate.open();
-    }, (error: unknown) => { gate.fail(error); });
+    striking = strike().then(
+      () => {
+        struck = { before, after: share() };
+        gate.open();
+      },
+      (error: unknown) => {
+        gate.fail(error);
+      },
+    );
   }, POLL_MS);
   const started = performance.now();
   try {
@@ -71,13 +86,21 @@ export async function store(client: Client, source: Source, name: string, say: (
     bar.finish();
   }
   return {
-    bytes: writer.progress.acknowledgedBytes, ms: performance.now() - started, modeChanges, beganInSwitch, struck,
+    bytes: writer.progress.acknowledgedBytes,
+    ms: performance.now() - started,
+    modeChanges,
+    beganInSwitch,
+    struck,
     stripesRedriven: writer.progress.stripesRedriven,
   };
 }
 
 /** Reads a stored file from end to end. */
-export async function readBack(client: Client, name: string, bytes: number): Promise<{ bytes: number; ms: number; sha256: string; degradedStripes: number }> {
+export async function readBack(
+  client: Client,
+  name: string,
+  bytes: number,
+): Promise<{ bytes: number; ms: number; sha256: string; degradedStripes: number }> {
   const reader = await client.open(name);
   const hash = createHash('sha256');
   const bar = new ProgressBar(name, bytes, process.stdout);
@@ -93,7 +116,12 @@ export async function readBack(client: Client, name: string, bytes: number): Pro
     bar.finish();
     await reader.close();
   }
-  return { bytes: read, ms: performance.now() - started, sha256: hash.digest('hex'), degradedStripes: reader.progress.degradedStripes };
+  return {
+    bytes: read,
+    ms: performance.now() - started,
+    sha256: hash.digest('hex'),
+    degradedStripes: reader.progress.degradedStripes,
+  };
 }
 
 export async function sha256Of(path: string): Promise<string> {
@@ -102,7 +130,9 @@ export async function sha256Of(path: string): Promise<string> {
   return hash.digest('hex');
 }
 
-export function percent(share: number): string { return `${(share * 100).toFixed(0)} %`; }
+export function percent(share: number): string {
+  return `${(share * 100).toFixed(0)} %`;
+}
 
 /** @returns whether it became true in time */
 export async function waitFor(condition: () => boolean, timeoutMs: number): Promise<boolean> {
@@ -127,8 +157,11 @@ class Gate {
   open!: () => void;
   fail!: (error: unknown) => void;
   constructor(isOpen: boolean) {
-    this.passed = new Promise((resolve, reject) => { this.open = resolve; this.fail = reject; });
-    this.passed.catch(() => {});  // also told where it is awaited
+    this.passed = new Promise((resolve, reject) => {
+      this.open = resolve;
+      this.fail = reject;
+    });
+    this.passed.catch(() => {}); // also told where it is awaited
     if (isOpen) this.open();
   }
 }

@@ -56,11 +56,16 @@ export async function demoOn(stage: Stage, path = process.execPath): Promise<num
 }
 
 class Story {
-  private readonly rows: string[][] = [['story', 'bytes', 'rate', 'parity moved', 'stripes re-driven', 'degraded', 'sha256']];
+  private readonly rows: string[][] = [
+    ['story', 'bytes', 'rate', 'parity moved', 'stripes re-driven', 'degraded', 'sha256'],
+  ];
   private readonly wrong: string[] = [];
   private readonly started = performance.now();
 
-  constructor(private readonly stage: Stage, private readonly source: Source) {}
+  constructor(
+    private readonly stage: Stage,
+    private readonly source: Source,
+  ) {}
 
   /** @returns the exit status */
   async tell(start: () => Promise<void>): Promise<number> {
@@ -75,7 +80,7 @@ class Story {
       if (first.modeChanges.length > 0) this.fail('first: the parity moved, though nothing happened to the switch');
       await this.get(client, 'first', false);
 
-      say('\n2. store it again, and take the switch\'s program away in the middle');
+      say("\n2. store it again, and take the switch's program away in the middle");
       await this.put(client, 'unloaded', () => stage.unload());
       await stage.load();
       say('the switch has its program back');
@@ -106,15 +111,38 @@ class Story {
   }
 
   private async put(client: Client, name: string, strike?: () => Promise<void>): Promise<Stored> {
-    const stored = await store(client, this.source, name, (line) => { say(`   ${line}`); }, strike);
-    say(`   stored ${name}: ${formatRate(stored.bytes, stored.ms)}${stored.struck ? `, the fault struck at ${percent(stored.struck.before)}` : ''}`);
-    this.rows.push([`store ${name}`, String(stored.bytes), formatRate(stored.bytes, stored.ms), String(stored.modeChanges.length), String(stored.stripesRedriven), '-', '-']);
-    if (stored.bytes !== this.source.bytes) this.fail(`${name}: ${stored.bytes} of ${this.source.bytes} bytes acknowledged`);
+    const stored = await store(
+      client,
+      this.source,
+      name,
+      (line) => {
+        say(`   ${line}`);
+      },
+      strike,
+    );
+    say(
+      `   stored ${name}: ${formatRate(stored.bytes, stored.ms)}${stored.struck ? `, the fault struck at ${percent(stored.struck.before)}` : ''}`,
+    );
+    this.rows.push([
+      `store ${name}`,
+      String(stored.bytes),
+      formatRate(stored.bytes, stored.ms),
+      String(stored.modeChanges.length),
+      String(stored.stripesRedriven),
+      '-',
+      '-',
+    ]);
+    if (stored.bytes !== this.source.bytes)
+      this.fail(`${name}: ${stored.bytes} of ${this.source.bytes} bytes acknowledged`);
     if (!stored.beganInSwitch) this.fail(`${name}: the switch did not compute the parity at the start`);
     if (strike) {
       const { before, after } = stored.struck ?? { before: 0, after: 0 };
-      if (before < MIDDLE.from || after > MIDDLE.to) this.fail(`${name}: the fault struck at ${percent(before)} to ${percent(after)} acknowledged, not in the middle`);
-      if (!stored.modeChanges.some((each) => each.mode === 'host')) this.fail(`${name}: the writer did not take over the parity`);
+      if (before < MIDDLE.from || after > MIDDLE.to)
+        this.fail(
+          `${name}: the fault struck at ${percent(before)} to ${percent(after)} acknowledged, not in the middle`,
+        );
+      if (!stored.modeChanges.some((each) => each.mode === 'host'))
+        this.fail(`${name}: the writer did not take over the parity`);
     }
     return stored;
   }
@@ -122,13 +150,27 @@ class Story {
   private async get(client: Client, name: string, degraded: boolean): Promise<void> {
     const read = await readBack(client, name, this.source.bytes);
     const equal = read.sha256 === this.source.sha256;
-    say(`   read ${name}: ${formatRate(read.bytes, read.ms)}${degraded ? `, ${read.degradedStripes} stripes restored from parity` : ''}, sha256 ${equal ? 'equal' : 'DIFFERENT'}`);
-    this.rows.push([`read ${name}`, String(read.bytes), formatRate(read.bytes, read.ms), '-', '-', String(read.degradedStripes), equal ? 'equal' : 'DIFFERENT']);
+    say(
+      `   read ${name}: ${formatRate(read.bytes, read.ms)}${degraded ? `, ${read.degradedStripes} stripes restored from parity` : ''}, ` +
+        `sha256 ${equal ? 'equal' : 'DIFFERENT'}`,
+    );
+    this.rows.push([
+      `read ${name}`,
+      String(read.bytes),
+      formatRate(read.bytes, read.ms),
+      '-',
+      '-',
+      String(read.degradedStripes),
+      equal ? 'equal' : 'DIFFERENT',
+    ]);
     if (!equal) this.fail(`${name}: ${read.bytes} bytes came back, and they are not the file's`);
-    if (degraded && read.degradedStripes === 0) this.fail(`${name}: no stripe was read degraded, though a node is gone`);
+    if (degraded && read.degradedStripes === 0)
+      this.fail(`${name}: no stripe was read degraded, though a node is gone`);
   }
 
-  private fail(line: string): void { this.wrong.push(line); }
+  private fail(line: string): void {
+    this.wrong.push(line);
+  }
 }
 
 /** @throws {TartanError} ERR_NOT_FOUND, ERR_IS_DIRECTORY; ERR_ARGUMENT when it is too short to have a middle */
@@ -136,14 +178,28 @@ async function openSource(path: string): Promise<Source> {
   let bytes: number;
   try {
     const found = statSync(path);
-    if (found.isDirectory()) throw new TartanError('ERR_IS_DIRECTORY', `Cannot tell the story with ${path}: it is a directory, expected a file`);
+    if (found.isDirectory())
+      throw new TartanError(
+        'ERR_IS_DIRECTORY',
+        `Cannot tell the story with ${path}: it is a directory, expected a file`,
+      );
     bytes = found.size;
   } catch (error) {
-    if (codeOf(error) === 'ENOENT') throw new TartanError('ERR_NOT_FOUND', `Cannot tell the story with ${path}: there is no such file`, { cause: error });
+    if (codeOf(error) === 'ENOENT')
+      throw new TartanError('ERR_NOT_FOUND', `Cannot tell the story with ${path}: there is no such file`, {
+        cause: error,
+      });
     throw error;
   }
-  if (bytes < LEAST_BYTES) throw new TartanError('ERR_ARGUMENT', `Cannot tell the story with ${path}: it has ${bytes} bytes, expected at least ${LEAST_BYTES}, so that there is a middle`);
+  if (bytes < LEAST_BYTES)
+    throw new TartanError(
+      'ERR_ARGUMENT',
+      `Cannot tell the story with ${path}: it has ${bytes} bytes, expected at least ${LEAST_BYTES}, so that ` +
+        'there is a middle',
+    );
   return { path, bytes, sha256: await sha256Of(path) };
 }
 
-function say(line: string): void { process.stdout.write(`${line}\n`); }
+function say(line: string): void {
+  process.stdout.write(`${line}\n`);
+}

@@ -27,9 +27,19 @@ export interface ExperimentOptions {
 /** @throws {TartanError} ERR_ARGUMENT for an unknown name or rate  @throws {TestbedError} */
 export async function experiment(name: string, options: ExperimentOptions): Promise<void> {
   const wanted = name === 'all' ? EXPERIMENTS : EXPERIMENTS.filter((each) => each.name === name);
-  if (wanted.length === 0) throw new TartanError('ERR_ARGUMENT', `Cannot run experiment '${name}': expected all or one of ${EXPERIMENTS.map((each) => each.name).join(', ')}`);
+  if (wanted.length === 0)
+    throw new TartanError(
+      'ERR_ARGUMENT',
+      `Cannot run experiment '${name}': expected all or one of ${EXPERIMENTS.map((each) => each.name).join(', ')}`,
+    );
   const other = options.switchKind === 'bmv2' ? EXPERIMENTS.filter((each) => each.bmv2Mbit === undefined) : [];
-  if (name !== 'all' && wanted.some((each) => other.includes(each))) throw new TartanError('ERR_ARGUMENT', `Cannot run experiment '${name}' with BMv2: expected one of ${EXPERIMENTS.filter((each) => !other.includes(each)).map((each) => each.name).join(', ')}`);
+  if (name !== 'all' && wanted.some((each) => other.includes(each)))
+    throw new TartanError(
+      'ERR_ARGUMENT',
+      `Cannot run experiment '${name}' with BMv2: expected one of ${EXPERIMENTS.filter((each) => !other.includes(each))
+        .map((each) => each.name)
+        .join(', ')}`,
+    );
   const rateMbit = options.rate === undefined ? undefined : parseRate(options.rate);
   const codes = options.codes?.map((code) => parseCode(code).name);
   requireMachine();
@@ -46,22 +56,44 @@ export async function experiment(name: string, options: ExperimentOptions): Prom
       process.stderr.write(`${each.name} failed: ${failures.at(-1)!.message}\n`);
     }
   }
-  if (wanted.length > 1) process.stdout.write(`report: ${writeReport(join(folder, 'report.html'), await Promise.all(results), failures)}\n`);
+  if (wanted.length > 1)
+    process.stdout.write(`report: ${writeReport(join(folder, 'report.html'), await Promise.all(results), failures)}\n`);
   if (failures.length > 0) process.exitCode = 1;
 }
 
-async function runOne(each: Experiment, rateMbit: number | undefined, folder: string, options: ExperimentOptions): Promise<Result> {
+async function runOne(
+  each: Experiment,
+  rateMbit: number | undefined,
+  folder: string,
+  options: ExperimentOptions,
+): Promise<Result> {
   const progress = new ProgressLine(each.name);
-  const note = (line: string): void => { progress.finish(); process.stderr.write(`${line}\n`); };
+  const note = (line: string): void => {
+    progress.finish();
+    process.stderr.write(`${line}\n`);
+  };
   const command = `tartan experiment ${each.name}${options.quick ? ' --quick' : ''}${options.switchKind === 'bmv2' ? ' --switch bmv2' : ''}${options.rate === undefined ? '' : ` --rate ${options.rate}`}${options.codes === undefined ? '' : ` --code ${options.codes.map((code) => `'${code}'`).join(' ')}`}`;
   let result: Result;
   try {
-    result = await each.run({ quick: options.quick, rateMbit: rateMbit ?? (options.switchKind === 'bmv2' ? each.bmv2Mbit! : options.quick ? each.rateMbit.quick : each.rateMbit.full), command, progress, note, codes: options.codes, switchKind: options.switchKind });
+    result = await each.run({
+      quick: options.quick,
+      rateMbit:
+        rateMbit ??
+        (options.switchKind === 'bmv2' ? each.bmv2Mbit! : options.quick ? each.rateMbit.quick : each.rateMbit.full),
+      command,
+      progress,
+      note,
+      codes: options.codes,
+      switchKind: options.switchKind,
+    });
   } finally {
     progress.finish();
   }
   const files = await writeResult(folder, result);
   if (options.json) process.stdout.write(`${JSON.stringify(result)}\n`);
-  else process.stdout.write(`${result.summary}\n${result.goals.map((goal) => `  ${goal.met === null ? 'not measured' : goal.met ? 'met' : 'short'}: ${goal.goal}: ${goal.reached}\n`).join('')}  ${files.join(' ')}\n`);
+  else
+    process.stdout.write(
+      `${result.summary}\n${result.goals.map((goal) => `  ${goal.met === null ? 'not measured' : goal.met ? 'met' : 'short'}: ${goal.goal}: ${goal.reached}\n`).join('')}  ${files.join(' ')}\n`,
+    );
   return result;
 }

@@ -31,8 +31,13 @@ export async function withClient<T>(options: ClientOptions, action: (client: Cli
   const device = options.device ?? running.find((each) => each.device !== undefined)?.device;
   const { transport, ringMemoryBytes, parity, secret } = options;
   const client = await connect({
-    cluster: options.state.cluster, name: `tartan-${process.pid}`,
-    ...(transport && { transport }), ...(ringMemoryBytes !== undefined && { ringMemoryBytes }), ...(parity && { parity }), ...(device !== undefined && { device }), ...(secret !== undefined && { secret }),
+    cluster: options.state.cluster,
+    name: `tartan-${process.pid}`,
+    ...(transport && { transport }),
+    ...(ringMemoryBytes !== undefined && { ringMemoryBytes }),
+    ...(parity && { parity }),
+    ...(device !== undefined && { device }),
+    ...(secret !== undefined && { secret }),
   });
   try {
     return await action(client);
@@ -42,23 +47,34 @@ export async function withClient<T>(options: ClientOptions, action: (client: Cli
 }
 
 /** Stores a local file, or standard input ('-'), under a new name. A failed put leaves no file behind. */
-export async function put(file: string, name: string | undefined, code: string, unit: string, options: ClientOptions): Promise<void> {
+export async function put(
+  file: string,
+  name: string | undefined,
+  code: string,
+  unit: string,
+  options: ClientOptions,
+): Promise<void> {
   const { input, bytes } = openInput(file);
   const target = name ?? (file === '-' ? undefined : basename(file));
-  if (target === undefined) throw new TartanError('ERR_ARGUMENT', 'Cannot store standard input without a NAME: `tartan put - NAME`');
+  if (target === undefined)
+    throw new TartanError('ERR_ARGUMENT', 'Cannot store standard input without a NAME: `tartan put - NAME`');
   const codeName = parseCode(code).name;
   const unitBytes = parseBytes(unit, '--unit');
   await withClient(options, async (client) => {
     const writer = await client.create(target, { code: codeName, unitBytes });
     const bar = new ProgressBar(target, bytes);
     let modeChanges = 0;
-    writer.on('mode', () => { modeChanges++; });
-    const ticking = setInterval(() => { bar.update(writer.progress.acknowledgedBytes, describeParity(writer.parityMode)); }, 50);
+    writer.on('mode', () => {
+      modeChanges++;
+    });
+    const ticking = setInterval(() => {
+      bar.update(writer.progress.acknowledgedBytes, describeParity(writer.parityMode));
+    }, 50);
     const started = performance.now();
     try {
       await pipeline(input, writer);
     } catch (error) {
-      await client.remove(target).catch(() => {});  // the first error is the one to tell
+      await client.remove(target).catch(() => {}); // the first error is the one to tell
       throw error;
     } finally {
       clearInterval(ticking);
@@ -66,17 +82,37 @@ export async function put(file: string, name: string | undefined, code: string, 
     }
     const ms = performance.now() - started;
     const stored = writer.progress.acknowledgedBytes;
-    if (options.json) print({ name: target, bytes: stored, code: codeName, unitBytes, ms: Math.round(ms), parity: writer.parityMode, modeChanges, stripesRedriven: writer.progress.stripesRedriven });
-    else process.stdout.write(`${target}: ${formatBytes(stored)} as ${codeName}, ${formatRate(stored, ms)}, ${describeParity(writer.parityMode)}\n`);
+    if (options.json)
+      print({
+        name: target,
+        bytes: stored,
+        code: codeName,
+        unitBytes,
+        ms: Math.round(ms),
+        parity: writer.parityMode,
+        modeChanges,
+        stripesRedriven: writer.progress.stripesRedriven,
+      });
+    else
+      process.stdout.write(
+        `${target}: ${formatBytes(stored)} as ${codeName}, ${formatRate(stored, ms)}, ${describeParity(writer.parityMode)}\n`,
+      );
   });
 }
 
 /** Copies a stored file to a local one, which appears when it is complete, or to standard output ('-'). */
-export async function get(name: string, file: string | undefined, force: boolean, options: ClientOptions): Promise<void> {
+export async function get(
+  name: string,
+  file: string | undefined,
+  force: boolean,
+  options: ClientOptions,
+): Promise<void> {
   const target = file ?? basename(name);
   if (target !== '-') {
-    if (existsSync(target) && statSync(target).isDirectory()) throw new TartanError('ERR_IS_DIRECTORY', `Cannot write '${name}' to ${target}: it is a directory; name a file`);
-    if (existsSync(target) && !force) throw new TartanError('ERR_EXISTS', `Cannot write '${name}' to ${target}: it exists; --force replaces it`);
+    if (existsSync(target) && statSync(target).isDirectory())
+      throw new TartanError('ERR_IS_DIRECTORY', `Cannot write '${name}' to ${target}: it is a directory; name a file`);
+    if (existsSync(target) && !force)
+      throw new TartanError('ERR_EXISTS', `Cannot write '${name}' to ${target}: it exists; --force replaces it`);
   }
   await withClient(options, async (client) => {
     const reader = await client.open(name);
@@ -86,13 +122,18 @@ export async function get(name: string, file: string | undefined, force: boolean
     const started = performance.now();
     let bytes = 0;
     try {
-      await pipeline(reader.stream(), async function* (chunks: AsyncIterable<Buffer>) {
-        for await (const chunk of chunks) {
-          bytes += chunk.length;
-          bar.update(bytes, reader.progress.degradedStripes > 0 ? 'degraded' : '');
-          yield chunk;
-        }
-      }, output, { end: target !== '-' });
+      await pipeline(
+        reader.stream(),
+        async function* (chunks: AsyncIterable<Buffer>) {
+          for await (const chunk of chunks) {
+            bytes += chunk.length;
+            bar.update(bytes, reader.progress.degradedStripes > 0 ? 'degraded' : '');
+            yield chunk;
+          }
+        },
+        output,
+        { end: target !== '-' },
+      );
       if (target !== '-') renameSync(partial, target);
     } finally {
       bar.finish();
@@ -103,23 +144,37 @@ export async function get(name: string, file: string | undefined, force: boolean
     const { degradedStripes, checksumFailures } = reader.progress;
     if (target === '-') return;
     if (options.json) print({ name, file: target, bytes, ms: Math.round(ms), degradedStripes, checksumFailures });
-    else process.stdout.write(`${target}: ${formatBytes(bytes)}, ${formatRate(bytes, ms)}${degradedStripes > 0 ? `, ${degradedStripes} stripes restored from parity` : ''}${checksumFailures > 0 ? `, ${checksumFailures} checksums failed` : ''}\n`);
+    else
+      process.stdout.write(
+        `${target}: ${formatBytes(bytes)}, ${formatRate(bytes, ms)}${degradedStripes > 0 ? `, ${degradedStripes} stripes restored from parity` : ''}${checksumFailures > 0 ? `, ${checksumFailures} checksums failed` : ''}\n`,
+      );
   });
 }
 
 export function list(options: ClientOptions): Promise<void> {
   return withClient(options, async (client) => {
     const files = await client.list();
-    if (options.json) { print(files); return; }
-    if (files.length > 0) process.stdout.write(`${table([['NAME', 'BYTES', 'CODE', 'UNIT', 'STATE', 'MODIFIED'], ...files.map((each) => [each.name, String(each.length), each.code, formatBytes(each.unitBytes), each.state, each.modified])])}\n`);
+    if (options.json) {
+      print(files);
+      return;
+    }
+    if (files.length > 0)
+      process.stdout.write(
+        `${table([['NAME', 'BYTES', 'CODE', 'UNIT', 'STATE', 'MODIFIED'], ...files.map((each) => [each.name, String(each.length), each.code, formatBytes(each.unitBytes), each.state, each.modified])])}\n`,
+      );
   });
 }
 
 export function stat(name: string, options: ClientOptions): Promise<void> {
   return withClient(options, async (client) => {
     const file = await client.stat(name);
-    if (options.json) { print(file); return; }
-    process.stdout.write(`${table(Object.entries(file).map(([key, value]) => [key, Array.isArray(value) ? value.join(' ') : String(value)]))}\n`);
+    if (options.json) {
+      print(file);
+      return;
+    }
+    process.stdout.write(
+      `${table(Object.entries(file).map(([key, value]) => [key, Array.isArray(value) ? value.join(' ') : String(value)]))}\n`,
+    );
   });
 }
 
@@ -132,12 +187,16 @@ function openInput(file: string): { input: Readable; bytes: number } {
   if (file === '-') return { input: process.stdin, bytes: 0 };
   try {
     const found = statSync(file);
-    if (found.isDirectory()) throw new TartanError('ERR_IS_DIRECTORY', `Cannot store ${file}: it is a directory, expected a file`);
+    if (found.isDirectory())
+      throw new TartanError('ERR_IS_DIRECTORY', `Cannot store ${file}: it is a directory, expected a file`);
     return { input: createReadStream(file, { highWaterMark: READ_BYTES }), bytes: found.isFile() ? found.size : 0 };
   } catch (error) {
-    if (codeOf(error) === 'ENOENT' || codeOf(error) === 'ENOTDIR') throw new TartanError('ERR_NOT_FOUND', `Cannot store ${file}: there is no such file`, { cause: error });
+    if (codeOf(error) === 'ENOENT' || codeOf(error) === 'ENOTDIR')
+      throw new TartanError('ERR_NOT_FOUND', `Cannot store ${file}: there is no such file`, { cause: error });
     throw error;
   }
 }
 
-function print(value: unknown): void { process.stdout.write(`${JSON.stringify(value)}\n`); }
+function print(value: unknown): void {
+  process.stdout.write(`${JSON.stringify(value)}\n`);
+}

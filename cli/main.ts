@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 /**
- * The command `tartan`. Exit status: 0 done · 1 an operating error, told in one line `tartan: CODE: message` · 2 wrong usage.
+ * The command `tartan`. Exit status: 0 done · 1 an operating error, told in one line `tartan: CODE: message` · 2 wrong
+ * usage.
  *
  * Commands load what they need when they run: `tartan --help` needs no addon.
  */
@@ -11,8 +12,24 @@ import { readSecret } from './secret.js';
 import { StateDirectory } from './state-directory.js';
 
 interface Options {
-  dir?: string; clusterStore?: string; secretFile?: string; json?: boolean; nodes: string; host: string; basePort: string; durability: string;
-  transport?: 'auto' | 'tcp' | 'shm'; device?: string; ringMemory?: string; size: string; wipe?: boolean; code: string; unit: string; force?: boolean; parity?: 'auto' | 'host'; rate?: string;
+  dir?: string;
+  clusterStore?: string;
+  secretFile?: string;
+  json?: boolean;
+  nodes: string;
+  host: string;
+  basePort: string;
+  durability: string;
+  transport?: 'auto' | 'tcp' | 'shm';
+  device?: string;
+  ringMemory?: string;
+  size: string;
+  wipe?: boolean;
+  code: string;
+  unit: string;
+  force?: boolean;
+  parity?: 'auto' | 'host';
+  rate?: string;
 }
 
 const DEFAULT_RING_MEMORY = '256MiB';
@@ -21,25 +38,47 @@ const USAGE_CODES = new Set(['ERR_ARGUMENT', 'ERR_UNKNOWN_CODE', 'ERR_CODE_OUT_O
 
 const program = new Command('tartan')
   .description('Erasure-coded storage whose parity is computed in the network')
-  .option('--dir <dir>', 'where the cluster of this machine is kept (default: $XDG_STATE_HOME/tartan, or ~/.local/state/tartan)')
-  .option('--cluster-store <location>', 'the cluster store, when it is not in that folder: etcd://HOST:PORT[,HOST:PORT …][/PREFIX]')
-  .option('--secret-file <file>', 'holds the cluster\'s secret (default: TARTAN_SECRET in the environment)')
+  .option(
+    '--dir <dir>',
+    'where the cluster of this machine is kept (default: $XDG_STATE_HOME/tartan, or ~/.local/state/tartan)',
+  )
+  .option(
+    '--cluster-store <location>',
+    'the cluster store, when it is not in that folder: etcd://HOST:PORT[,HOST:PORT …][/PREFIX]',
+  )
+  .option('--secret-file <file>', "holds the cluster's secret (default: TARTAN_SECRET in the environment)")
   .showHelpAfterError('(`tartan --help` lists the commands)')
   .exitOverride();
 
-const transport = () => new Option('--transport <kind>', 'how processes reach each other').choices(['auto', 'tcp', 'shm']);
-const device = () => new Option('--device <device>', 'what moves the bytes: soft, verbs, verbs:NAME, or auto (verbs where there is an RDMA device)');
+const transport = () =>
+  new Option('--transport <kind>', 'how processes reach each other').choices(['auto', 'tcp', 'shm']);
+const device = () =>
+  new Option(
+    '--device <device>',
+    'what moves the bytes: soft, verbs, verbs:NAME, or auto (verbs where there is an RDMA device)',
+  );
 const json = () => new Option('--json', 'prints JSON, for scripts');
 
 command('up', 'starts a switch and storage nodes in the background')
-  .option('--nodes <n>', 'how many storage nodes a new cluster has; of one that exists all are started, and new ones until it has so many', '3')
+  .option(
+    '--nodes <n>',
+    'how many storage nodes a new cluster has; of one that exists all are started, and new ones until it has so many',
+    '3',
+  )
   .option('--host <address>', 'where they listen', '127.0.0.1')
   .option('--base-port <port>', 'the first of consecutive ports; 0: any free ones', '0')
-  .addOption(new Option('--durability <kind>', 'sync: acknowledged means on disk; volatile (or async): in memory; discard: nowhere, for measurements').choices(['sync', 'volatile', 'async', 'discard']).default('sync'))
+  .addOption(
+    new Option(
+      '--durability <kind>',
+      'sync: acknowledged means on disk; volatile (or async): in memory; discard: nowhere, for measurements',
+    )
+      .choices(['sync', 'volatile', 'async', 'discard'])
+      .default('sync'),
+  )
   .addOption(transport().default('auto'))
   .addOption(device().default('soft'))
   .option('--ring-memory <bytes>', 'the most registered memory of each process', DEFAULT_RING_MEMORY)
-  .option('--size <bytes>', 'of each node\'s store', '4GiB')
+  .option('--size <bytes>', "of each node's store", '4GiB')
   .option('--no-repairer', 'starts no process that repairs by itself')
   .option('--down-out <seconds>', 'the repairer does not wait longer for a node that is gone', '600')
   .option('--settle <seconds>', 'it looks at a node that has been back for so long', '30')
@@ -48,18 +87,40 @@ command('up', 'starts a switch and storage nodes in the background')
   .addOption(json())
   .action(async (_: unknown, self: Command) => {
     const options = self.optsWithGlobals<Options>();
-    const more = self.opts<{ repairer: boolean; downOut: string; settle: string; scrubInterval: string; repairRate: string }>();
+    const more = self.opts<{
+      repairer: boolean;
+      downOut: string;
+      settle: string;
+      scrubInterval: string;
+      repairRate: string;
+    }>();
     const seconds = (text: string, what: string): number => parseCount(text, what, 0, 1_000_000_000);
     const { up } = await import('./cluster-commands.js');
-    await up(StateDirectory.choose(options.dir, options.clusterStore), {
-      nodes: parseCount(options.nodes, '--nodes', 1, 255), grows: self.getOptionValueSource('nodes') !== 'default', host: options.host, basePort: parseCount(options.basePort, '--base-port', 0, 65_000),
-      durability: options.durability, transport: options.transport ?? 'auto', device: options.device ?? 'soft', ringMemoryBytes: parseBytes(options.ringMemory ?? DEFAULT_RING_MEMORY, '--ring-memory'),
-      sizeBytes: parseBytes(options.size, '--size'), dependent: false, secret: readSecret(options.secretFile),
-      ...(more.repairer && { repairer: {
-        downOutSeconds: seconds(more.downOut, '--down-out'), settleSeconds: seconds(more.settle, '--settle'), scrubSeconds: seconds(more.scrubInterval, '--scrub-interval'),
-        bytesPerSecond: parseBytes(more.repairRate, '--repair-rate'),
-      } }),
-    }, options.json === true);
+    await up(
+      StateDirectory.choose(options.dir, options.clusterStore),
+      {
+        nodes: parseCount(options.nodes, '--nodes', 1, 255),
+        grows: self.getOptionValueSource('nodes') !== 'default',
+        host: options.host,
+        basePort: parseCount(options.basePort, '--base-port', 0, 65_000),
+        durability: options.durability,
+        transport: options.transport ?? 'auto',
+        device: options.device ?? 'soft',
+        ringMemoryBytes: parseBytes(options.ringMemory ?? DEFAULT_RING_MEMORY, '--ring-memory'),
+        sizeBytes: parseBytes(options.size, '--size'),
+        dependent: false,
+        secret: readSecret(options.secretFile),
+        ...(more.repairer && {
+          repairer: {
+            downOutSeconds: seconds(more.downOut, '--down-out'),
+            settleSeconds: seconds(more.settle, '--settle'),
+            scrubSeconds: seconds(more.scrubInterval, '--scrub-interval'),
+            bytesPerSecond: parseBytes(more.repairRate, '--repair-rate'),
+          },
+        }),
+      },
+      options.json === true,
+    );
   });
 
 command('down', 'ends what `up` started; the data stays')
@@ -75,11 +136,16 @@ command('status', 'nodes, switch, map epoch and files')
   .action(async (_: unknown, self: Command) => {
     const options = self.optsWithGlobals<Options>();
     const { status } = await import('./cluster-commands.js');
-    await status(StateDirectory.choose(options.dir, options.clusterStore), readSecret(options.secretFile), options.json === true);
+    await status(
+      StateDirectory.choose(options.dir, options.clusterStore),
+      readSecret(options.secretFile),
+      options.json === true,
+    );
   });
 
 fileCommand('put', 'stores a file (- is standard input)')
-  .argument('<file>').argument('[name]', 'default: the file\'s own')
+  .argument('<file>')
+  .argument('[name]', "default: the file's own")
   .option('--code <code>', 'xor(k+1), rs(k,m), copies(1,m) or cauchy(k,m)', 'xor(2+1)')
   .option('--unit <bytes>', 'the length of a stripe unit, a power of two', '64KiB')
   .addOption(new Option('--parity <where>', 'host: never use the switch').choices(['auto', 'host']).default('auto'))
@@ -89,7 +155,8 @@ fileCommand('put', 'stores a file (- is standard input)')
   });
 
 fileCommand('get', 'reads a stored file (to - is standard output)')
-  .argument('<name>').argument('[file]', 'default: the name')
+  .argument('<name>')
+  .argument('[file]', 'default: the name')
   .option('--force', 'replaces a file that exists')
   .action(async (name: string, file: string | undefined, _: unknown, self: Command) => {
     const { files, options, client } = await forFiles(self);
@@ -101,51 +168,91 @@ fileCommand('ls', 'lists the stored files').action(async (_: unknown, self: Comm
   await files.list(client);
 });
 
-fileCommand('stat', 'all about one file').argument('<name>').action(async (name: string, _: unknown, self: Command) => {
-  const { files, client } = await forFiles(self);
-  await files.stat(name, client);
-});
+fileCommand('stat', 'all about one file')
+  .argument('<name>')
+  .action(async (name: string, _: unknown, self: Command) => {
+    const { files, client } = await forFiles(self);
+    await files.stat(name, client);
+  });
 
-fileCommand('rm', 'removes a file').argument('<name>').action(async (name: string, _: unknown, self: Command) => {
-  const { files, client } = await forFiles(self);
-  await files.remove(name, client);
-});
+fileCommand('rm', 'removes a file')
+  .argument('<name>')
+  .action(async (name: string, _: unknown, self: Command) => {
+    const { files, client } = await forFiles(self);
+    await files.remove(name, client);
+  });
 
-for (const [verb, text] of [['rebuild', 'restores what nodes lack: after one came back, or got a new disk'], ['scrub', 'reads every unit back, and restores what is damaged or lacks']] as const) {
+for (const [verb, text] of [
+  ['rebuild', 'restores what nodes lack: after one came back, or got a new disk'],
+  ['scrub', 'reads every unit back, and restores what is damaged or lacks'],
+] as const) {
   const repairing = fileCommand(verb, text)
     .argument('[names...]', 'default: all files')
     .option('--rate <bytes>', 'at most so many bytes a second');
   if (verb === 'scrub') repairing.option('--continuous', 'all files again and again, until it is interrupted');
-  repairing
-    .action(async (names: string[], own: { continuous?: boolean }, self: Command) => {
-      const { options, client } = await forFiles(self);
-      const { repair, scrubContinuously } = await import('./repair-commands.js');
-      if (own.continuous === true) { await scrubContinuously({ ...client, names, verify: true, bytesPerSecond: options.rate === undefined ? undefined : parseBytes(options.rate, '--rate') }); return; }
-      await repair({ ...client, names, verify: verb === 'scrub', bytesPerSecond: options.rate === undefined ? undefined : parseBytes(options.rate, '--rate') });
+  repairing.action(async (names: string[], own: { continuous?: boolean }, self: Command) => {
+    const { options, client } = await forFiles(self);
+    const { repair, scrubContinuously } = await import('./repair-commands.js');
+    if (own.continuous === true) {
+      await scrubContinuously({
+        ...client,
+        names,
+        verify: true,
+        bytesPerSecond: options.rate === undefined ? undefined : parseBytes(options.rate, '--rate'),
+      });
+      return;
+    }
+    await repair({
+      ...client,
+      names,
+      verify: verb === 'scrub',
+      bytesPerSecond: options.rate === undefined ? undefined : parseBytes(options.rate, '--rate'),
     });
+  });
 }
 
 const nodeCommand = command('node', 'the storage nodes');
-const startsNode = (name: string, description: string) => nodeCommand.command(name).description(description).addOption(json()).addOption(transport()).addOption(device())
-  .option('--ring-memory <bytes>', 'the most registered memory of the node', DEFAULT_RING_MEMORY)
-  .option('--size <bytes>', 'of the node\'s store', '4GiB')
-  .addOption(new Option('--durability <kind>', 'sync, volatile or discard, as of `up`').choices(['sync', 'volatile', 'async', 'discard']).default('sync'));
+const startsNode = (name: string, description: string) =>
+  nodeCommand
+    .command(name)
+    .description(description)
+    .addOption(json())
+    .addOption(transport())
+    .addOption(device())
+    .option('--ring-memory <bytes>', 'the most registered memory of the node', DEFAULT_RING_MEMORY)
+    .option('--size <bytes>', "of the node's store", '4GiB')
+    .addOption(
+      new Option('--durability <kind>', 'sync, volatile or discard, as of `up`')
+        .choices(['sync', 'volatile', 'async', 'discard'])
+        .default('sync'),
+    );
 const nodeOptions = (options: Options) => ({
-  durability: options.durability, transport: options.transport ?? 'auto', ringMemoryBytes: parseBytes(options.ringMemory ?? DEFAULT_RING_MEMORY, '--ring-memory'),
-  sizeBytes: parseBytes(options.size, '--size'), secret: readSecret(options.secretFile),
+  durability: options.durability,
+  transport: options.transport ?? 'auto',
+  ringMemoryBytes: parseBytes(options.ringMemory ?? DEFAULT_RING_MEMORY, '--ring-memory'),
+  sizeBytes: parseBytes(options.size, '--size'),
+  secret: readSecret(options.secretFile),
 });
-nodeCommand.command('list').description('which there are, in which state, and how many files need them').addOption(json()).action(async (_: unknown, self: Command) => {
-  const options = self.optsWithGlobals<Options>();
-  const { listNodes } = await import('./node-commands.js');
-  await listNodes(StateDirectory.choose(options.dir, options.clusterStore), options.json === true);
-});
-startsNode('add', 'starts one node more on this machine; files made from then on use it')
-  .option('--spare', 'files don\'t use it, until it takes the shares of a node that is lost or leaves')
+nodeCommand
+  .command('list')
+  .description('which there are, in which state, and how many files need them')
+  .addOption(json())
   .action(async (_: unknown, self: Command) => {
-  const options = self.optsWithGlobals<Options>();
-  const { addNode } = await import('./node-commands.js');
-  await addNode(StateDirectory.choose(options.dir, options.clusterStore), { ...nodeOptions(options), spare: self.opts<{ spare?: boolean }>().spare === true }, options.json === true);
-});
+    const options = self.optsWithGlobals<Options>();
+    const { listNodes } = await import('./node-commands.js');
+    await listNodes(StateDirectory.choose(options.dir, options.clusterStore), options.json === true);
+  });
+startsNode('add', 'starts one node more on this machine; files made from then on use it')
+  .option('--spare', "files don't use it, until it takes the shares of a node that is lost or leaves")
+  .action(async (_: unknown, self: Command) => {
+    const options = self.optsWithGlobals<Options>();
+    const { addNode } = await import('./node-commands.js');
+    await addNode(
+      StateDirectory.choose(options.dir, options.clusterStore),
+      { ...nodeOptions(options), spare: self.opts<{ spare?: boolean }>().spare === true },
+      options.json === true,
+    );
+  });
 startsNode('replace', 'gives a node of this machine a new, blank store, and restores what the old one held')
   .argument('<id>')
   .option('--rate <bytes>', 'restores at most so many bytes a second')
@@ -155,86 +262,191 @@ startsNode('replace', 'gives a node of this machine a new, blank store, and rest
     const { options, client } = await forFiles(self);
     const more = self.opts<{ discard?: boolean; rebuild: boolean }>();
     const { replaceNode } = await import('./node-commands.js');
-    await replaceNode(id, { ...nodeOptions(options), discard: more.discard === true, rebuild: more.rebuild, bytesPerSecond: options.rate === undefined ? undefined : parseBytes(options.rate, '--rate') }, client);
+    await replaceNode(
+      id,
+      {
+        ...nodeOptions(options),
+        discard: more.discard === true,
+        rebuild: more.rebuild,
+        bytesPerSecond: options.rate === undefined ? undefined : parseBytes(options.rate, '--rate'),
+      },
+      client,
+    );
   });
-const drain = nodeCommand.command('drain').description('moves what a node holds to other nodes: then it can be removed').argument('<id>')
+const drain = nodeCommand
+  .command('drain')
+  .description('moves what a node holds to other nodes: then it can be removed')
+  .argument('<id>')
   .option('--to <id>', 'the node that takes it all (default: spares, then those that hold least)')
   .option('--rate <bytes>', 'moves at most so many bytes a second')
   .option('--cancel', 'the node is used again; what has moved stays where it is');
 for (const option of [json(), transport(), device()]) drain.addOption(option);
-drain.option('--ring-memory <bytes>', 'the most registered memory').action(async (id: string, own: { to?: string; cancel?: boolean }, self: Command) => {
-  const { options, client } = await forFiles(self);
-  const { cancelDrain, drainNodeFor } = await import('./move-commands.js');
-  if (own.cancel === true) await cancelDrain(id, client);
-  else await drainNodeFor(id, { to: own.to, bytesPerSecond: options.rate === undefined ? undefined : parseBytes(options.rate, '--rate') }, client);
-});
-const rebalance = nodeCommand.command('rebalance').description('evens out what nodes hold: one that was added gets its share of the files that are there').argument('[id]', 'moves shares to this node only')
+drain
+  .option('--ring-memory <bytes>', 'the most registered memory')
+  .action(async (id: string, own: { to?: string; cancel?: boolean }, self: Command) => {
+    const { options, client } = await forFiles(self);
+    const { cancelDrain, drainNodeFor } = await import('./move-commands.js');
+    if (own.cancel === true) await cancelDrain(id, client);
+    else
+      await drainNodeFor(
+        id,
+        { to: own.to, bytesPerSecond: options.rate === undefined ? undefined : parseBytes(options.rate, '--rate') },
+        client,
+      );
+  });
+const rebalance = nodeCommand
+  .command('rebalance')
+  .description('evens out what nodes hold: one that was added gets its share of the files that are there')
+  .argument('[id]', 'moves shares to this node only')
   .option('--rate <bytes>', 'moves at most so many bytes a second');
 for (const option of [json(), transport(), device()]) rebalance.addOption(option);
-rebalance.option('--ring-memory <bytes>', 'the most registered memory').action(async (id: string | undefined, _: unknown, self: Command) => {
-  const { options, client } = await forFiles(self);
-  const { rebalanceNodes } = await import('./move-commands.js');
-  await rebalanceNodes({ to: id, bytesPerSecond: options.rate === undefined ? undefined : parseBytes(options.rate, '--rate') }, client);
-});
-nodeCommand.command('remove').description('takes a node that no file needs out of the cluster').argument('<id>').addOption(json()).action(async (id: string, _: unknown, self: Command) => {
-  const options = self.optsWithGlobals<Options>();
-  const { removeNodeFor } = await import('./node-commands.js');
-  await removeNodeFor(StateDirectory.choose(options.dir, options.clusterStore), id, options.json === true);
-});
+rebalance
+  .option('--ring-memory <bytes>', 'the most registered memory')
+  .action(async (id: string | undefined, _: unknown, self: Command) => {
+    const { options, client } = await forFiles(self);
+    const { rebalanceNodes } = await import('./move-commands.js');
+    await rebalanceNodes(
+      { to: id, bytesPerSecond: options.rate === undefined ? undefined : parseBytes(options.rate, '--rate') },
+      client,
+    );
+  });
+nodeCommand
+  .command('remove')
+  .description('takes a node that no file needs out of the cluster')
+  .argument('<id>')
+  .addOption(json())
+  .action(async (id: string, _: unknown, self: Command) => {
+    const options = self.optsWithGlobals<Options>();
+    const { removeNodeFor } = await import('./node-commands.js');
+    await removeNodeFor(StateDirectory.choose(options.dir, options.clusterStore), id, options.json === true);
+  });
 
 const switchCommand = command('switch', 'gives the switch its program, or takes it away');
-for (const [verb, text] of [['load', 'makes the switch compute parity'], ['unload', 'makes the switch forward packets only']] as const) {
-  switchCommand.command(verb).description(text).addOption(json()).action(async (_: unknown, self: Command) => {
-    const options = self.optsWithGlobals<Options>();
-    const { switchProgram } = await import('./cluster-commands.js');
-    await switchProgram(StateDirectory.choose(options.dir, options.clusterStore), verb, readSecret(options.secretFile), options.json === true);
-  });
+for (const [verb, text] of [
+  ['load', 'makes the switch compute parity'],
+  ['unload', 'makes the switch forward packets only'],
+] as const) {
+  switchCommand
+    .command(verb)
+    .description(text)
+    .addOption(json())
+    .action(async (_: unknown, self: Command) => {
+      const options = self.optsWithGlobals<Options>();
+      const { switchProgram } = await import('./cluster-commands.js');
+      await switchProgram(
+        StateDirectory.choose(options.dir, options.clusterStore),
+        verb,
+        readSecret(options.secretFile),
+        options.json === true,
+      );
+    });
 }
 
-command('rdma', 'RDMA devices').command('devices').description('lists the RDMA devices of this machine').addOption(json()).action(async (_: unknown, self: Command) => {
-  const { rdmaDevices } = await import('./rdma-devices.js');
-  rdmaDevices(self.optsWithGlobals<Options>().json === true);
-});
+command('rdma', 'RDMA devices')
+  .command('devices')
+  .description('lists the RDMA devices of this machine')
+  .addOption(json())
+  .action(async (_: unknown, self: Command) => {
+    const { rdmaDevices } = await import('./rdma-devices.js');
+    rdmaDevices(self.optsWithGlobals<Options>().json === true);
+  });
 
 command('testbed', 'a cluster on a shaped network of namespaces, until Ctrl-C (root, Mininet)')
-  .option('--nodes <n>', 'storage hosts', '3').option('--writers <n>', 'writer hosts', '1').option('--switches <n>', 'switch hosts', '1')
+  .option('--nodes <n>', 'storage hosts', '3')
+  .option('--writers <n>', 'writer hosts', '1')
+  .option('--switches <n>', 'switch hosts', '1')
   .option('--rate <rate>', 'of every link: 200mbit, 1gbit', '1gbit')
   .option('--code <code>', 'refuses a network that is too small for it')
   .addOption(new Option('--durability <kind>', 'of the nodes').choices(['sync', 'volatile', 'discard']).default('sync'))
-  .addOption(new Option('--device <device>', 'soft: on the shaped network; verbs: over soft-RoCE on this machine, unshaped').choices(['soft', 'verbs']).default('soft'))
-  .addOption(new Option('--switch <kind>', 'bmv2: one P4 switch, which every frame passes (simple_switch_grpc on PATH)').choices(['soft', 'bmv2']).default('soft'))
+  .addOption(
+    new Option('--device <device>', 'soft: on the shaped network; verbs: over soft-RoCE on this machine, unshaped')
+      .choices(['soft', 'verbs'])
+      .default('soft'),
+  )
+  .addOption(
+    new Option('--switch <kind>', 'bmv2: one P4 switch, which every frame passes (simple_switch_grpc on PATH)')
+      .choices(['soft', 'bmv2'])
+      .default('soft'),
+  )
   .option('--netdev <card>', 'with --device verbs: the network card to use (default: one made for it)')
   .addOption(json())
   .action(async (_: unknown, self: Command) => {
-    const options = self.opts<{ device: 'soft' | 'verbs'; netdev?: string; nodes: string; writers: string; switches: string; rate: string; code?: string; durability: 'sync' | 'volatile' | 'discard'; switch: 'soft' | 'bmv2'; json?: boolean }>();
+    const options = self.opts<{
+      device: 'soft' | 'verbs';
+      netdev?: string;
+      nodes: string;
+      writers: string;
+      switches: string;
+      rate: string;
+      code?: string;
+      durability: 'sync' | 'volatile' | 'discard';
+      switch: 'soft' | 'bmv2';
+      json?: boolean;
+    }>();
     const { testbed, verbsTestbed } = await import('./testbed-commands.js');
     if (options.device === 'verbs') {
-      await verbsTestbed({ nodes: parseCount(options.nodes, '--nodes', 1, 14), netdev: options.netdev, durability: options.durability, json: options.json === true });
+      await verbsTestbed({
+        nodes: parseCount(options.nodes, '--nodes', 1, 14),
+        netdev: options.netdev,
+        durability: options.durability,
+        json: options.json === true,
+      });
       return;
     }
     await testbed({
-      nodes: parseCount(options.nodes, '--nodes', 1, 48), writers: parseCount(options.writers, '--writers', 1, 16), switches: parseCount(options.switches, '--switches', 1, 4),
-      rate: options.rate, code: options.code, durability: options.durability, switchKind: options.switch, json: options.json === true,
+      nodes: parseCount(options.nodes, '--nodes', 1, 48),
+      writers: parseCount(options.writers, '--writers', 1, 16),
+      switches: parseCount(options.switches, '--switches', 1, 4),
+      rate: options.rate,
+      code: options.code,
+      durability: options.durability,
+      switchKind: options.switch,
+      json: options.json === true,
     });
   });
 
 command('experiment', 'measures on shaped links, writes CSV, JSON, SVG and PNG (root, Mininet); all: one HTML report')
   .argument('<name>', 'all, or one of those that a wrong name lists')
   .option('--quick', 'a few points, under two minutes')
-  .option('--rate <rate>', 'of every link (default: the experiment\'s own)')
+  .option('--rate <rate>', "of every link (default: the experiment's own)")
   .option('--code <code...>', 'stripe-size, files: only these codes')
-  .addOption(new Option('--switch <kind>', 'bmv2: a P4 switch, for stripe-size and fallback').choices(['soft', 'bmv2']).default('soft'))
+  .addOption(
+    new Option('--switch <kind>', 'bmv2: a P4 switch, for stripe-size and fallback')
+      .choices(['soft', 'bmv2'])
+      .default('soft'),
+  )
   .option('--out <folder>', 'where its files go', 'experiments')
   .addOption(json())
   .action(async (name: string, _: unknown, self: Command) => {
-    const options = self.opts<{ quick?: boolean; rate?: string; code?: string[]; switch: 'soft' | 'bmv2'; out: string; json?: boolean }>();
+    const options = self.opts<{
+      quick?: boolean;
+      rate?: string;
+      code?: string[];
+      switch: 'soft' | 'bmv2';
+      out: string;
+      json?: boolean;
+    }>();
     const { experiment } = await import('./experiment-commands.js');
-    await experiment(name, { quick: options.quick === true, rate: options.rate, codes: options.code, switchKind: options.switch, out: options.out, json: options.json === true });
+    await experiment(name, {
+      quick: options.quick === true,
+      rate: options.rate,
+      codes: options.code,
+      switchKind: options.switch,
+      out: options.out,
+      json: options.json === true,
+    });
   });
 
 command('demo', 'tells the whole story with a real file, in a directory of its own')
   .argument('[file]', 'default: the node binary')
-  .addOption(new Option('--switch <kind>', 'bmv2: a P4 switch on a network of namespaces (root, Mininet, simple_switch_grpc on PATH)').choices(['soft', 'bmv2']).default('soft'))
+  .addOption(
+    new Option(
+      '--switch <kind>',
+      'bmv2: a P4 switch on a network of namespaces (root, Mininet, simple_switch_grpc on PATH)',
+    )
+      .choices(['soft', 'bmv2'])
+      .default('soft'),
+  )
   .action(async (file: string | undefined, options: { switch: 'soft' | 'bmv2' }) => {
     if (options.switch === 'bmv2') {
       const { demoWithBmv2 } = await import('./demo-bmv2.js');
@@ -249,7 +461,9 @@ await main();
 
 async function main(): Promise<void> {
   // `tartan get x - | head`: a reader that has seen enough is no error.
-  process.stdout.on('error', (error) => { process.exit(codeOf(error) === 'EPIPE' ? 0 : 1); });
+  process.stdout.on('error', (error) => {
+    process.exit(codeOf(error) === 'EPIPE' ? 0 : 1);
+  });
   try {
     await program.parseAsync();
   } catch (error) {
@@ -262,7 +476,11 @@ async function main(): Promise<void> {
     }
   }
   // A timer that a library left behind must not hold the shell: end when what was written is out.
-  process.stderr.write('', () => { process.stdout.write('', () => { process.exit(); }); });
+  process.stderr.write('', () => {
+    process.stdout.write('', () => {
+      process.exit();
+    });
+  });
 }
 
 function command(name: string, description: string): Command {
@@ -270,13 +488,26 @@ function command(name: string, description: string): Command {
 }
 
 function fileCommand(name: string, description: string): Command {
-  return command(name, description).addOption(json()).addOption(transport()).addOption(device()).option('--ring-memory <bytes>', 'the most registered memory');
+  return command(name, description)
+    .addOption(json())
+    .addOption(transport())
+    .addOption(device())
+    .option('--ring-memory <bytes>', 'the most registered memory');
 }
 
 async function forFiles(self: Command) {
   const options = self.optsWithGlobals<Options>();
-  const ringMemoryBytes = options.ringMemory === undefined ? undefined : parseBytes(options.ringMemory, '--ring-memory');
-  const client = { state: StateDirectory.choose(options.dir, options.clusterStore), json: options.json === true, transport: options.transport, device: options.device, ringMemoryBytes, parity: options.parity, secret: readSecret(options.secretFile) };
+  const ringMemoryBytes =
+    options.ringMemory === undefined ? undefined : parseBytes(options.ringMemory, '--ring-memory');
+  const client = {
+    state: StateDirectory.choose(options.dir, options.clusterStore),
+    json: options.json === true,
+    transport: options.transport,
+    device: options.device,
+    ringMemoryBytes,
+    parity: options.parity,
+    secret: readSecret(options.secretFile),
+  };
   return { files: await import('./file-commands.js'), options, client };
 }
 

@@ -11,35 +11,86 @@ import { withClient, type ClientOptions } from './file-commands.js';
 import { ProgressBar } from './progress-bar.js';
 import { formatBytes, table } from './quantities.js';
 
-export interface MoveCommandOptions { readonly to: string | undefined; readonly bytesPerSecond: number | undefined }
+export interface MoveCommandOptions {
+  readonly to: string | undefined;
+  readonly bytesPerSecond: number | undefined;
+}
 
 /**
  * Empties a node; SIGINT and SIGTERM end it after the stripes under way, and the same command goes on.
  *
  * @throws {TartanError} ERR_NOT_FOUND, ERR_NOT_ENOUGH_NODES, ERR_WOULD_LOSE; ERR_IN_USE while another repairs
  */
-export async function drainNodeFor(id: string, { to, bytesPerSecond }: MoveCommandOptions, options: ClientOptions): Promise<void> {
-  await moving(options, 'drain', `drain ${id}`, bytesPerSecond, (file) => file.nodes.includes(id), async (client, settings) => {
-    const report = await client.drain(id, { ...settings, ...(to !== undefined && { to }), onWaiting: (names) => { process.stderr.write(`waiting until ${named(names)} ${names.length === 1 ? 'is' : 'are'} closed\n`); } });
-    if (settings.signal?.aborted === true) throw new TartanError('ERR_CLOSED', `Emptying node ${id} was ended: ${report.filesMoved} of ${report.files} files have moved; the same command goes on`);
-    if (options.json) process.stdout.write(`${JSON.stringify(report)}\n`);
-    else process.stdout.write(`${id} holds nothing any more: ${report.filesMoved} file${report.filesMoved === 1 ? '' : 's'} moved, ${formatBytes(report.bytesRestored)}; \`tartan node remove ${id}\` takes it out\n`);
-  });
+export async function drainNodeFor(
+  id: string,
+  { to, bytesPerSecond }: MoveCommandOptions,
+  options: ClientOptions,
+): Promise<void> {
+  await moving(
+    options,
+    'drain',
+    `drain ${id}`,
+    bytesPerSecond,
+    (file) => file.nodes.includes(id),
+    async (client, settings) => {
+      const report = await client.drain(id, {
+        ...settings,
+        ...(to !== undefined && { to }),
+        onWaiting: (names) => {
+          process.stderr.write(`waiting until ${named(names)} ${names.length === 1 ? 'is' : 'are'} closed\n`);
+        },
+      });
+      if (settings.signal?.aborted === true)
+        throw new TartanError(
+          'ERR_CLOSED',
+          `Emptying node ${id} was ended: ${report.filesMoved} of ${report.files} files have moved; the same ` +
+            'command goes on',
+        );
+      if (options.json) process.stdout.write(`${JSON.stringify(report)}\n`);
+      else
+        process.stdout.write(
+          `${id} holds nothing any more: ${report.filesMoved} file${report.filesMoved === 1 ? '' : 's'} moved, ${formatBytes(report.bytesRestored)}; ` +
+            `\`tartan node remove ${id}\` takes it out\n`,
+        );
+    },
+  );
 }
 
 /**
  * Evens out what nodes hold, or gives one node its share.
  *
- * @throws {TartanError} ERR_NOT_FOUND, ERR_ARGUMENT; ERR_IN_USE while another repairs; ERR_WOULD_LOSE: of some files not every unit could be had
+ * @throws {TartanError} ERR_NOT_FOUND, ERR_ARGUMENT; ERR_IN_USE while another repairs; ERR_WOULD_LOSE: of some files
+ *         not every unit could be had
  */
-export async function rebalanceNodes({ to, bytesPerSecond }: MoveCommandOptions, options: ClientOptions): Promise<void> {
-  await moving(options, 'rebalance', 'rebalance', bytesPerSecond, () => true, async (client, settings) => {
-    const report = await client.rebalance({ ...settings, ...(to !== undefined && { to }) });
-    if (options.json) process.stdout.write(`${JSON.stringify(report)}\n`);
-    else process.stdout.write(`${table([['ID', 'BEFORE', 'AFTER'], ...[...report.nodes].sort((a, b) => a.id.localeCompare(b.id, 'en', { numeric: true })).map((each) => [each.id, formatBytes(Math.round(each.before)), formatBytes(Math.round(each.after))])])}\n${report.filesMoved} share${report.filesMoved === 1 ? '' : 's'} moved, ${formatBytes(report.bytesRestored)}\n`);
-    if (report.waiting.length > 0) process.stderr.write(`left where they are, for they are being written: ${named(report.waiting)}\n`);
-    if (report.failed.length > 0) throw new TartanError('ERR_WOULD_LOSE', `Cannot move a share of ${report.failed.map(({ name, why }) => `'${name}': ${why}`).slice(0, 3).join('; ')}`);
-  });
+export async function rebalanceNodes(
+  { to, bytesPerSecond }: MoveCommandOptions,
+  options: ClientOptions,
+): Promise<void> {
+  await moving(
+    options,
+    'rebalance',
+    'rebalance',
+    bytesPerSecond,
+    () => true,
+    async (client, settings) => {
+      const report = await client.rebalance({ ...settings, ...(to !== undefined && { to }) });
+      if (options.json) process.stdout.write(`${JSON.stringify(report)}\n`);
+      else
+        process.stdout.write(
+          `${table([['ID', 'BEFORE', 'AFTER'], ...[...report.nodes].sort((a, b) => a.id.localeCompare(b.id, 'en', { numeric: true })).map((each) => [each.id, formatBytes(Math.round(each.before)), formatBytes(Math.round(each.after))])])}\n${report.filesMoved} share${report.filesMoved === 1 ? '' : 's'} moved, ${formatBytes(report.bytesRestored)}\n`,
+        );
+      if (report.waiting.length > 0)
+        process.stderr.write(`left where they are, for they are being written: ${named(report.waiting)}\n`);
+      if (report.failed.length > 0)
+        throw new TartanError(
+          'ERR_WOULD_LOSE',
+          `Cannot move a share of ${report.failed
+            .map(({ name, why }) => `'${name}': ${why}`)
+            .slice(0, 3)
+            .join('; ')}`,
+        );
+    },
+  );
 }
 
 /** A node that was being emptied, or is empty, is used again. @throws {TartanError} ERR_NOT_FOUND */
@@ -56,23 +107,44 @@ export async function cancelDrain(id: string, options: ClientOptions): Promise<v
 }
 
 /** With the hold on repairs, a bar, and an end when it is asked for. */
-async function moving(options: ClientOptions, what: 'drain' | 'rebalance', title: string, bytesPerSecond: number | undefined, concerns: (file: FileRecord) => boolean,
-  move: (client: Client, settings: MoveOptions) => Promise<void>): Promise<void> {
+async function moving(
+  options: ClientOptions,
+  what: 'drain' | 'rebalance',
+  title: string,
+  bytesPerSecond: number | undefined,
+  concerns: (file: FileRecord) => boolean,
+  move: (client: Client, settings: MoveOptions) => Promise<void>,
+): Promise<void> {
   await withClient(options, async (client) => {
     const store = await openClusterStore(options.state.cluster);
-    const stopper = new AbortController(), stop = (): void => { stopper.abort(); };
+    const stopper = new AbortController(),
+      stop = (): void => {
+        stopper.abort();
+      };
     let hold: RepairHold | undefined, bar: ProgressBar | undefined;
     process.once('SIGINT', stop);
     process.once('SIGTERM', stop);
     try {
-      const files = (await listFiles(store)).filter(concerns), stripes = stripesIn(files);
+      const files = (await listFiles(store)).filter(concerns),
+        stripes = stripesIn(files);
       hold = await RepairHold.take(store, what, files.length, stripes);
-      bar = new ProgressBar(title, files.reduce((sum, { length }) => sum + length, 0));
+      bar = new ProgressBar(
+        title,
+        files.reduce((sum, { length }) => sum + length, 0),
+      );
       const onProgress = (now: MoveReport): void => {
         bar!.update(stripes === 0 ? 0 : Math.min(1, now.stripesDone / stripes), '');
-        hold!.tell({ filesDone: now.filesMoved, stripesDone: Math.min(stripes, now.stripesDone), bytesRestored: now.bytesRestored });
+        hold!.tell({
+          filesDone: now.filesMoved,
+          stripesDone: Math.min(stripes, now.stripesDone),
+          bytesRestored: now.bytesRestored,
+        });
       };
-      await move(client, { ...(bytesPerSecond !== undefined && { bytesPerSecond }), signal: stopper.signal, onProgress });
+      await move(client, {
+        ...(bytesPerSecond !== undefined && { bytesPerSecond }),
+        signal: stopper.signal,
+        onProgress,
+      });
     } finally {
       bar?.finish();
       await hold?.release();
@@ -82,10 +154,16 @@ async function moving(options: ClientOptions, what: 'drain' | 'rebalance', title
 }
 
 function named(names: readonly string[]): string {
-  return `${names.slice(0, 3).map((name) => `'${name}'`).join(', ')}${names.length > 3 ? ` and ${names.length - 3} more` : ''}`;
+  return `${names
+    .slice(0, 3)
+    .map((name) => `'${name}'`)
+    .join(', ')}${names.length > 3 ? ` and ${names.length - 3} more` : ''}`;
 }
 
 /** Committed stripes of these files. */
 function stripesIn(files: readonly FileRecord[]): number {
-  return files.reduce((sum, { code, unitBytes, length }) => sum + Math.ceil(length / (parseCode(code).k * unitBytes)), 0);
+  return files.reduce(
+    (sum, { code, unitBytes, length }) => sum + Math.ceil(length / (parseCode(code).k * unitBytes)),
+    0,
+  );
 }

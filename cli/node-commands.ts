@@ -28,58 +28,109 @@ export async function listNodes(state: StateDirectory, json: boolean): Promise<v
   const running = new Map(state.running().map((each) => [each.id, each.identity.pid]));
   const nodes = [...map.nodes].sort((a, b) => a.id.localeCompare(b.id, 'en', { numeric: true }));
   const rows = nodes.map((node) => ({
-    id: node.id, state: node.state, purpose: purposeOf(node), present: present.has(node.id), host: node.host, port: node.port, pid: running.get(node.id) ?? null, store: node.store ?? null, since: node.since ?? null,
+    id: node.id,
+    state: node.state,
+    purpose: purposeOf(node),
+    present: present.has(node.id),
+    host: node.host,
+    port: node.port,
+    pid: running.get(node.id) ?? null,
+    store: node.store ?? null,
+    since: node.since ?? null,
     files: files.filter((file) => file.nodes.includes(node.id)).length,
   }));
   if (json) process.stdout.write(`${JSON.stringify(rows)}\n`);
-  else process.stdout.write(`${table([['ID', 'STATE', 'ADDRESS', 'PID', 'FILES', 'STORE'], ...rows.map((each) => [each.id, [each.state, ...(each.present ? [] : ['silent']), ...(each.purpose === 'member' ? [] : [each.purpose])].join(', '), `${each.host}:${each.port}`, String(each.pid ?? '-'), String(each.files), each.store ?? '-'])])}\n`);
+  else
+    process.stdout.write(
+      `${table([['ID', 'STATE', 'ADDRESS', 'PID', 'FILES', 'STORE'], ...rows.map((each) => [each.id, [each.state, ...(each.present ? [] : ['silent']), ...(each.purpose === 'member' ? [] : [each.purpose])].join(', '), `${each.host}:${each.port}`, String(each.pid ?? '-'), String(each.files), each.store ?? '-'])])}\n`,
+    );
 }
 
-/** Starts one node more on this machine, with the next free id. Files made from now on use it too, unless it is a spare. @returns its id */
-export async function addNode(state: StateDirectory, options: NodeOptions & { readonly spare: boolean }, json: boolean): Promise<string> {
+/**
+ * Starts one node more on this machine, with the next free id. Files made from now on use it too, unless it is a spare.
+ * @returns its id
+ */
+export async function addNode(
+  state: StateDirectory,
+  options: NodeOptions & { readonly spare: boolean },
+  json: boolean,
+): Promise<string> {
   return state.locked(async () => {
     const running = state.requireRunning();
     const { nodes } = await look(state, (store) => readMap(store));
-    const numbers = [...nodes.map(({ id }) => id), ...state.processes().map(({ id }) => id)].map((id) => Number(/^n(\d+)$/.exec(id)?.[1] ?? 0));
+    const numbers = [...nodes.map(({ id }) => id), ...state.processes().map(({ id }) => id)].map((id) =>
+      Number(/^n(\d+)$/.exec(id)?.[1] ?? 0),
+    );
     const id = `n${Math.max(0, ...numbers) + 1}`;
     const record = await startNode(state, startOptions(running, options), id);
     if (options.spare) await look(state, (store) => setNodePurpose(store, id, 'spare'));
     if (json) process.stdout.write(`${JSON.stringify(record)}\n`);
-    else process.stdout.write(`${id} runs on port ${record.port}; ${options.spare ? 'it waits as a spare' : 'files made from now on use it'}\n`);
+    else
+      process.stdout.write(
+        `${id} runs on port ${record.port}; ${options.spare ? 'it waits as a spare' : 'files made from now on use it'}\n`,
+      );
     return id;
   });
 }
 
 /**
- * Gives a node of this machine a new, blank store under the same id, and restores what the old one held. Before, what the
- * other nodes lack is restored without it: if that can't be, it goes on with its old store. That is set aside in the end,
- * or removed with `discard`.
+ * Gives a node of this machine a new, blank store under the same id, and restores what the old one held. Before, what
+ * the other nodes lack is restored without it: if that can't be, it goes on with its old store. That is set aside in
+ * the end, or removed with `discard`.
  *
- * @throws {TartanError} ERR_WOULD_LOSE when so many nodes are down that its store is still needed; ERR_NOT_FOUND; ERR_IN_USE
+ * @throws {TartanError} ERR_WOULD_LOSE when so many nodes are down that its store is still needed; ERR_NOT_FOUND;
+ *         ERR_IN_USE
  *   while another rebuilds; what rebuild throws: then the node runs, and `tartan rebuild` goes on
  */
-export async function replaceNode(id: string, options: NodeOptions & { readonly discard: boolean; readonly rebuild: boolean; readonly bytesPerSecond: number | undefined }, client: ClientOptions): Promise<void> {
+export async function replaceNode(
+  id: string,
+  options: NodeOptions & {
+    readonly discard: boolean;
+    readonly rebuild: boolean;
+    readonly bytesPerSecond: number | undefined;
+  },
+  client: ClientOptions,
+): Promise<void> {
   const { state } = client;
   await state.locked(async () => {
     const running = state.requireRunning();
     const record = state.processes().find((each) => each.id === id && each.role === 'node');
-    if (record === undefined) throw new TartanError('ERR_NOT_FOUND', `Cannot replace node '${id}': it is not one of this machine's; on its own machine stop it, start it with another --store, then \`tartan rebuild\``);
+    if (record === undefined)
+      throw new TartanError(
+        'ERR_NOT_FOUND',
+        `Cannot replace node '${id}': it is not one of this machine's; on its own machine stop it, start it ` +
+          `with another --store, then \`tartan rebuild\``,
+      );
     await look(state, async (store) => {
       const { map, files, present } = await readAll(store);
       const lost = filesAtRisk(map, files, present, id);
-      if (lost.length > 0) throw wouldLose(`replace the store of node ${id}`, `with what is down (${downOf(map, present, id)}) stripes of ${named(lost)} would be lost; bring those nodes back first`);
+      if (lost.length > 0)
+        throw wouldLose(
+          `replace the store of node ${id}`,
+          `with what is down (${downOf(map, present, id)}) stripes of ${named(lost)} would be lost; bring ` +
+            'those nodes back first',
+        );
     });
     await stopProcess(record.identity, STOP_MS);
-    // The others must do without it: whatever they lack is restored before its store is given up. Nodes that are only being
-    // filled show here too: the map does not tell them from full ones.
-    await repair({ ...client, names: [], verify: false, bytesPerSecond: options.bytesPerSecond, quiet: true }).catch(async (error: unknown) => {
-      await startNode(state, startOptions(running, options), id);
-      if (codeOf(error) !== 'ERR_TOO_MANY_LOST') throw error;
-      throw wouldLose(`replace the store of node ${id}`, `the other nodes lack too much (${(error as Error).message})`);
-    });
+    // The others must do without it: whatever they lack is restored before its store is given up. Nodes that are only
+    // being filled show here too: the map does not tell them from full ones.
+    await repair({ ...client, names: [], verify: false, bytesPerSecond: options.bytesPerSecond, quiet: true }).catch(
+      async (error: unknown) => {
+        await startNode(state, startOptions(running, options), id);
+        if (codeOf(error) !== 'ERR_TOO_MANY_LOST') throw error;
+        throw wouldLose(
+          `replace the store of node ${id}`,
+          `the other nodes lack too much (${(error as Error).message})`,
+        );
+      },
+    );
     const aside = setAside(state, id, options.discard);
     const started = await startNode(state, startOptions(running, options), id);
-    if (!client.json) process.stdout.write(`${id} runs with a blank store on port ${started.port}${aside === undefined ? '' : `; the old one is ${aside}`}\n`);
+    if (!client.json)
+      process.stdout.write(
+        `${id} runs with a blank store on ` +
+          `port ${started.port}${aside === undefined ? '' : `; the old one is ${aside}`}\n`,
+      );
   });
   if (options.rebuild) await repair({ ...client, names: [], verify: false, bytesPerSecond: options.bytesPerSecond });
 }
@@ -90,35 +141,64 @@ export async function replaceNode(id: string, options: NodeOptions & { readonly 
  * @throws {TartanError} ERR_WOULD_LOSE while files keep units there; ERR_NOT_FOUND; ERR_IN_USE while it runs elsewhere
  */
 export async function removeNodeFor(state: StateDirectory, id: string, json: boolean): Promise<void> {
-  await state.locked(() => look(state, async (store) => {
-    const { map, files } = await readAll(store);
-    if (!map.nodes.some((node) => node.id === id)) throw new TartanError('ERR_NOT_FOUND', `Cannot remove node '${id}': the cluster has ${map.nodes.map((node) => node.id).join(', ')}`);
-    const needed = files.filter((file) => file.nodes.includes(id));
-    if (needed.length > 0) throw wouldLose(`remove node ${id}`, `${named(needed)} keep${needed.length === 1 ? 's' : ''} units there; \`tartan node drain ${id}\` moves them`);
-    const record = state.processes().find((each) => each.id === id && each.role === 'node');
-    if (record !== undefined) await stopProcess(record.identity, STOP_MS);
-    else if (await store.get(nodeLeaseKey(id)) !== undefined) throw new TartanError('ERR_IN_USE', `Cannot remove node '${id}': it runs on another machine; stop it there first`);
-    const now = await removeNode(store, id);
-    // Whoever made a file meanwhile counted on it.
-    const late = (await listFiles(store)).filter((file) => file.nodes.includes(id));
-    if (record !== undefined) state.write(state.processes().filter((each) => each.id !== id));
-    if (json) process.stdout.write(`${JSON.stringify({ removed: id, mapEpoch: now.epoch })}\n`);
-    else process.stdout.write(`${id} is removed; its store stays in ${state.node(id)}\n`);
-    if (late.length > 0) process.stderr.write(`${named(late)} ${late.length === 1 ? 'was' : 'were'} made meanwhile and counted on it\n`);
-  }));
+  await state.locked(() =>
+    look(state, async (store) => {
+      const { map, files } = await readAll(store);
+      if (!map.nodes.some((node) => node.id === id))
+        throw new TartanError(
+          'ERR_NOT_FOUND',
+          `Cannot remove node '${id}': the cluster has ${map.nodes.map((node) => node.id).join(', ')}`,
+        );
+      const needed = files.filter((file) => file.nodes.includes(id));
+      if (needed.length > 0)
+        throw wouldLose(
+          `remove node ${id}`,
+          `${named(needed)} keep${needed.length === 1 ? 's' : ''} units there; \`tartan node drain ${id}\` moves them`,
+        );
+      const record = state.processes().find((each) => each.id === id && each.role === 'node');
+      if (record !== undefined) await stopProcess(record.identity, STOP_MS);
+      else if ((await store.get(nodeLeaseKey(id))) !== undefined)
+        throw new TartanError(
+          'ERR_IN_USE',
+          `Cannot remove node '${id}': it runs on another machine; stop it there first`,
+        );
+      const now = await removeNode(store, id);
+      // Whoever made a file meanwhile counted on it.
+      const late = (await listFiles(store)).filter((file) => file.nodes.includes(id));
+      if (record !== undefined) state.write(state.processes().filter((each) => each.id !== id));
+      if (json) process.stdout.write(`${JSON.stringify({ removed: id, mapEpoch: now.epoch })}\n`);
+      else process.stdout.write(`${id} is removed; its store stays in ${state.node(id)}\n`);
+      if (late.length > 0)
+        process.stderr.write(`${named(late)} ${late.length === 1 ? 'was' : 'were'} made meanwhile and counted on it\n`);
+    }),
+  );
 }
 
 function startOptions(running: readonly ProcessRecord[], options: NodeOptions): ClusterOptions {
   const like = running.find((each) => each.role === 'node') ?? running[0]!;
   const { durability, transport, ringMemoryBytes, sizeBytes, secret } = options;
-  return { durability, transport, ringMemoryBytes, sizeBytes, secret, nodes: 1, host: like.host, basePort: 0, dependent: false, ...(like.device === undefined ? {} : { device: like.device }) };
+  return {
+    durability,
+    transport,
+    ringMemoryBytes,
+    sizeBytes,
+    secret,
+    nodes: 1,
+    host: like.host,
+    basePort: 0,
+    dependent: false,
+    ...(like.device === undefined ? {} : { device: like.device }),
+  };
 }
 
 /** @returns where the old store is now; undefined when it is gone */
 function setAside(state: StateDirectory, id: string, discard: boolean): string | undefined {
   const path = state.node(id);
   if (!existsSync(path)) return undefined;
-  if (discard) { rmSync(path, { recursive: true }); return undefined; }
+  if (discard) {
+    rmSync(path, { recursive: true });
+    return undefined;
+  }
   let number = 1;
   while (existsSync(`${path}.replaced-${number}`)) number++;
   renameSync(path, `${path}.replaced-${number}`);
@@ -128,7 +208,11 @@ function setAside(state: StateDirectory, id: string, discard: boolean): string |
 async function look<T>(state: StateDirectory, action: (store: ClusterStore) => Promise<T>): Promise<T> {
   state.requireRunning();
   const store = await openClusterStore(state.cluster);
-  try { return await action(store); } finally { await store.close(); }
+  try {
+    return await action(store);
+  } finally {
+    await store.close();
+  }
 }
 
 async function readAll(store: ClusterStore): Promise<{ map: ClusterMap; files: FileRecord[]; present: Set<string> }> {
@@ -137,12 +221,22 @@ async function readAll(store: ClusterStore): Promise<{ map: ClusterMap; files: F
 }
 
 function downOf(map: ClusterMap, present: ReadonlySet<string>, id: string): string {
-  return map.nodes.filter((node) => (node.state === 'down' || !present.has(node.id)) && node.id !== id).map((node) => node.id).join(', ') || 'none';
+  return (
+    map.nodes
+      .filter((node) => (node.state === 'down' || !present.has(node.id)) && node.id !== id)
+      .map((node) => node.id)
+      .join(', ') || 'none'
+  );
 }
 
 function named(files: readonly FileRecord[]): string {
-  const names = files.slice(0, NAMED).map(({ name }) => `'${name}'`).join(', ');
+  const names = files
+    .slice(0, NAMED)
+    .map(({ name }) => `'${name}'`)
+    .join(', ');
   return files.length > NAMED ? `${names} and ${files.length - NAMED} more files` : names;
 }
 
-function wouldLose(attempt: string, why: string): TartanError { return new TartanError('ERR_WOULD_LOSE', `Cannot ${attempt}: ${why}`); }
+function wouldLose(attempt: string, why: string): TartanError {
+  return new TartanError('ERR_WOULD_LOSE', `Cannot ${attempt}: ${why}`);
+}

@@ -15,7 +15,11 @@ export class ProgressBar {
    * @param total   bytes; 0: unknown, only counts
    * @param stream  drawn on only when it is a terminal
    */
-  constructor(private readonly label: string, private readonly total: number, private readonly stream: NodeJS.WriteStream = process.stderr) {}
+  constructor(
+    private readonly label: string,
+    private readonly total: number,
+    private readonly stream: NodeJS.WriteStream = process.stderr,
+  ) {}
 
   /** @param note  a few words, e.g. where the parity is computed */
   update(bytes: number, note = this.note): void {
@@ -36,7 +40,10 @@ export class ProgressBar {
   private line(now: number): string {
     const fraction = this.total > 0 ? Math.min(this.bytes / this.total, 1) : 0;
     const filled = Math.round(fraction * WIDTH);
-    const bar = this.total > 0 ? `${'━'.repeat(filled)}${'─'.repeat(WIDTH - filled)} ${(fraction * 100).toFixed(0).padStart(3)} %` : formatBytes(this.bytes);
+    const bar =
+      this.total > 0
+        ? `${'━'.repeat(filled)}${'─'.repeat(WIDTH - filled)} ${(fraction * 100).toFixed(0).padStart(3)} %`
+        : formatBytes(this.bytes);
     const line = `${this.label}  ${bar}  ${formatRate(this.bytes, now - this.started)}  ${this.note}`;
     return line.slice(0, Math.max(20, (this.stream.columns ?? 80) - 1));
   }

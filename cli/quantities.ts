@@ -13,14 +13,22 @@ const POWERS = ['', 'k', 'm', 'g', 't'];
 export function parseBytes(text: string, what: string): number {
   const match = /^(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?$/i.exec(text.trim());
   const bytes = match ? Number(match[1]) * 1024 ** POWERS.indexOf(match[2]!.toLowerCase()) : NaN;
-  if (!Number.isSafeInteger(bytes) || bytes < 1) throw new TartanError('ERR_ARGUMENT', `Cannot use '${text}' as ${what}: expected a number of bytes such as 65536, 64KiB or 1MiB`);
+  if (!Number.isSafeInteger(bytes) || bytes < 1)
+    throw new TartanError(
+      'ERR_ARGUMENT',
+      `Cannot use '${text}' as ${what}: expected a number of bytes such as 65536, 64KiB or 1MiB`,
+    );
   return bytes;
 }
 
 /** @throws {TartanError} ERR_ARGUMENT unless a whole number from `least` to `most` */
 export function parseCount(text: string, what: string, least: number, most: number): number {
   const count = /^\d+$/.test(text.trim()) ? Number(text) : NaN;
-  if (!(count >= least && count <= most)) throw new TartanError('ERR_ARGUMENT', `Cannot use '${text}' as ${what}: expected a whole number from ${least} to ${most}`);
+  if (!(count >= least && count <= most))
+    throw new TartanError(
+      'ERR_ARGUMENT',
+      `Cannot use '${text}' as ${what}: expected a whole number from ${least} to ${most}`,
+    );
   return count;
 }
 
@@ -43,5 +51,12 @@ export function formatRate(bytes: number, ms: number): string {
  */
 export function table(rows: readonly (readonly string[])[]): string {
   const widths = (rows[0] ?? []).map((_, column) => Math.max(...rows.map((row) => row[column]!.length)));
-  return rows.map((row) => row.map((cell, column) => cell.padEnd(widths[column]!)).join('  ').trimEnd()).join('\n');
+  return rows
+    .map((row) =>
+      row
+        .map((cell, column) => cell.padEnd(widths[column]!))
+        .join('  ')
+        .trimEnd(),
+    )
+    .join('\n');
 }

@@ -17,7 +17,10 @@ export interface RepairOptions extends ClientOptions {
   readonly quiet?: boolean;
 }
 
-/** @throws {TartanError} ERR_TOO_MANY_LOST when something could not be restored; the others are done then. ERR_IN_USE while another rebuilds or scrubs */
+/**
+ * @throws {TartanError} ERR_TOO_MANY_LOST when something could not be restored; the others are done then. ERR_IN_USE
+ *   while another rebuilds or scrubs
+ */
 export async function repair(options: RepairOptions): Promise<void> {
   await withClient(options, async (client) => {
     const names = options.names.length > 0 ? options.names : (await client.list()).map(({ name }) => name);
@@ -25,7 +28,15 @@ export async function repair(options: RepairOptions): Promise<void> {
     const files = await Promise.all(names.map((name) => client.stat(name)));
     const store = await openClusterStore(options.state.cluster);
     const stripesOf = files.map(({ code, unitBytes, length }) => Math.ceil(length / (parseCode(code).k * unitBytes)));
-    const hold = await RepairHold.take(store, options.verify ? 'scrub' : 'rebuild', files.length, stripesOf.reduce((a, b) => a + b, 0)).catch(async (error: unknown) => { await store.close(); throw error; });
+    const hold = await RepairHold.take(
+      store,
+      options.verify ? 'scrub' : 'rebuild',
+      files.length,
+      stripesOf.reduce((a, b) => a + b, 0),
+    ).catch(async (error: unknown) => {
+      await store.close();
+      throw error;
+    });
     try {
       for (const [index, { name, length }] of files.entries()) {
         const before = stripesOf.slice(0, index).reduce((a, b) => a + b, 0);
@@ -34,7 +45,11 @@ export async function repair(options: RepairOptions): Promise<void> {
           ...(options.bytesPerSecond !== undefined && { bytesPerSecond: options.bytesPerSecond }),
           onProgress: ({ stripesDone, stripes, bytesRestored }: RebuildReport) => {
             bar.update(stripes === 0 ? 0 : (stripesDone / stripes) * length, '');
-            hold.tell({ filesDone: index, stripesDone: before + stripesDone, bytesRestored: sum(reports, (each) => each.bytesRestored) + bytesRestored });
+            hold.tell({
+              filesDone: index,
+              stripesDone: before + stripesDone,
+              bytesRestored: sum(reports, (each) => each.bytesRestored) + bytesRestored,
+            });
           },
         };
         try {
@@ -48,35 +63,69 @@ export async function repair(options: RepairOptions): Promise<void> {
       await store.close();
     }
     if (options.json && options.quiet !== true) process.stdout.write(`${JSON.stringify(reports)}\n`);
-    else if (options.quiet !== true && reports.length > 0) process.stdout.write(`${table([HEAD, ...reports.map(row)])}\n`);
+    else if (options.quiet !== true && reports.length > 0)
+      process.stdout.write(`${table([HEAD, ...reports.map(row)])}\n`);
     const down = [...new Set(reports.flatMap(({ nodesDown }) => nodesDown))];
-    if (down.length > 0 && options.quiet !== true) process.stderr.write(`not looked at, for they are down: ${down.join(' ')}\n`);
-    const lost = sum(reports, (each) => each.stripesLost), failed = sum(reports, (each) => each.unitsFailed + each.parityMismatches - each.mismatchesRepaired);
-    if (lost + failed > 0) throw new TartanError('ERR_TOO_MANY_LOST', `Cannot restore everything: ${lost} stripes have fewer units than they need, ${failed} units could not be restored now`);
+    if (down.length > 0 && options.quiet !== true)
+      process.stderr.write(`not looked at, for they are down: ${down.join(' ')}\n`);
+    const lost = sum(reports, (each) => each.stripesLost),
+      failed = sum(reports, (each) => each.unitsFailed + each.parityMismatches - each.mismatchesRepaired);
+    if (lost + failed > 0)
+      throw new TartanError(
+        'ERR_TOO_MANY_LOST',
+        `Cannot restore everything: ${lost} stripes have fewer units than they need, ${failed} units could not ` +
+          'be restored now',
+      );
   });
 }
 
-/** Until SIGINT or SIGTERM; a line for each file in which something was found, and the sums at the end. @throws {TartanError} ERR_ARGUMENT with names */
+/**
+ * Until SIGINT or SIGTERM; a line for each file in which something was found, and the sums at the end.
+ * @throws {TartanError} ERR_ARGUMENT with names
+ */
 export async function scrubContinuously(options: RepairOptions): Promise<void> {
-  if (options.names.length > 0) throw new TartanError('ERR_ARGUMENT', 'Cannot scrub continuously by name: it goes over all files');
+  if (options.names.length > 0)
+    throw new TartanError('ERR_ARGUMENT', 'Cannot scrub continuously by name: it goes over all files');
   await withClient(options, async (client) => {
-    const stopper = new AbortController(), stop = (): void => { stopper.abort(); };
+    const stopper = new AbortController(),
+      stop = (): void => {
+        stopper.abort();
+      };
     process.once('SIGINT', stop);
     process.once('SIGTERM', stop);
     const sum = await client.patrol({
-      ...(options.bytesPerSecond !== undefined && { bytesPerSecond: options.bytesPerSecond }), signal: stopper.signal,
+      ...(options.bytesPerSecond !== undefined && { bytesPerSecond: options.bytesPerSecond }),
+      signal: stopper.signal,
       onFile: (each) => {
-        if (each.unitsDamaged + each.unitsMissing + each.parityMismatches + each.stripesLost > 0) process.stderr.write(`${table([row(each)])}\n`);
+        if (each.unitsDamaged + each.unitsMissing + each.parityMismatches + each.stripesLost > 0)
+          process.stderr.write(`${table([row(each)])}\n`);
       },
     });
-    process.stdout.write(options.json ? `${JSON.stringify(sum)}\n` : `${sum.passes} passes, ${sum.unitsChecked} units checked, ${sum.unitsDamaged + sum.unitsMissing + sum.parityMismatches} found damaged, missing or unfit, ${sum.unitsRestored} restored, ${sum.unitsFailed} not, ${sum.stripesLost} stripes lost\n`);
+    process.stdout.write(
+      options.json
+        ? `${JSON.stringify(sum)}\n`
+        : `${sum.passes} passes, ${sum.unitsChecked} units ` +
+            `checked, ${sum.unitsDamaged + sum.unitsMissing + sum.parityMismatches} found damaged, missing or ` +
+            `unfit, ${sum.unitsRestored} restored, ${sum.unitsFailed} not, ${sum.stripesLost} stripes lost\n`,
+    );
   });
 }
 
 const HEAD = ['NAME', 'STRIPES', 'CHECKED', 'MISSING', 'DAMAGED', 'RESTORED', 'BYTES', 'LOST'];
 
 function row(each: RebuildReport): string[] {
-  return [each.name, String(each.stripesDone), String(each.unitsChecked), String(each.unitsMissing), String(each.unitsDamaged), String(each.unitsRestored), formatBytes(each.bytesRestored), String(each.stripesLost)];
+  return [
+    each.name,
+    String(each.stripesDone),
+    String(each.unitsChecked),
+    String(each.unitsMissing),
+    String(each.unitsDamaged),
+    String(each.unitsRestored),
+    formatBytes(each.bytesRestored),
+    String(each.stripesLost),
+  ];
 }
 
-function sum(reports: readonly RebuildReport[], of: (report: RebuildReport) => number): number { return reports.reduce((total, each) => total + of(each), 0); }
+function sum(reports: readonly RebuildReport[], of: (report: RebuildReport) => number): number {
+  return reports.reduce((total, each) => total + of(each), 0);
+}

@@ -12,11 +12,17 @@ import { join } from 'node:path';
  */
 export async function runTap(root, files, env) {
   const child = spawn(process.execPath, [join(root, 'node_modules/.bin/tap'), 'run', '--reporter=tap', ...files], {
-    cwd: root, env: { ...env, FORCE_COLOR: '0' }, stdio: ['ignore', 'pipe', 'inherit'],
+    cwd: root,
+    env: { ...env, FORCE_COLOR: '0' },
+    stdio: ['ignore', 'pipe', 'inherit'],
   });
-  const pass = (signal) => { child.kill(signal); };
+  const pass = (signal) => {
+    child.kill(signal);
+  };
   for (const signal of ['SIGINT', 'SIGTERM']) process.on(signal, pass);
-  const reader = new TapReader((line) => { process.stdout.write(`${line}\n`); });
+  const reader = new TapReader((line) => {
+    process.stdout.write(`${line}\n`);
+  });
   let rest = '';
   child.stdout.setEncoding('utf8');
   child.stdout.on('data', (text) => {
@@ -47,7 +53,9 @@ export class TapReader {
   #lines = [];
   /** Inside the block that follows a failed file: its exit code, signal or timeout. */
   #diagnosing = false;
-  constructor(print) { this.#print = print; }
+  constructor(print) {
+    this.#print = print;
+  }
 
   line(line) {
     const closing = /^# \{ total: \d+.*\}$/.exec(line);
@@ -71,8 +79,11 @@ export class TapReader {
     const [, verdict, name, more] = file;
     const seconds = /time=([\d.]+)ms/.exec(more);
     const skips = this.#lines.filter((each) => /^\s+ok .*# (SKIP|TODO)/.test(each));
-    if (verdict === 'not ok') for (const each of this.#lines) if (!/^\s*ok \d/.test(each) && each.trim() !== '') this.#print(each);
-    this.#print(`${verdict === 'ok' ? 'ok    ' : 'NOT OK'} ${name}${seconds ? ` (${(Number(seconds[1]) / 1000).toFixed(1)} s)` : ''}`);
+    if (verdict === 'not ok')
+      for (const each of this.#lines) if (!/^\s*ok \d/.test(each) && each.trim() !== '') this.#print(each);
+    this.#print(
+      `${verdict === 'ok' ? 'ok    ' : 'NOT OK'} ${name}${seconds ? ` (${(Number(seconds[1]) / 1000).toFixed(1)} s)` : ''}`,
+    );
     for (const each of skips) this.#print(`       ${each.trim().replace(/^ok \d+ - /, '')}`);
     this.#lines = [];
     this.#diagnosing = verdict === 'not ok';

@@ -51,11 +51,16 @@ export class StateDirectory {
   static choose(dir: string | undefined, clusterStore?: string): StateDirectory {
     if (dir !== undefined && dir !== '') return new StateDirectory(dir, clusterStore);
     const base = process.env['XDG_STATE_HOME'];
-    return new StateDirectory(join(base !== undefined && base.startsWith('/') ? base : join(homedir(), '.local', 'state'), 'tartan'), clusterStore);
+    return new StateDirectory(
+      join(base !== undefined && base.startsWith('/') ? base : join(homedir(), '.local', 'state'), 'tartan'),
+      clusterStore,
+    );
   }
 
   /** Location of the cluster store, as openClusterStore() takes it. */
-  get cluster(): string { return this.given ?? this.kept ?? this.ownCluster; }
+  get cluster(): string {
+    return this.given ?? this.kept ?? this.ownCluster;
+  }
 
   /**
    * Remembers the store that the user named, for commands that don't name it.
@@ -66,7 +71,12 @@ export class StateDirectory {
     if (this.given === undefined) return;
     const present = this.kept ?? (existsSync(join(this.ownCluster, 'data.mdb')) ? this.ownCluster : undefined);
     if (present === this.given) return;
-    if (present !== undefined) throw new TartanError('ERR_EXISTS', `Cannot keep a cluster with its store at ${this.given} in ${this.path}: the cluster there has its store at ${present}; \`tartan down --wipe\` removes it`);
+    if (present !== undefined)
+      throw new TartanError(
+        'ERR_EXISTS',
+        `Cannot keep a cluster with its store at ${this.given} in ${this.path}: the cluster there has its ` +
+          `store at ${present}; \`tartan down --wipe\` removes it`,
+      );
     writeFileSync(this.locationFile, `${this.given}\n`, { mode: 0o600 });
   }
 
@@ -84,19 +94,38 @@ export class StateDirectory {
     }
   }
 
-  private get ownCluster(): string { return join(this.path, 'cluster'); }
-  private get locationFile(): string { return join(this.path, 'cluster.location'); }
-  get logs(): string { return join(this.path, 'log'); }
-  node(id: string): string { return join(this.path, 'nodes', id); }
-  private get processesFile(): string { return join(this.path, 'processes.json'); }
-  private get lockFile(): string { return join(this.path, 'lock'); }
+  private get ownCluster(): string {
+    return join(this.path, 'cluster');
+  }
+  private get locationFile(): string {
+    return join(this.path, 'cluster.location');
+  }
+  get logs(): string {
+    return join(this.path, 'log');
+  }
+  node(id: string): string {
+    return join(this.path, 'nodes', id);
+  }
+  private get processesFile(): string {
+    return join(this.path, 'processes.json');
+  }
+  private get lockFile(): string {
+    return join(this.path, 'lock');
+  }
 
   create(): void {
     try {
-      const folders = [this.path, ...(isEtcdLocation(this.cluster) ? [] : [this.cluster]), this.logs, join(this.path, 'nodes')];
+      const folders = [
+        this.path,
+        ...(isEtcdLocation(this.cluster) ? [] : [this.cluster]),
+        this.logs,
+        join(this.path, 'nodes'),
+      ];
       for (const folder of folders) mkdirSync(folder, { recursive: true, mode: 0o700 });
     } catch (error) {
-      throw new TartanError('ERR_ARGUMENT', `Cannot keep a cluster in ${this.path}: ${(error as Error).message}`, { cause: error });
+      throw new TartanError('ERR_ARGUMENT', `Cannot keep a cluster in ${this.path}: ${(error as Error).message}`, {
+        cause: error,
+      });
     }
   }
 
@@ -112,25 +141,35 @@ export class StateDirectory {
     try {
       return (JSON.parse(text) as { processes: ProcessRecord[] }).processes;
     } catch (error) {
-      throw new TartanError('ERR_ARGUMENT', `Cannot read ${this.processesFile}: it is damaged; end its processes by hand, then remove it`, { cause: error });
+      throw new TartanError(
+        'ERR_ARGUMENT',
+        `Cannot read ${this.processesFile}: it is damaged; end its processes by hand, then remove it`,
+        { cause: error },
+      );
     }
   }
 
-  running(): ProcessRecord[] { return this.processes().filter((each) => isRunning(each.identity)); }
+  running(): ProcessRecord[] {
+    return this.processes().filter((each) => isRunning(each.identity));
+  }
 
   /**
    * What of the cluster runs on this machine.
    *
-   * @throws {TartanError} ERR_NOT_RUNNING when nothing does, and the cluster is not named by its store: then it may run elsewhere
+   * @throws {TartanError} ERR_NOT_RUNNING when nothing does, and the cluster is not named by its store: then it may run
+   *         elsewhere
    */
   requireRunning(): ProcessRecord[] {
     const running = this.running();
-    if (running.length === 0 && this.given === undefined) throw new TartanError('ERR_NOT_RUNNING', `No cluster runs at ${this.path}: start one with \`tartan up\``);
+    if (running.length === 0 && this.given === undefined)
+      throw new TartanError('ERR_NOT_RUNNING', `No cluster runs at ${this.path}: start one with \`tartan up\``);
     return running;
   }
 
   /** Adds or replaces the record with the same id. Readers see the old list or the new one. */
-  record(entry: ProcessRecord): void { this.write([...this.processes().filter((each) => each.id !== entry.id), entry]); }
+  record(entry: ProcessRecord): void {
+    this.write([...this.processes().filter((each) => each.id !== entry.id), entry]);
+  }
 
   write(processes: readonly ProcessRecord[]): void {
     const partial = `${this.processesFile}.${process.pid}`;
@@ -165,7 +204,11 @@ export class StateDirectory {
           if (codeOf(error) !== 'EEXIST') throw error;
         }
         const holder = this.lockHolder();
-        if (holder !== undefined && isRunning(holder)) throw new TartanError('ERR_IN_USE', `Cannot change the cluster at ${this.path}: process ${holder.pid} is working on it`);
+        if (holder !== undefined && isRunning(holder))
+          throw new TartanError(
+            'ERR_IN_USE',
+            `Cannot change the cluster at ${this.path}: process ${holder.pid} is working on it`,
+          );
         this.removeStale(`${own}.stale`, holder);
       }
     } finally {
@@ -176,10 +219,18 @@ export class StateDirectory {
 
   /** Of two that find the lock stale, the slower may move the faster one's new lock: then it puts that back. */
   private removeStale(aside: string, holder: ProcessIdentity | undefined): void {
-    try { renameSync(this.lockFile, aside); } catch { return; }
+    try {
+      renameSync(this.lockFile, aside);
+    } catch {
+      return;
+    }
     const moved = this.lockHolder(aside);
     if (moved !== undefined && isRunning(moved) && moved.pid !== holder?.pid) {
-      try { linkSync(aside, this.lockFile); } catch { /* a third took it meanwhile */ }
+      try {
+        linkSync(aside, this.lockFile);
+      } catch {
+        /* a third took it meanwhile */
+      }
     }
     rmSync(aside, { force: true });
   }

@@ -25,7 +25,10 @@ export class ChangeFeed {
   #isQueued = false;
 
   /** @param snapshot  gives the engine on a fresh read snapshot */
-  constructor(dir: string, snapshot: () => StoreEngine) { this.#dir = dir; this.#snapshot = snapshot; }
+  constructor(dir: string, snapshot: () => StoreEngine) {
+    this.#dir = dir;
+    this.#snapshot = snapshot;
+  }
 
   subscribe(prefix: string, onEvents: (events: readonly WatchEvent[]) => void, fromRevision: number): Watch {
     const subscriber: Subscriber = { prefix, onEvents, seen: fromRevision };
@@ -44,7 +47,10 @@ export class ChangeFeed {
   check(): void {
     if (this.#isQueued || this.#subscribers.size === 0) return;
     this.#isQueued = true;
-    setImmediate(() => { this.#isQueued = false; this.#deliver(); });
+    setImmediate(() => {
+      this.#isQueued = false;
+      this.#deliver();
+    });
   }
 
   close(): void {
@@ -57,10 +63,17 @@ export class ChangeFeed {
 
   #start(): void {
     if (this.#poll) return;
-    this.#poll = setInterval(() => { this.#deliver(); }, POLL_MS);
+    this.#poll = setInterval(() => {
+      this.#deliver();
+    }, POLL_MS);
     try {
-      this.#hints = watchDirectory(this.#dir, { persistent: false }, () => { this.check(); });
-      this.#hints.on('error', () => { this.#hints?.close(); this.#hints = undefined; });
+      this.#hints = watchDirectory(this.#dir, { persistent: false }, () => {
+        this.check();
+      });
+      this.#hints.on('error', () => {
+        this.#hints?.close();
+        this.#hints = undefined;
+      });
     } catch {
       // Out of inotify watches: the poll alone is enough.
     }

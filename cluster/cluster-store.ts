@@ -3,8 +3,9 @@
  * embedded backend (LMDB) and etcd stand behind one interface: one revision counter for the whole store, transactions
  * that compare then write, leases whose keys vanish with them, watches that resume from a revision.
  *
- * Invariants: a transaction is atomic and durable before it resolves; revisions only grow; a watch delivers every change
- * after its start revision, in order, at least once; a lease's keys are deleted in one transaction when it expires.
+ * Invariants: a transaction is atomic and durable before it resolves; revisions only grow; a watch delivers every
+ * change after its start revision, in order, at least once; a lease's keys are deleted in one transaction when it
+ * expires.
  */
 export interface KeyValue {
   readonly key: string;
@@ -18,17 +19,27 @@ export interface KeyValue {
 
 export type Compare =
   /** Holds when the key's last change is `modRevision`; 0: the key does not exist. */
-  | { readonly key: string; readonly modRevision: number };
+  { readonly key: string; readonly modRevision: number };
 
 export type Mutation =
   | { readonly put: string; readonly value: string; readonly lease?: string }
   | { readonly delete: string };
 
-export interface TransactionResult { readonly succeeded: boolean; readonly revision: number }
+export interface TransactionResult {
+  readonly succeeded: boolean;
+  readonly revision: number;
+}
 
-export interface WatchEvent { readonly type: 'put' | 'delete'; readonly key: string; readonly value: string | undefined; readonly revision: number }
+export interface WatchEvent {
+  readonly type: 'put' | 'delete';
+  readonly key: string;
+  readonly value: string | undefined;
+  readonly revision: number;
+}
 
-export interface Watch { close(): void }
+export interface Watch {
+  close(): void;
+}
 
 export interface Lease {
   readonly id: string;

@@ -13,24 +13,38 @@ const MAX_ROUNDS = 1000;
  *              conflict. What it throws ends the edit.
  * @returns the value now in the store
  */
-export async function editJson<T>(store: ClusterStore, key: string, attempt: string, edit: (present: T | undefined) => T): Promise<T> {
+export async function editJson<T>(
+  store: ClusterStore,
+  key: string,
+  attempt: string,
+  edit: (present: T | undefined) => T,
+): Promise<T> {
   return untilApplied(attempt, async () => {
     const row = await store.get(key);
     const present = row && parseJson<T>(row);
     const next = edit(present);
     if (next === present) return next;
-    const { succeeded } = await store.transact([{ key, modRevision: row?.modRevision ?? 0 }], [{ put: key, value: JSON.stringify(next) }]);
+    const { succeeded } = await store.transact(
+      [{ key, modRevision: row?.modRevision ?? 0 }],
+      [{ put: key, value: JSON.stringify(next) }],
+    );
     return succeeded ? next : undefined;
   });
 }
 
-/** Runs `round` until it gives something else than undefined. @throws {TartanError} ERR_MAP_UNAVAILABLE after 1000 rounds */
+/**
+ * Runs `round` until it gives something else than undefined.
+ * @throws {TartanError} ERR_MAP_UNAVAILABLE after 1000 rounds
+ */
 export async function untilApplied<T>(attempt: string, round: () => Promise<T | undefined>): Promise<T> {
   for (let i = 0; i < MAX_ROUNDS; i++) {
     const result = await round();
     if (result !== undefined) return result;
   }
-  throw new TartanError('ERR_MAP_UNAVAILABLE', `Cannot ${attempt}: the record changed under each of ${MAX_ROUNDS} attempts`);
+  throw new TartanError(
+    'ERR_MAP_UNAVAILABLE',
+    `Cannot ${attempt}: the record changed under each of ${MAX_ROUNDS} attempts`,
+  );
 }
 
 /** @throws {TartanError} ERR_STORE when the value is not JSON: somebody else wrote it */
@@ -38,6 +52,8 @@ export function parseJson<T>(row: KeyValue): T {
   try {
     return JSON.parse(row.value) as T;
   } catch (error) {
-    throw new TartanError('ERR_STORE', `Cannot read '${row.key}' of the cluster store: its value is not JSON`, { cause: error });
+    throw new TartanError('ERR_STORE', `Cannot read '${row.key}' of the cluster store: its value is not JSON`, {
+      cause: error,
+    });
   }
 }

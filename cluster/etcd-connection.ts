@@ -1,22 +1,40 @@
 /**
- * Calls to the members of one etcd cluster, each with a deadline: to one member until it does not answer, then to the next.
+ * Calls to the members of one etcd cluster, each with a deadline: to one member until it does not answer, then to the
+ * next.
  *
  * A change that was sent is never sent again, as it may have taken effect; a read is.
  */
-import { Client, Metadata, credentials, status, type ClientDuplexStream, type MethodDefinition, type ServiceError } from '@grpc/grpc-js';
+import {
+  Client,
+  Metadata,
+  credentials,
+  status,
+  type ClientDuplexStream,
+  type MethodDefinition,
+  type ServiceError,
+} from '@grpc/grpc-js';
 import { setTimeout as delay } from 'node:timers/promises';
 import { TartanError, codeOf } from '../wire/errors.js';
 
-export type Unary<Request, Response> = MethodDefinition<Request, Response> & { readonly requestStream: false; readonly responseStream: false };
-export type Duplex<Request, Response> = MethodDefinition<Request, Response> & { readonly requestStream: true; readonly responseStream: true };
+export type Unary<Request, Response> = MethodDefinition<Request, Response> & {
+  readonly requestStream: false;
+  readonly responseStream: false;
+};
+export type Duplex<Request, Response> = MethodDefinition<Request, Response> & {
+  readonly requestStream: true;
+  readonly responseStream: true;
+};
 
 /** How long one member of several is waited for before the next is tried, milliseconds. */
 const MEMBER_MS = 1_000;
 const RETRY_MS = 50;
 const OPTIONS = {
-  'grpc.max_receive_message_length': -1, 'grpc.initial_reconnect_backoff_ms': 100, 'grpc.max_reconnect_backoff_ms': 1_000,
+  'grpc.max_receive_message_length': -1,
+  'grpc.initial_reconnect_backoff_ms': 100,
+  'grpc.max_reconnect_backoff_ms': 1_000,
   // A member that vanished without a word is noticed; etcd takes offence at pings more often than every 5 s.
-  'grpc.keepalive_time_ms': 10_000, 'grpc.keepalive_timeout_ms': 3_000,
+  'grpc.keepalive_time_ms': 10_000,
+  'grpc.keepalive_timeout_ms': 3_000,
   // Its members are named, not found through a proxy.
   'grpc.enable_http_proxy': 0,
 };
@@ -35,7 +53,9 @@ export class EtcdConnection {
     this.#deadlineMs = deadlineMs;
   }
 
-  get isClosed(): boolean { return this.#isClosed; }
+  get isClosed(): boolean {
+    return this.#isClosed;
+  }
 
   close(): void {
     this.#isClosed = true;
@@ -46,9 +66,15 @@ export class EtcdConnection {
    * One request, one answer.
    *
    * @param attempt  what a message says could not be done  @param again  whether it may be sent more than once
-   * @throws {TartanError} ERR_MAP_UNAVAILABLE: no member answered; a change may have taken effect nevertheless · ERR_NOT_FOUND · ERR_STORE
+   * @throws {TartanError} ERR_MAP_UNAVAILABLE: no member answered; a change may have taken effect nevertheless ·
+   *         ERR_NOT_FOUND · ERR_STORE
    */
-  async call<Request, Response>(method: Unary<Request, Response>, request: Request, attempt: string, again: boolean): Promise<Response> {
+  async call<Request, Response>(
+    method: Unary<Request, Response>,
+    request: Request,
+    attempt: string,
+    again: boolean,
+  ): Promise<Response> {
     const until = Date.now() + this.#deadlineMs;
     for (;;) {
       const client = await this.ready(attempt, until);
@@ -64,15 +90,24 @@ export class EtcdConnection {
   }
 
   /** One request on a stream of its own, and the first answer to it. Safe to send again. */
-  async exchange<Request, Response>(method: Duplex<Request, Response>, request: Request, attempt: string): Promise<Response> {
+  async exchange<Request, Response>(
+    method: Duplex<Request, Response>,
+    request: Request,
+    attempt: string,
+  ): Promise<Response> {
     const until = Date.now() + this.#deadlineMs;
     for (;;) {
       const client = await this.ready(attempt, until);
       try {
         return await new Promise<Response>((resolve, reject) => {
           const stream = this.open(client, method, Math.min(until, Date.now() + this.#memberMs));
-          stream.once('data', (response: Response) => { resolve(response); stream.end(); });
-          stream.once('end', () => { reject(Object.assign(new Error('the stream ended without an answer'), { code: status.UNAVAILABLE })); });
+          stream.once('data', (response: Response) => {
+            resolve(response);
+            stream.end();
+          });
+          stream.once('end', () => {
+            reject(Object.assign(new Error('the stream ended without an answer'), { code: status.UNAVAILABLE }));
+          });
           stream.on('error', reject);
           stream.write(request);
         });
@@ -88,14 +123,20 @@ export class EtcdConnection {
   /**
    * A member that can be talked to.
    *
-   * @param until  milliseconds since 1970  @throws {TartanError} ERR_MAP_UNAVAILABLE when none can until then; ERR_CLOSED
+   * @param until  milliseconds since 1970  @throws {TartanError} ERR_MAP_UNAVAILABLE when none can until then;
+   *         ERR_CLOSED
    */
   async ready(attempt: string, until = Date.now() + this.#deadlineMs): Promise<Client> {
     for (;;) {
       if (this.#isClosed) throw closedError(attempt);
       const client = this.#clients[this.#at]!;
       try {
-        await new Promise<void>((resolve, reject) => { client.waitForReady(Math.min(until, Date.now() + this.#memberMs), (error) => { if (error) reject(error); else resolve(); }); });
+        await new Promise<void>((resolve, reject) => {
+          client.waitForReady(Math.min(until, Date.now() + this.#memberMs), (error) => {
+            if (error) reject(error);
+            else resolve();
+          });
+        });
         return client;
       } catch (error) {
         if (this.#isClosed) throw closedError(attempt);
@@ -106,11 +147,21 @@ export class EtcdConnection {
   }
 
   /** Streams of requests and answers. @param until  milliseconds since 1970 */
-  open<Request, Response>(client: Client, method: Duplex<Request, Response>, until?: number): ClientDuplexStream<Request, Response> {
+  open<Request, Response>(
+    client: Client,
+    method: Duplex<Request, Response>,
+    until?: number,
+  ): ClientDuplexStream<Request, Response> {
     const metadata = new Metadata();
     // A member that has lost its leader ends the stream, instead of staying silent.
     metadata.set('hasleader', 'true');
-    return client.makeBidiStreamRequest(method.path, method.requestSerialize, method.responseDeserialize, metadata, until === undefined ? {} : { deadline: until });
+    return client.makeBidiStreamRequest(
+      method.path,
+      method.requestSerialize,
+      method.responseDeserialize,
+      metadata,
+      until === undefined ? {} : { deadline: until },
+    );
   }
 
   /** Turns to the next member, unless another call has done so already. */
@@ -119,14 +170,29 @@ export class EtcdConnection {
   }
 
   /** A single member is waited for to the end. */
-  get #memberMs(): number { return this.#clients.length > 1 ? Math.min(MEMBER_MS, this.#deadlineMs) : this.#deadlineMs; }
+  get #memberMs(): number {
+    return this.#clients.length > 1 ? Math.min(MEMBER_MS, this.#deadlineMs) : this.#deadlineMs;
+  }
 
-  #once<Request, Response>(client: Client, method: Unary<Request, Response>, request: Request, until: number): Promise<Response> {
+  #once<Request, Response>(
+    client: Client,
+    method: Unary<Request, Response>,
+    request: Request,
+    until: number,
+  ): Promise<Response> {
     return new Promise((resolve, reject) => {
-      client.makeUnaryRequest(method.path, method.requestSerialize, method.responseDeserialize, request, new Metadata(), { deadline: until }, (error, response) => {
-        if (error !== null) reject(error);
-        else resolve(response!);
-      });
+      client.makeUnaryRequest(
+        method.path,
+        method.requestSerialize,
+        method.responseDeserialize,
+        request,
+        new Metadata(),
+        { deadline: until },
+        (error, response) => {
+          if (error !== null) reject(error);
+          else resolve(response!);
+        },
+      );
     });
   }
 }
@@ -136,11 +202,22 @@ export function closedError(attempt: string): TartanError {
 }
 
 function unavailable(attempt: string, cause: Error): TartanError {
-  return codeOf(cause) === 'ERR_CLOSED' ? cause as TartanError : new TartanError('ERR_MAP_UNAVAILABLE', `Cannot ${attempt}: etcd does not answer (${oneLine(cause)})`, { cause });
+  return codeOf(cause) === 'ERR_CLOSED'
+    ? (cause as TartanError)
+    : new TartanError('ERR_MAP_UNAVAILABLE', `Cannot ${attempt}: etcd does not answer (${oneLine(cause)})`, { cause });
 }
 
 function refused(attempt: string, cause: ServiceError): TartanError {
-  return new TartanError(cause.code === status.NOT_FOUND ? 'ERR_NOT_FOUND' : 'ERR_STORE', `Cannot ${attempt}: etcd says '${oneLine(cause)}'`, { cause });
+  return new TartanError(
+    cause.code === status.NOT_FOUND ? 'ERR_NOT_FOUND' : 'ERR_STORE',
+    `Cannot ${attempt}: etcd says '${oneLine(cause)}'`,
+    { cause },
+  );
 }
 
-function oneLine(error: Error): string { return (('details' in error && typeof error.details === 'string' && error.details) || error.message).replace(/\s+/g, ' '); }
+function oneLine(error: Error): string {
+  return (('details' in error && typeof error.details === 'string' && error.details) || error.message).replace(
+    /\s+/g,
+    ' ',
+  );
+}

@@ -12,16 +12,23 @@ const SCHEME = 'etcd://';
 const DEFAULT_PORT = 2379;
 const DEFAULT_PREFIX = 'tartan';
 
-export function isEtcdLocation(location: string): boolean { return location.startsWith(SCHEME); }
+export function isEtcdLocation(location: string): boolean {
+  return location.startsWith(SCHEME);
+}
 
 /** @throws {TartanError} ERR_ARGUMENT when it is not of that form */
 export function parseEtcdLocation(location: string): EtcdLocation {
-  const malformed = (why: string): TartanError => new TartanError('ERR_ARGUMENT', `Cannot use '${location}' as a cluster store: ${why}; expected etcd://HOST:PORT[,HOST:PORT …][/PREFIX]`);
+  const malformed = (why: string): TartanError =>
+    new TartanError(
+      'ERR_ARGUMENT',
+      `Cannot use '${location}' as a cluster store: ${why}; expected etcd://HOST:PORT[,HOST:PORT …][/PREFIX]`,
+    );
   if (!isEtcdLocation(location)) throw malformed('it does not begin with etcd://');
   const [, hosts = '', prefix = ''] = /^([^/]*)\/?(.*)$/.exec(location.slice(SCHEME.length)) ?? [];
   const endpoints = hosts.split(',').map((host) => {
     const [, name, port] = /^(\[[0-9a-fA-F:.]+\]|[^\s:[\]]+)(?::(\d{1,5}))?$/.exec(host) ?? [];
-    if (name === undefined || Number(port ?? DEFAULT_PORT) > 65_535 || Number(port ?? DEFAULT_PORT) === 0) throw malformed(`'${host}' is not a host and a port`);
+    if (name === undefined || Number(port ?? DEFAULT_PORT) > 65_535 || Number(port ?? DEFAULT_PORT) === 0)
+      throw malformed(`'${host}' is not a host and a port`);
     return `${name}:${port ?? DEFAULT_PORT}`;
   });
   if (/[?#\s]/.test(prefix)) throw malformed(`'${prefix}' is not a prefix`);

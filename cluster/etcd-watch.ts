@@ -2,7 +2,8 @@
  * A watch on etcd that goes on through everything: a lost member, a lost leader, a compaction.
  *
  *   stream ends              → another stream, from the revision after the last one delivered
- *   compacted beyond that    → what is there now, compared with the keys known before: their last changes, like a log that
+ *   compacted beyond that    → what is there now, compared with the keys known before: their last changes, like a log
+ *   that
  *                              was pruned (a key that came and went in between is not told)
  *
  * A watch that is given a start before the compacted revision knows no keys: deletions from before it are not told.
@@ -14,7 +15,11 @@ import type { WatchEvent } from './cluster-store.js';
 import type { EtcdConnection } from './etcd-connection.js';
 
 /** Reads keys under a prefix at a revision (0: now). Revisions here are etcd's. */
-export type ReadRange = (prefix: Buffer, revision: number, keysOnly: boolean) => Promise<{ rows: readonly KeyValue[]; revision: number }>;
+export type ReadRange = (
+  prefix: Buffer,
+  revision: number,
+  keysOnly: boolean,
+) => Promise<{ rows: readonly KeyValue[]; revision: number }>;
 
 export interface EtcdWatchOptions {
   /** Whole keys, as in etcd. */
@@ -51,7 +56,9 @@ export class EtcdWatch {
     this.#connection = connection;
     this.#options = options;
     this.#next = options.start;
-    this.opened = new Promise((resolve) => { this.#settleOpened = resolve; });
+    this.opened = new Promise((resolve) => {
+      this.#settleOpened = resolve;
+    });
     void this.#run();
   }
 
@@ -61,7 +68,9 @@ export class EtcdWatch {
     this.#settleOpened();
   }
 
-  get #isOver(): boolean { return this.#isClosed || this.#connection.isClosed; }
+  get #isOver(): boolean {
+    return this.#isClosed || this.#connection.isClosed;
+  }
 
   async #run(): Promise<void> {
     let backoffMs = LEAST_BACKOFF_MS;
@@ -89,15 +98,35 @@ export class EtcdWatch {
     try {
       return await new Promise<boolean>((resolve, reject) => {
         stream.on('error', reject);
-        stream.on('end', () => { resolve(false); });
+        stream.on('end', () => {
+          resolve(false);
+        });
         stream.on('data', (response: WatchResponse) => {
-          if (this.#isOver) { stream.cancel(); resolve(false); return; }
+          if (this.#isOver) {
+            stream.cancel();
+            resolve(false);
+            return;
+          }
           this.#hasAnswered = true;
-          if (response.canceled) { stream.cancel(); resolve(response.compactRevision > 0); return; }
-          try { this.#deliver(response); } catch (error) { stream.cancel(); reject(error as Error); }
+          if (response.canceled) {
+            stream.cancel();
+            resolve(response.compactRevision > 0);
+            return;
+          }
+          try {
+            this.#deliver(response);
+          } catch (error) {
+            stream.cancel();
+            reject(error as Error);
+          }
         });
         const { prefix } = this.#options;
-        stream.write({ request: { $case: 'createRequest', value: { key: startOf(prefix), rangeEnd: endOf(prefix), startRevision: this.#next, progressNotify: true } } });
+        stream.write({
+          request: {
+            $case: 'createRequest',
+            value: { key: startOf(prefix), rangeEnd: endOf(prefix), startRevision: this.#next, progressNotify: true },
+          },
+        });
       });
     } catch (error) {
       this.#connection.next(client);
@@ -115,13 +144,22 @@ export class EtcdWatch {
       if (this.#known === undefined) void this.#learnKeys(this.#next - 1);
       return;
     }
-    if (response.events.length === 0) { this.#next = Math.max(this.#next, revision + 1); return; }
+    if (response.events.length === 0) {
+      this.#next = Math.max(this.#next, revision + 1);
+      return;
+    }
     const events = response.events.flatMap(({ type, kv }): WatchEvent[] => {
       if (kv === undefined) return [];
-      const key = this.#options.keyOf(kv.key), at = this.#options.revisionOf(kv.modRevision);
+      const key = this.#options.keyOf(kv.key),
+        at = this.#options.revisionOf(kv.modRevision);
       this.#next = Math.max(this.#next, kv.modRevision + 1);
-      if (type === DELETE) this.#known?.delete(key); else this.#known?.add(key);
-      return [type === DELETE ? { type: 'delete', key, value: undefined, revision: at } : { type: 'put', key, value: kv.value.toString(), revision: at }];
+      if (type === DELETE) this.#known?.delete(key);
+      else this.#known?.add(key);
+      return [
+        type === DELETE
+          ? { type: 'delete', key, value: undefined, revision: at }
+          : { type: 'put', key, value: kv.value.toString(), revision: at },
+      ];
     });
     this.#options.onEvents(events);
   }
@@ -138,12 +176,19 @@ export class EtcdWatch {
     const { prefix, readRange, keyOf, revisionOf, onEvents } = this.#options;
     const { rows, revision } = await readRange(prefix, 0, false);
     if (this.#isOver) return;
-    const events: WatchEvent[] = rows.filter((row) => row.modRevision >= this.#next)
-      .map((row) => ({ type: 'put', key: keyOf(row.key), value: row.value.toString(), revision: revisionOf(row.modRevision) }));
+    const events: WatchEvent[] = rows
+      .filter((row) => row.modRevision >= this.#next)
+      .map((row) => ({
+        type: 'put',
+        key: keyOf(row.key),
+        value: row.value.toString(),
+        revision: revisionOf(row.modRevision),
+      }));
     events.sort((a, b) => a.revision - b.revision);
     const present = new Set(rows.map((row) => keyOf(row.key)));
     // When they went is not known any more: at the latest now.
-    for (const key of this.#known ?? []) if (!present.has(key)) events.push({ type: 'delete', key, value: undefined, revision: revisionOf(revision) });
+    for (const key of this.#known ?? [])
+      if (!present.has(key)) events.push({ type: 'delete', key, value: undefined, revision: revisionOf(revision) });
     this.#known = present;
     this.#next = revision + 1;
     if (events.length > 0) onEvents(events);
@@ -151,7 +196,9 @@ export class EtcdWatch {
 }
 
 /** etcd takes no empty key: of all keys the first is a zero byte. */
-export function startOf(prefix: Buffer): Buffer { return prefix.length === 0 ? PREFIX : prefix; }
+export function startOf(prefix: Buffer): Buffer {
+  return prefix.length === 0 ? PREFIX : prefix;
+}
 
 /** The first key after all that begin with `prefix`; a zero byte means no end. */
 export function endOf(prefix: Buffer): Buffer {

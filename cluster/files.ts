@@ -17,11 +17,16 @@ import { checkFileName } from './file-name.js';
 import { FILES_BY_ID, FILE_ID_KEY, fileIdKey, fileNameKey } from './keys.js';
 import type { EpochFloor, FileRecord } from './records.js';
 
-/** The oldest floors are forgotten first: they lie where units have long been superseded everywhere, or their nodes rebuilt. */
+/**
+ * The oldest floors are forgotten first: they lie where units have long been superseded everywhere, or their nodes
+ * rebuilt.
+ */
 const MAX_FLOORS = 64;
 
 /** ISO time to record as `modified`; simulations give their own, else it is now. */
-export interface Timestamped { readonly modified?: string }
+export interface Timestamped {
+  readonly modified?: string;
+}
 
 export interface NewFile extends Timestamped {
   readonly name: string;
@@ -62,12 +67,32 @@ export async function createFile(store: ClusterStore, file: NewFile): Promise<Fi
     if (!lastId) throw new TartanError('ERR_NOT_FOUND', `Cannot create '${name}': this store holds no cluster`);
     const id = Number(lastId.value) + 1;
     const record: FileRecord = {
-      id, name, code, unitBytes, nodes: [...file.nodes], ...(file.layout !== undefined && { layout: file.layout }), writerEpoch: 1, length: 0, commitEpoch: 0, commitCounter: 0,
-      decidedEpoch: 0, decidedStripes: 0, ...(file.mapEpoch !== undefined && { decidedMapEpoch: file.mapEpoch }), state: 'open', modified: stamp(file),
+      id,
+      name,
+      code,
+      unitBytes,
+      nodes: [...file.nodes],
+      ...(file.layout !== undefined && { layout: file.layout }),
+      writerEpoch: 1,
+      length: 0,
+      commitEpoch: 0,
+      commitCounter: 0,
+      decidedEpoch: 0,
+      decidedStripes: 0,
+      ...(file.mapEpoch !== undefined && { decidedMapEpoch: file.mapEpoch }),
+      state: 'open',
+      modified: stamp(file),
     };
     const { succeeded } = await store.transact(
-      [{ key: FILE_ID_KEY, modRevision: lastId.modRevision }, { key: nameKey, modRevision: 0 }],
-      [{ put: FILE_ID_KEY, value: String(id) }, { put: nameKey, value: String(id) }, { put: fileIdKey(id), value: JSON.stringify(record) }],
+      [
+        { key: FILE_ID_KEY, modRevision: lastId.modRevision },
+        { key: nameKey, modRevision: 0 },
+      ],
+      [
+        { put: FILE_ID_KEY, value: String(id) },
+        { put: nameKey, value: String(id) },
+        { put: fileIdKey(id), value: JSON.stringify(record) },
+      ],
     );
     return succeeded ? record : undefined;
   });
@@ -77,9 +102,10 @@ export async function createFile(store: ClusterStore, file: NewFile): Promise<Fi
 export async function lookupFile(store: ClusterStore, name: string): Promise<FileRecord> {
   checkFileName(name);
   const row = await store.get(fileNameKey(name));
-  const record = row && await findFile(store, Number(row.value));
+  const record = row && (await findFile(store, Number(row.value)));
   // A file deleted between the two reads is not there either.
-  if (!record || record.state === 'deleted') throw new TartanError('ERR_NOT_FOUND', `Cannot find '${name}': there is no such file`);
+  if (!record || record.state === 'deleted')
+    throw new TartanError('ERR_NOT_FOUND', `Cannot find '${name}': there is no such file`);
   return record;
 }
 
@@ -91,7 +117,10 @@ export async function readFile(store: ClusterStore, id: number): Promise<FileRec
 }
 
 /** All files, ascending by id. @param options.deleted  those that nodes have yet to free, instead of the living ones */
-export async function listFiles(store: ClusterStore, options: { readonly deleted?: boolean } = {}): Promise<FileRecord[]> {
+export async function listFiles(
+  store: ClusterStore,
+  options: { readonly deleted?: boolean } = {},
+): Promise<FileRecord[]> {
   const records = (await store.range(FILES_BY_ID)).map((row) => parseJson<FileRecord>(row));
   return records.filter((record) => (record.state === 'deleted') === (options.deleted ?? false));
 }
@@ -119,11 +148,17 @@ export function takeOver(store: ClusterStore, id: number, options: Timestamped =
  * @throws {TartanError} ERR_FENCED: the file has a newer owner, or is deleted · ERR_NOT_FOUND ·
  * ERR_ARGUMENT: an epoch that nobody was given, or a commit mark of an epoch above the publisher's
  */
-export function publishCommit(store: ClusterStore, id: number, commit: Commit & { readonly state?: 'open' | 'closed' }): Promise<FileRecord> {
+export function publishCommit(
+  store: ClusterStore,
+  id: number,
+  commit: Commit & { readonly state?: 'open' | 'closed' },
+): Promise<FileRecord> {
   return editFile(store, 'publish a commit of', id, (record) => {
     checkOwner(record, commit, 'publish a commit of');
     const isDecided = record.writerEpoch === 1 || record.decidedEpoch === record.writerEpoch;
-    const isNewer = isDecided && compareVersions(commit.commitEpoch, commit.commitCounter, record.commitEpoch, record.commitCounter) > 0;
+    const isNewer =
+      isDecided &&
+      compareVersions(commit.commitEpoch, commit.commitCounter, record.commitEpoch, record.commitCounter) > 0;
     const next: FileRecord = {
       ...record,
       ...(isNewer && { commitEpoch: commit.commitEpoch, commitCounter: commit.commitCounter }),
@@ -143,27 +178,48 @@ export function publishCommit(store: ClusterStore, id: number, commit: Commit & 
  * @param decision.fromStripe  the owner has looked at all stripes from here on, and written again what it kept of them
  * @throws {TartanError} ERR_FENCED · ERR_NOT_FOUND · ERR_ARGUMENT · ERR_EXISTS: this epoch decided otherwise before
  */
-export function decide(store: ClusterStore, id: number, decision: Commit & { readonly decidedStripes: number; readonly mapEpoch?: number; readonly fromStripe?: number }): Promise<FileRecord> {
+export function decide(
+  store: ClusterStore,
+  id: number,
+  decision: Commit & { readonly decidedStripes: number; readonly mapEpoch?: number; readonly fromStripe?: number },
+): Promise<FileRecord> {
   return editFile(store, 'decide', id, (record) => {
     checkOwner(record, decision, 'decide');
     checkCount('decide', id, 'decidedStripes', decision.decidedStripes);
     const { writerEpoch, decidedStripes, length, commitEpoch, commitCounter, fromStripe } = decision;
     if (record.decidedEpoch === writerEpoch) {
       if (record.decidedStripes === decidedStripes) return record;
-      throw new TartanError('ERR_EXISTS', `Cannot decide file ${id}: epoch ${writerEpoch} decided for ${record.decidedStripes} stripes, not for ${decidedStripes}`);
+      throw new TartanError(
+        'ERR_EXISTS',
+        `Cannot decide file ${id}: epoch ${writerEpoch} decided for ${record.decidedStripes} stripes, not ` +
+          `for ${decidedStripes}`,
+      );
     }
     const { decidedMapEpoch: _, ...rest } = record;
     return {
-      ...rest, decidedEpoch: writerEpoch, decidedStripes, ...(decision.mapEpoch !== undefined && { decidedMapEpoch: decision.mapEpoch }), length, commitEpoch, commitCounter,
-      ...(fromStripe !== undefined && { floors: raised(record.floors ?? [], fromStripe, writerEpoch) }), modified: stamp(decision),
+      ...rest,
+      decidedEpoch: writerEpoch,
+      decidedStripes,
+      ...(decision.mapEpoch !== undefined && { decidedMapEpoch: decision.mapEpoch }),
+      length,
+      commitEpoch,
+      commitCounter,
+      ...(fromStripe !== undefined && { floors: raised(record.floors ?? [], fromStripe, writerEpoch) }),
+      modified: stamp(decision),
     };
   });
 }
 
 /** The owner of that epoch says that it is there, if anybody has asked since it last said so. */
 export async function answerPresence(store: ClusterStore, id: number, writerEpoch: number): Promise<void> {
-  await editFile(store, 'answer for', id, (record) => (record.asked === undefined || record.answered === record.asked || record.writerEpoch !== writerEpoch || record.state !== 'open'
-    ? record : { ...record, answered: record.asked }));
+  await editFile(store, 'answer for', id, (record) =>
+    record.asked === undefined ||
+    record.answered === record.asked ||
+    record.writerEpoch !== writerEpoch ||
+    record.state !== 'open'
+      ? record
+      : { ...record, answered: record.asked },
+  );
 }
 
 /** The lowest writer epoch that a committed version of this stripe can have; 0: any. */
@@ -173,13 +229,22 @@ export function epochFloor({ floors }: FileRecord, stripe: number): number {
   return 0;
 }
 
-/** Whether the record calls this version of a stripe committed. What it calls so stays so; what it doesn't may be all the same. */
+/**
+ * Whether the record calls this version of a stripe committed. What it calls so stays so; what it doesn't may be all
+ * the same.
+ */
 export function isCommitted(record: FileRecord, stripe: number, writerEpoch: number, counter: number): boolean {
-  return compareVersions(writerEpoch, counter, record.commitEpoch, record.commitCounter) <= 0 && writerEpoch >= epochFloor(record, stripe)
-    && (writerEpoch >= record.decidedEpoch || stripe < record.decidedStripes);
+  return (
+    compareVersions(writerEpoch, counter, record.commitEpoch, record.commitCounter) <= 0 &&
+    writerEpoch >= epochFloor(record, stripe) &&
+    (writerEpoch >= record.decidedEpoch || stripe < record.decidedStripes)
+  );
 }
 
-/** Each takeover begins where the file's length was, so the list ascends; a decision at the same stripe replaces the one before. */
+/**
+ * Each takeover begins where the file's length was, so the list ascends; a decision at the same stripe replaces the one
+ * before.
+ */
 function raised(floors: readonly EpochFloor[], stripe: number, epoch: number): EpochFloor[] {
   return [...floors.filter((floor) => floor.stripe < stripe), { stripe, epoch }].slice(-MAX_FLOORS);
 }
@@ -196,7 +261,12 @@ export async function deleteFile(store: ClusterStore, id: number, options: Times
     if (!row) throw noFile('delete', id);
     const record = parseJson<FileRecord>(row);
     if (record.state === 'deleted') throw noFile('delete', id, 'it is deleted');
-    const next: FileRecord = { ...record, state: 'deleted', writerEpoch: record.writerEpoch + 1, modified: stamp(options) };
+    const next: FileRecord = {
+      ...record,
+      state: 'deleted',
+      writerEpoch: record.writerEpoch + 1,
+      modified: stamp(options),
+    };
     // The name is this file's as long as the file is not deleted, so the record's revision guards both keys.
     const { succeeded } = await store.transact(
       [{ key: row.key, modRevision: row.modRevision }],
@@ -206,13 +276,20 @@ export async function deleteFile(store: ClusterStore, id: number, options: Times
   });
 }
 
-/** Removes a deleted file's record, when all its nodes have freed its units. @throws {TartanError} ERR_IN_USE when it is not deleted */
+/**
+ * Removes a deleted file's record, when all its nodes have freed its units.
+ * @throws {TartanError} ERR_IN_USE when it is not deleted
+ */
 export async function forgetFile(store: ClusterStore, id: number): Promise<void> {
   await untilApplied(`forget file ${id}`, async () => {
     const row = await store.get(fileIdKey(id));
     if (!row) return true;
-    if (parseJson<FileRecord>(row).state !== 'deleted') throw new TartanError('ERR_IN_USE', `Cannot forget file ${id}: it is not deleted`);
-    return (await store.transact([{ key: row.key, modRevision: row.modRevision }], [{ delete: row.key }])).succeeded || undefined;
+    if (parseJson<FileRecord>(row).state !== 'deleted')
+      throw new TartanError('ERR_IN_USE', `Cannot forget file ${id}: it is not deleted`);
+    return (
+      (await store.transact([{ key: row.key, modRevision: row.modRevision }], [{ delete: row.key }])).succeeded ||
+      undefined
+    );
   });
 }
 
@@ -221,26 +298,45 @@ async function findFile(store: ClusterStore, id: number): Promise<FileRecord | u
   return row && parseJson<FileRecord>(row);
 }
 
-function editFile(store: ClusterStore, verb: string, id: number, edit: (record: FileRecord) => FileRecord): Promise<FileRecord> {
+function editFile(
+  store: ClusterStore,
+  verb: string,
+  id: number,
+  edit: (record: FileRecord) => FileRecord,
+): Promise<FileRecord> {
   return editJson<FileRecord>(store, fileIdKey(id), `${verb} file ${id}`, (record) => {
     if (!record) throw noFile(verb, id);
     return edit(record);
   });
 }
 
-function checkOwner(record: FileRecord, { writerEpoch, length, commitEpoch, commitCounter }: Commit, verb: string): void {
+function checkOwner(
+  record: FileRecord,
+  { writerEpoch, length, commitEpoch, commitCounter }: Commit,
+  verb: string,
+): void {
   if (record.writerEpoch > writerEpoch) {
     const why = record.state === 'deleted' ? 'it is deleted' : `its owner has epoch ${record.writerEpoch}`;
     throw new TartanError('ERR_FENCED', `Cannot ${verb} '${record.name}' as epoch ${writerEpoch}: ${why}`);
   }
   if (record.writerEpoch < writerEpoch || commitEpoch > writerEpoch) {
-    throw new TartanError('ERR_ARGUMENT', `Cannot ${verb} '${record.name}' as epoch ${writerEpoch} with a commit of epoch ${commitEpoch}: the newest epoch given is ${record.writerEpoch}`);
+    throw new TartanError(
+      'ERR_ARGUMENT',
+      `Cannot ${verb} '${record.name}' as epoch ${writerEpoch} with a commit of epoch ${commitEpoch}: the ` +
+        `newest epoch given is ${record.writerEpoch}`,
+    );
   }
-  for (const [what, value] of [['length', length], ['commitEpoch', commitEpoch], ['commitCounter', commitCounter]] as const) checkCount(verb, record.id, what, value);
+  for (const [what, value] of [
+    ['length', length],
+    ['commitEpoch', commitEpoch],
+    ['commitCounter', commitCounter],
+  ] as const)
+    checkCount(verb, record.id, what, value);
 }
 
 function checkCount(verb: string, id: number, what: string, value: number): void {
-  if (!Number.isSafeInteger(value) || value < 0) throw new TartanError('ERR_ARGUMENT', `Cannot ${verb} file ${id}: ${what} is ${value}, expected a whole number`);
+  if (!Number.isSafeInteger(value) || value < 0)
+    throw new TartanError('ERR_ARGUMENT', `Cannot ${verb} file ${id}: ${what} is ${value}, expected a whole number`);
 }
 
 function checkNewFile({ name, code, unitBytes, nodes }: NewFile): void {
@@ -250,16 +346,27 @@ function checkNewFile({ name, code, unitBytes, nodes }: NewFile): void {
   if (nodes.length === 0) throw refuse('it has no nodes');
   if (new Set(nodes).size !== nodes.length) throw refuse(`a node is named twice in ${nodes.join(', ')}`);
   if (!Number.isInteger(Math.log2(unitBytes)) || unitBytes < MIN_UNIT_BYTES || unitBytes > MAX_UNIT_BYTES) {
-    throw new TartanError('ERR_UNIT_BYTES', `Cannot create '${name}': a unit of ${unitBytes} bytes, expected a power of two from ${MIN_UNIT_BYTES} to ${MAX_UNIT_BYTES}`);
+    throw new TartanError(
+      'ERR_UNIT_BYTES',
+      `Cannot create '${name}': a unit of ${unitBytes} bytes, expected a power of two ` +
+        `from ${MIN_UNIT_BYTES} to ${MAX_UNIT_BYTES}`,
+    );
   }
 }
 
 function isSame(a: FileRecord, b: FileRecord): boolean {
-  return a.commitEpoch === b.commitEpoch && a.commitCounter === b.commitCounter && a.length === b.length && a.state === b.state;
+  return (
+    a.commitEpoch === b.commitEpoch &&
+    a.commitCounter === b.commitCounter &&
+    a.length === b.length &&
+    a.state === b.state
+  );
 }
 
 function noFile(verb: string, id: number, why = 'there is no such file'): TartanError {
   return new TartanError('ERR_NOT_FOUND', `Cannot ${verb} file ${id}: ${why}`);
 }
 
-function stamp({ modified }: Timestamped): string { return modified ?? new Date().toISOString(); }
+function stamp({ modified }: Timestamped): string {
+  return modified ?? new Date().toISOString();
+}

@@ -9,8 +9,16 @@ export const REPAIR_KEY = 'leases/repair';
 export const REPAIR_WISH_KEY = 'leases/repair-wish';
 export const SWITCH_LEASES = 'leases/switch/';
 
-export function fileNameKey(name: string): string { return `files/by-name/${name}`; }
+export function fileNameKey(name: string): string {
+  return `files/by-name/${name}`;
+}
 /** Hexadecimal of fixed width, so that ranges ascend by id. */
-export function fileIdKey(id: number): string { return FILES_BY_ID + id.toString(16).padStart(16, '0'); }
-export function nodeLeaseKey(id: string): string { return NODE_LEASES + id; }
-export function switchLeaseKey(id: string): string { return SWITCH_LEASES + id; }
+export function fileIdKey(id: number): string {
+  return FILES_BY_ID + id.toString(16).padStart(16, '0');
+}
+export function nodeLeaseKey(id: string): string {
+  return NODE_LEASES + id;
+}
+export function switchLeaseKey(id: string): string {
+  return SWITCH_LEASES + id;
+}

@@ -2,15 +2,24 @@
  * The embedded ClusterStore: LMDB in a directory of one local file system, opened directly by several processes of one
  * machine (one boot, one pid namespace).
  *
- * A change waits for LMDB's write lock on a thread of LMDB's own and is synced to disk before it resolves, or is seen by
- * any process. A process killed inside a transaction leaves nothing behind; a stopped one blocks writers, whose calls
- * then reject with ERR_MAP_UNAVAILABLE while reads go on. A call that rejected so may still take effect later.
+ * A change waits for LMDB's write lock on a thread of LMDB's own and is synced to disk before it resolves, or is seen
+ * by any process. A process killed inside a transaction leaves nothing behind; a stopped one blocks writers, whose
+ * calls then reject with ERR_MAP_UNAVAILABLE while reads go on. A call that rejected so may still take effect later.
  */
 import { statSync } from 'node:fs';
 import { join } from 'node:path';
 import { TartanError } from '../wire/errors.js';
 import { ChangeFeed } from './change-feed.js';
-import type { ClusterStore, Compare, KeyValue, Lease, Mutation, TransactionResult, Watch, WatchEvent } from './cluster-store.js';
+import type {
+  ClusterStore,
+  Compare,
+  KeyValue,
+  Lease,
+  Mutation,
+  TransactionResult,
+  Watch,
+  WatchEvent,
+} from './cluster-store.js';
 import { canonicalDirectory, lmdbTables, oneLine, openEnvironment, type Environment } from './lmdb-environment.js';
 import { isRunning, monotonicMs, ownIdentity } from './process-identity.js';
 import { StoreEngine, checkTransaction, checkTtl } from './store-engine.js';
@@ -43,10 +52,16 @@ export async function openLmdbStore(dir: string, options: LmdbStoreOptions = {})
   const path = canonicalDirectory(dir, options.create ?? false);
   for (;;) {
     const present = shared.get(path);
-    const opening = present ?? SharedStore.open(path, options, () => { shared.delete(path); });
+    const opening =
+      present ??
+      SharedStore.open(path, options, () => {
+        shared.delete(path);
+      });
     if (!present) {
       shared.set(path, opening);
-      opening.catch(() => { shared.delete(path); });
+      opening.catch(() => {
+        shared.delete(path);
+      });
     }
     let store: SharedStore;
     try {
@@ -81,15 +96,26 @@ class SharedStore {
     return new SharedStore(environment, dir, inode, options, forget);
   }
 
-  private constructor(environment: Environment, dir: string, inode: number, options: LmdbStoreOptions, forget: () => void) {
+  private constructor(
+    environment: Environment,
+    dir: string,
+    inode: number,
+    options: LmdbStoreOptions,
+    forget: () => void,
+  ) {
     this.#environment = environment;
     this.dir = dir;
     this.#inode = inode;
     this.#forget = forget;
     const clock = { nowMs: monotonicMs, owner: ownIdentity(), isRunning };
     this.engine = new StoreEngine(lmdbTables(environment), clock, options.logRevisions);
-    this.feed = new ChangeFeed(dir, () => { this.#environment.resetReadTxn(); return this.engine; });
-    this.#sweeper = setInterval(() => { void this.#sweep(); }, SWEEP_MS);
+    this.feed = new ChangeFeed(dir, () => {
+      this.#environment.resetReadTxn();
+      return this.engine;
+    });
+    this.#sweeper = setInterval(() => {
+      void this.#sweep();
+    }, SWEEP_MS);
     this.#sweeper.unref();
   }
 
@@ -109,7 +135,9 @@ class SharedStore {
     this.feed.close();
     try {
       await this.#environment.close();
-    } finally { this.#forget(); }
+    } finally {
+      this.#forget();
+    }
   }
 
   /** Runs `fn` on a snapshot that shows every commit made before. */
@@ -118,7 +146,9 @@ class SharedStore {
     try {
       this.#environment.resetReadTxn();
       return fn();
-    } catch (error) { throw unavailable(this.dir, attempt, error); }
+    } catch (error) {
+      throw unavailable(this.dir, attempt, error);
+    }
   }
 
   /** Runs `fn` alone, atomically (nothing of it stays when it throws); resolves when that is on disk. */
@@ -127,7 +157,13 @@ class SharedStore {
     let timer: NodeJS.Timeout | undefined;
     const deadline = new Promise<never>((_, reject) => {
       timer = setTimeout(() => {
-        reject(new TartanError('ERR_MAP_UNAVAILABLE', `Cannot ${attempt} in '${this.dir}': no commit for ${deadlineMs} ms; a process that holds the write lock may be stopped`));
+        reject(
+          new TartanError(
+            'ERR_MAP_UNAVAILABLE',
+            `Cannot ${attempt} in '${this.dir}': no commit for ${deadlineMs} ms; a process that holds the ` +
+              'write lock may be stopped',
+          ),
+        );
       }, deadlineMs);
     });
     try {
@@ -136,7 +172,11 @@ class SharedStore {
       const result = await Promise.race([commit, deadline]);
       this.feed.check();
       return result;
-    } catch (error) { throw unavailable(this.dir, attempt, error); } finally { clearTimeout(timer); }
+    } catch (error) {
+      throw unavailable(this.dir, attempt, error);
+    } finally {
+      clearTimeout(timer);
+    }
   }
 
   /** Any process ends what any process left; the transaction looks again, so two sweepers do no harm. */
@@ -147,21 +187,33 @@ class SharedStore {
       this.#checkInode();
       if (this.#sweeps++ % READER_CHECK_SWEEPS === 0) this.#environment.readerCheck();
       if (!this.read('look for expired leases', () => this.engine.hasExpiredLeases())) return;
-      await this.change('end expired leases', DEADLINE_MS, () => { this.engine.endExpiredLeases(); });
+      await this.change('end expired leases', DEADLINE_MS, () => {
+        this.engine.endExpiredLeases();
+      });
     } catch {
       // Whoever calls next gets the error; the next sweep tries again.
-    } finally { this.#isSweeping = false; }
+    } finally {
+      this.#isSweeping = false;
+    }
   }
 
   /** A store deleted and made anew under us would otherwise be two stores, each half right. */
   #checkInode(): void {
     let inode: number | undefined;
-    try { inode = statSync(join(this.dir, 'data.mdb')).ino; } catch { /* gone */ }
-    this.#failure = inode === this.#inode ? undefined : `its data.mdb was ${inode === undefined ? 'removed' : 'replaced'} while it was open`;
+    try {
+      inode = statSync(join(this.dir, 'data.mdb')).ino;
+    } catch {
+      /* gone */
+    }
+    this.#failure =
+      inode === this.#inode
+        ? undefined
+        : `its data.mdb was ${inode === undefined ? 'removed' : 'replaced'} while it was open`;
   }
 
   #checkHealth(attempt: string): void {
-    if (this.#failure !== undefined) throw new TartanError('ERR_MAP_UNAVAILABLE', `Cannot ${attempt} in '${this.dir}': ${this.#failure}`);
+    if (this.#failure !== undefined)
+      throw new TartanError('ERR_MAP_UNAVAILABLE', `Cannot ${attempt} in '${this.dir}': ${this.#failure}`);
   }
 }
 
@@ -171,11 +223,20 @@ class LmdbStore implements ClusterStore {
   readonly #watches = new Set<Watch>();
   #isClosed = false;
 
-  constructor(store: SharedStore, deadlineMs: number) { this.#shared = store; this.#deadlineMs = deadlineMs; }
+  constructor(store: SharedStore, deadlineMs: number) {
+    this.#shared = store;
+    this.#deadlineMs = deadlineMs;
+  }
 
-  async get(key: string): Promise<KeyValue | undefined> { return this.#read(`read '${key}'`, () => this.#shared.engine.get(key)); }
-  async range(prefix: string): Promise<KeyValue[]> { return this.#read(`read '${prefix}*'`, () => this.#shared.engine.range(prefix)); }
-  async revision(): Promise<number> { return this.#read('read the revision', () => this.#shared.engine.revision()); }
+  async get(key: string): Promise<KeyValue | undefined> {
+    return this.#read(`read '${key}'`, () => this.#shared.engine.get(key));
+  }
+  async range(prefix: string): Promise<KeyValue[]> {
+    return this.#read(`read '${prefix}*'`, () => this.#shared.engine.range(prefix));
+  }
+  async revision(): Promise<number> {
+    return this.#read('read the revision', () => this.#shared.engine.revision());
+  }
 
   async transact(compares: readonly Compare[], mutations: readonly Mutation[]): Promise<TransactionResult> {
     checkTransaction(compares, mutations);
@@ -192,7 +253,10 @@ class LmdbStore implements ClusterStore {
         if (await this.#change(`keep lease ${id} alive`, () => engine.keepLeaseAlive(id))) return;
         throw new TartanError('ERR_NOT_FOUND', `Cannot keep lease ${id} alive: it has expired`);
       },
-      revoke: () => this.#change(`revoke lease ${id}`, () => { engine.endLease(id); }),
+      revoke: () =>
+        this.#change(`revoke lease ${id}`, () => {
+          engine.endLease(id);
+        }),
     };
   }
 
@@ -200,7 +264,12 @@ class LmdbStore implements ClusterStore {
     const from = fromRevision ?? this.#read(`watch '${prefix}*'`, () => this.#shared.engine.revision());
     this.#checkOpen(`watch '${prefix}*'`);
     const subscription = this.#shared.feed.subscribe(prefix, onEvents, from);
-    const watch: Watch = { close: () => { this.#watches.delete(watch); subscription.close(); } };
+    const watch: Watch = {
+      close: () => {
+        this.#watches.delete(watch);
+        subscription.close();
+      },
+    };
     this.#watches.add(watch);
     return watch;
   }
@@ -218,12 +287,17 @@ class LmdbStore implements ClusterStore {
   }
 
   #change<T>(attempt: string, fn: () => T): Promise<T> {
-    try { this.#checkOpen(attempt); } catch (error) { return Promise.reject(error as Error); }
+    try {
+      this.#checkOpen(attempt);
+    } catch (error) {
+      return Promise.reject(error as Error);
+    }
     return this.#shared.change(attempt, this.#deadlineMs, fn);
   }
 
   #checkOpen(attempt: string): void {
-    if (this.#isClosed) throw new TartanError('ERR_CLOSED', `Cannot ${attempt} in '${this.#shared.dir}': this cluster store is closed`);
+    if (this.#isClosed)
+      throw new TartanError('ERR_CLOSED', `Cannot ${attempt} in '${this.#shared.dir}': this cluster store is closed`);
   }
 }
 

@@ -26,13 +26,27 @@ export interface StateOptions {
  * @param options.uuid  given by simulations; random otherwise
  * @throws {TartanError} ERR_EXISTS when the store holds a cluster
  */
-export async function createCluster(store: ClusterStore, options: { readonly uuid?: string } = {}): Promise<ClusterIdentity> {
+export async function createCluster(
+  store: ClusterStore,
+  options: { readonly uuid?: string } = {},
+): Promise<ClusterIdentity> {
   const uuid = options.uuid ?? randomUUID();
-  const identity: ClusterIdentity = { uuid, clusterId: Number.parseInt(uuid.slice(-8), 16) >>> 0, formatVersion: CLUSTER_FORMAT_VERSION };
+  const identity: ClusterIdentity = {
+    uuid,
+    clusterId: Number.parseInt(uuid.slice(-8), 16) >>> 0,
+    formatVersion: CLUSTER_FORMAT_VERSION,
+  };
   const map: ClusterMap = { epoch: 1, changes: 1, nodes: [], switches: [] };
   const { succeeded } = await store.transact(
-    [{ key: CLUSTER_KEY, modRevision: 0 }, { key: MAP_KEY, modRevision: 0 }],
-    [{ put: CLUSTER_KEY, value: JSON.stringify(identity) }, { put: MAP_KEY, value: JSON.stringify(map) }, { put: FILE_ID_KEY, value: '0' }],
+    [
+      { key: CLUSTER_KEY, modRevision: 0 },
+      { key: MAP_KEY, modRevision: 0 },
+    ],
+    [
+      { put: CLUSTER_KEY, value: JSON.stringify(identity) },
+      { put: MAP_KEY, value: JSON.stringify(map) },
+      { put: FILE_ID_KEY, value: '0' },
+    ],
   );
   if (!succeeded) throw new TartanError('ERR_EXISTS', 'Cannot create a cluster in this store: it holds one already');
   return identity;
@@ -44,7 +58,11 @@ export async function readIdentity(store: ClusterStore): Promise<ClusterIdentity
   if (!row) throw noCluster('read the cluster');
   const identity = parseJson<ClusterIdentity>(row);
   if (identity.formatVersion !== CLUSTER_FORMAT_VERSION) {
-    throw new TartanError('ERR_STORE_VERSION', `Cannot use the cluster ${identity.uuid}: its format is version ${identity.formatVersion}, this program knows ${CLUSTER_FORMAT_VERSION}`);
+    throw new TartanError(
+      'ERR_STORE_VERSION',
+      `Cannot use the cluster ${identity.uuid}: its format is version ${identity.formatVersion}, this program ` +
+        `knows ${CLUSTER_FORMAT_VERSION}`,
+    );
   }
   return identity;
 }
@@ -63,10 +81,13 @@ export async function presentNodes(store: ClusterStore): Promise<Set<string>> {
 
 /**
  * Follows the map: calls `onMap` with the present one soon after (never before this returns), then with newer ones;
- * `changes` ascends, and may skip when several come at once; the epoch is the same where only switches changed. A store that does not answer is waited for.
+ * `changes` ascends, and may skip when several come at once; the epoch is the same where only switches changed. A store
+ * that does not answer is waited for.
  */
 export function watchMap(store: ClusterStore, onMap: (map: ClusterMap) => void): Watch {
-  let watch: Watch | undefined, isClosed = false, lastChange = 0;
+  let watch: Watch | undefined,
+    isClosed = false,
+    lastChange = 0;
   const offer = (value: string) => {
     const map = JSON.parse(value) as ClusterMap;
     if (isClosed || map.changes <= lastChange) return;
@@ -78,15 +99,24 @@ export function watchMap(store: ClusterStore, onMap: (map: ClusterMap) => void):
     if (present.value !== undefined) offer(present.value);
     if (isClosed) return;
     try {
-      watch = store.watch(MAP_KEY, (events) => {
-        const value = events.findLast((event) => event.key === MAP_KEY && event.type === 'put')?.value;
-        if (value !== undefined) offer(value);
-      }, present.revision);
+      watch = store.watch(
+        MAP_KEY,
+        (events) => {
+          const value = events.findLast((event) => event.key === MAP_KEY && event.type === 'put')?.value;
+          if (value !== undefined) offer(value);
+        },
+        present.revision,
+      );
     } catch (error) {
       if (codeOf(error) !== 'ERR_CLOSED') throw error; // the store was closed meanwhile, onMap() may have done it
     }
   });
-  return { close: () => { isClosed = true; watch?.close(); } };
+  return {
+    close: () => {
+      isClosed = true;
+      watch?.close();
+    },
+  };
 }
 
 /**
@@ -119,7 +149,12 @@ export async function registerSwitch(store: ClusterStore, entry: Registration<Sw
  * @throws {TartanError} ERR_STALE_MAP: the epoch is not `ifEpoch` any more, and the state differs: judge again ·
  * ERR_NOT_FOUND: no such node
  */
-export function setNodeState(store: ClusterStore, id: string, state: NodeEntry['state'], options: StateOptions = {}): Promise<ClusterMap> {
+export function setNodeState(
+  store: ClusterStore,
+  id: string,
+  state: NodeEntry['state'],
+  options: StateOptions = {},
+): Promise<ClusterMap> {
   const attempt = `mark node ${id} ${state}`;
   return editMap(store, attempt, (map) => {
     const nodes = withState<NodeEntry>(map, map.nodes, id, state, attempt, options);
@@ -135,9 +170,17 @@ export function setNodeState(store: ClusterStore, id: string, state: NodeEntry['
 export function removeNode(store: ClusterStore, id: string, options: StateOptions = {}): Promise<ClusterMap> {
   const attempt = `remove node ${id}`;
   return editMap(store, attempt, (map) => {
-    if (!map.nodes.some((node) => node.id === id)) throw new TartanError('ERR_NOT_FOUND', `Cannot ${attempt}: the map of epoch ${map.epoch} does not have it`);
-    if (options.ifEpoch !== undefined && options.ifEpoch !== map.epoch) throw new TartanError('ERR_STALE_MAP', `Cannot ${attempt}: the map's epoch is ${map.epoch}, that was judged by ${options.ifEpoch}`);
-    return withNodes(map, map.nodes.filter((node) => node.id !== id));
+    if (!map.nodes.some((node) => node.id === id))
+      throw new TartanError('ERR_NOT_FOUND', `Cannot ${attempt}: the map of epoch ${map.epoch} does not have it`);
+    if (options.ifEpoch !== undefined && options.ifEpoch !== map.epoch)
+      throw new TartanError(
+        'ERR_STALE_MAP',
+        `Cannot ${attempt}: the map's epoch is ${map.epoch}, that was judged by ${options.ifEpoch}`,
+      );
+    return withNodes(
+      map,
+      map.nodes.filter((node) => node.id !== id),
+    );
   });
 }
 
@@ -146,25 +189,48 @@ export function removeNode(store: ClusterStore, id: string, options: StateOption
  *
  * @throws {TartanError} ERR_NOT_FOUND: no such node
  */
-export function setNodePurpose(store: ClusterStore, id: string, purpose: 'member' | 'spare' | 'leaving'): Promise<ClusterMap> {
+export function setNodePurpose(
+  store: ClusterStore,
+  id: string,
+  purpose: 'member' | 'spare' | 'leaving',
+): Promise<ClusterMap> {
   const attempt = `make node ${id} a ${purpose === 'leaving' ? 'leaving one' : purpose}`;
   return editMap(store, attempt, (map) => {
     const old = map.nodes.find((node) => node.id === id);
-    if (old === undefined) throw new TartanError('ERR_NOT_FOUND', `Cannot ${attempt}: the map of epoch ${map.epoch} does not have it`);
+    if (old === undefined)
+      throw new TartanError('ERR_NOT_FOUND', `Cannot ${attempt}: the map of epoch ${map.epoch} does not have it`);
     if (purposeOf(old) === purpose) return map;
-    return { ...map, changes: map.changes + 1, nodes: map.nodes.map((node) => (node === old ? withPurpose(node, purpose) : node)) };
+    return {
+      ...map,
+      changes: map.changes + 1,
+      nodes: map.nodes.map((node) => (node === old ? withPurpose(node, purpose) : node)),
+    };
   });
 }
 
-export function purposeOf(node: NodeEntry): 'member' | 'spare' | 'leaving' { return node.leaving === true ? 'leaving' : node.spare === true ? 'spare' : 'member'; }
+export function purposeOf(node: NodeEntry): 'member' | 'spare' | 'leaving' {
+  return node.leaving === true ? 'leaving' : node.spare === true ? 'spare' : 'member';
+}
 
 /** The entry with that purpose. */
-function withPurpose({ spare: _spare, leaving: _leaving, ...node }: NodeEntry, purpose: 'member' | 'spare' | 'leaving'): NodeEntry {
-  return { ...node, ...(purpose === 'spare' && { spare: true as const }), ...(purpose === 'leaving' && { leaving: true as const }) };
+function withPurpose(
+  { spare: _spare, leaving: _leaving, ...node }: NodeEntry,
+  purpose: 'member' | 'spare' | 'leaving',
+): NodeEntry {
+  return {
+    ...node,
+    ...(purpose === 'spare' && { spare: true as const }),
+    ...(purpose === 'leaving' && { leaving: true as const }),
+  };
 }
 
 /** As setNodeState, for a switch. */
-export function setSwitchState(store: ClusterStore, id: string, state: SwitchEntry['state'], options: StateOptions = {}): Promise<ClusterMap> {
+export function setSwitchState(
+  store: ClusterStore,
+  id: string,
+  state: SwitchEntry['state'],
+  options: StateOptions = {},
+): Promise<ClusterMap> {
   const attempt = `mark switch ${id} ${state}`;
   return editMap(store, attempt, (map) => {
     const switches = withState<SwitchEntry>(map, map.switches, id, state, attempt, options);
@@ -209,42 +275,79 @@ function withNodes(map: ClusterMap, nodes: readonly NodeEntry[]): ClusterMap {
 }
 
 /** The list with the entry added or updated; the very same list when that changes nothing. */
-function upsert<Entry extends NodeEntry | SwitchEntry>(entries: readonly Entry[], entry: Registration<Entry>, initial: Entry['state']): readonly Entry[] {
+function upsert<Entry extends NodeEntry | SwitchEntry>(
+  entries: readonly Entry[],
+  entry: Registration<Entry>,
+  initial: Entry['state'],
+): readonly Entry[] {
   const old = entries.find(({ id }) => id === entry.id);
   const { id, host, port, controlPort } = entry;
-  const stores = entry as { readonly store?: string }, known = old as { readonly store?: string } | undefined;
+  const stores = entry as { readonly store?: string },
+    known = old as { readonly store?: string } | undefined;
   const store = stores.store ?? known?.store;
   const { packets } = entry;
   // What a node is for is not its own to say.
   const { spare, leaving } = (old ?? {}) as Partial<NodeEntry>;
   const made = {
-    id, host, port, state: entry.state ?? old?.state ?? initial, controlPort, ...(store !== undefined && { store }), ...(packets !== undefined && { packets }), ...(spare && { spare }), ...(leaving && { leaving }),
+    id,
+    host,
+    port,
+    state: entry.state ?? old?.state ?? initial,
+    controlPort,
+    ...(store !== undefined && { store }),
+    ...(packets !== undefined && { packets }),
+    ...(spare && { spare }),
+    ...(leaving && { leaving }),
   } as Entry;
   if (!old) return [...entries, made];
-  if (old.host === host && old.port === port && old.controlPort === controlPort && old.state === made.state && known?.store === store && isDeepStrictEqual(old.packets, packets)) return entries;
+  if (
+    old.host === host &&
+    old.port === port &&
+    old.controlPort === controlPort &&
+    old.state === made.state &&
+    known?.store === store &&
+    isDeepStrictEqual(old.packets, packets)
+  )
+    return entries;
   return entries.map((other) => (other === old ? made : other));
 }
 
 function withState<Entry extends NodeEntry | SwitchEntry>(
-  map: ClusterMap, entries: readonly Entry[], id: string, state: Entry['state'], attempt: string, { ifEpoch }: StateOptions,
+  map: ClusterMap,
+  entries: readonly Entry[],
+  id: string,
+  state: Entry['state'],
+  attempt: string,
+  { ifEpoch }: StateOptions,
 ): readonly Entry[] {
   const old = entries.find((entry) => entry.id === id);
   if (!old) throw new TartanError('ERR_NOT_FOUND', `Cannot ${attempt}: the map of epoch ${map.epoch} does not have it`);
   if (old.state === state) return entries;
   if (ifEpoch !== undefined && ifEpoch !== map.epoch) {
-    throw new TartanError('ERR_STALE_MAP', `Cannot ${attempt}: the map's epoch is ${map.epoch}, that was judged by ${ifEpoch}`);
+    throw new TartanError(
+      'ERR_STALE_MAP',
+      `Cannot ${attempt}: the map's epoch is ${map.epoch}, that was judged by ${ifEpoch}`,
+    );
   }
   return entries.map((entry) => (entry === old ? { ...entry, state } : entry));
 }
 
 const ID = /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/;
 
-function checkEntry(kind: string, { id, host, port, controlPort }: Registration<NodeEntry> | Registration<SwitchEntry>): void {
+function checkEntry(
+  kind: string,
+  { id, host, port, controlPort }: Registration<NodeEntry> | Registration<SwitchEntry>,
+): void {
   const isPort = (value: number) => Number.isInteger(value) && value >= 0 && value <= 65_535;
-  const fault = !ID.test(id) ? 'an id is 1 to 64 letters, digits, dots, dashes and underscores'
-    : host === '' || /\s/.test(host) ? `'${host}' is not a host`
-      : !isPort(port) || port === 0 ? `${port} is not a port`
-        : !isPort(controlPort) ? `${controlPort} is not a control port` : undefined;
+  const fault = !ID.test(id)
+    ? 'an id is 1 to 64 letters, digits, dots, dashes and underscores'
+    : host === '' || /\s/.test(host)
+      ? `'${host}' is not a host`
+      : !isPort(port) || port === 0
+        ? `${port} is not a port`
+        : !isPort(controlPort)
+          ? `${controlPort} is not a control port`
+          : undefined;
   if (fault !== undefined) throw new TartanError('ERR_ARGUMENT', `Cannot register ${kind} '${id}': ${fault}`);
 }
 

@@ -5,7 +5,16 @@
  */
 import type { Clock, TimerHandle } from '../wire/clock.js';
 import { TartanError } from '../wire/errors.js';
-import type { ClusterStore, Compare, KeyValue, Lease, Mutation, TransactionResult, Watch, WatchEvent } from './cluster-store.js';
+import type {
+  ClusterStore,
+  Compare,
+  KeyValue,
+  Lease,
+  Mutation,
+  TransactionResult,
+  Watch,
+  WatchEvent,
+} from './cluster-store.js';
 import { StoreEngine, checkTransaction, checkTtl } from './store-engine.js';
 import { memoryTables } from './store-tables.js';
 
@@ -27,10 +36,16 @@ export class MemoryCluster {
   constructor(clock: Clock, options: MemoryClusterOptions = {}) {
     this.#clock = clock;
     this.#latencyMs = options.latencyMs ?? (() => 0);
-    this.engine = new StoreEngine(memoryTables(), { nowMs: () => clock.now(), isRunning: () => true }, options.logRevisions);
+    this.engine = new StoreEngine(
+      memoryTables(),
+      { nowMs: () => clock.now(), isRunning: () => true },
+      options.logRevisions,
+    );
   }
 
-  client(): MemoryClient { return new MemoryClient(this); }
+  client(): MemoryClient {
+    return new MemoryClient(this);
+  }
 
   /** Ends the timer of leases, so that a test on the real clock can end. */
   close(): void {
@@ -41,12 +56,20 @@ export class MemoryCluster {
   /** One message's way, then `fn`. */
   travel(fn: () => void): void {
     const ms = this.#latencyMs();
-    if (ms > 0) this.#clock.setTimer(ms, fn); else queueMicrotask(fn);
+    if (ms > 0) this.#clock.setTimer(ms, fn);
+    else queueMicrotask(fn);
   }
 
-  addWatch(watch: MemoryWatch): void { this.#watches.add(watch); watch.wake(); }
-  removeWatch(watch: MemoryWatch): void { this.#watches.delete(watch); }
-  wakeWatches(): void { for (const watch of this.#watches) watch.wake(); }
+  addWatch(watch: MemoryWatch): void {
+    this.#watches.add(watch);
+    watch.wake();
+  }
+  removeWatch(watch: MemoryWatch): void {
+    this.#watches.delete(watch);
+  }
+  wakeWatches(): void {
+    for (const watch of this.#watches) watch.wake();
+  }
 
   /** Makes sure that a timer ends the lease that ends next. */
   armExpiry(): void {
@@ -74,12 +97,18 @@ export class MemoryClient implements ClusterStore {
   #isCutOff = false;
   #isClosed = false;
 
-  constructor(cluster: MemoryCluster) { this.#cluster = cluster; }
+  constructor(cluster: MemoryCluster) {
+    this.#cluster = cluster;
+  }
 
-  get isCutOff(): boolean { return this.#isCutOff; }
+  get isCutOff(): boolean {
+    return this.#isCutOff;
+  }
 
   /** From now on calls reject with ERR_MAP_UNAVAILABLE, those under way included. */
-  cutOff(): void { this.#isCutOff = true; }
+  cutOff(): void {
+    this.#isCutOff = true;
+  }
 
   /** Calls work again; watches deliver what they missed. */
   heal(): void {
@@ -87,9 +116,15 @@ export class MemoryClient implements ClusterStore {
     for (const watch of this.#watches) watch.wake();
   }
 
-  get(key: string): Promise<KeyValue | undefined> { return this.#call(`read '${key}'`, () => this.#cluster.engine.get(key)); }
-  range(prefix: string): Promise<KeyValue[]> { return this.#call(`read '${prefix}*'`, () => this.#cluster.engine.range(prefix)); }
-  revision(): Promise<number> { return this.#call('read the revision', () => this.#cluster.engine.revision()); }
+  get(key: string): Promise<KeyValue | undefined> {
+    return this.#call(`read '${key}'`, () => this.#cluster.engine.get(key));
+  }
+  range(prefix: string): Promise<KeyValue[]> {
+    return this.#call(`read '${prefix}*'`, () => this.#cluster.engine.range(prefix));
+  }
+  revision(): Promise<number> {
+    return this.#call('read the revision', () => this.#cluster.engine.revision());
+  }
 
   async transact(compares: readonly Compare[], mutations: readonly Mutation[]): Promise<TransactionResult> {
     checkTransaction(compares, mutations);
@@ -106,19 +141,34 @@ export class MemoryClient implements ClusterStore {
     });
     return {
       id,
-      keepAlive: () => this.#change(`keep lease ${id} alive`, () => {
-        if (!cluster.engine.keepLeaseAlive(id)) throw new TartanError('ERR_NOT_FOUND', `Cannot keep lease ${id} alive: it has expired`);
-      }),
-      revoke: () => this.#change(`revoke lease ${id}`, () => { cluster.engine.endLease(id); }),
+      keepAlive: () =>
+        this.#change(`keep lease ${id} alive`, () => {
+          if (!cluster.engine.keepLeaseAlive(id))
+            throw new TartanError('ERR_NOT_FOUND', `Cannot keep lease ${id} alive: it has expired`);
+        }),
+      revoke: () =>
+        this.#change(`revoke lease ${id}`, () => {
+          cluster.engine.endLease(id);
+        }),
     };
   }
 
   watch(prefix: string, onEvents: (events: readonly WatchEvent[]) => void, fromRevision?: number): Watch {
     if (this.#isClosed) throw closedError(`watch '${prefix}*'`);
-    const watch = new MemoryWatch(this.#cluster, this, prefix, onEvents, fromRevision ?? this.#cluster.engine.revision());
+    const watch = new MemoryWatch(
+      this.#cluster,
+      this,
+      prefix,
+      onEvents,
+      fromRevision ?? this.#cluster.engine.revision(),
+    );
     this.#watches.add(watch);
     this.#cluster.addWatch(watch);
-    return { close: () => { this.#drop(watch); } };
+    return {
+      close: () => {
+        this.#drop(watch);
+      },
+    };
   }
 
   close(): Promise<void> {
@@ -135,22 +185,42 @@ export class MemoryClient implements ClusterStore {
 
   #change<T>(attempt: string, fn: () => T): Promise<T> {
     return this.#call(attempt, () => {
-      try { return fn(); } finally { this.#cluster.wakeWatches(); }
+      try {
+        return fn();
+      } finally {
+        this.#cluster.wakeWatches();
+      }
     });
   }
 
   /** There, effect, and back; each may find the way cut. */
   #call<T>(attempt: string, fn: () => T): Promise<T> {
     return new Promise((resolve, reject) => {
-      if (this.#isClosed) { reject(closedError(attempt)); return; }
+      if (this.#isClosed) {
+        reject(closedError(attempt));
+        return;
+      }
       const guarded = (step: () => void) => () => {
-        if (this.#isCutOff) { reject(new TartanError('ERR_MAP_UNAVAILABLE', `Cannot ${attempt}: the cluster store does not answer`)); return; }
-        try { step(); } catch (error) { reject(error as Error); }
+        if (this.#isCutOff) {
+          reject(new TartanError('ERR_MAP_UNAVAILABLE', `Cannot ${attempt}: the cluster store does not answer`));
+          return;
+        }
+        try {
+          step();
+        } catch (error) {
+          reject(error as Error);
+        }
       };
-      this.#cluster.travel(guarded(() => {
-        const result = fn();
-        this.#cluster.travel(guarded(() => { resolve(result); }));
-      }));
+      this.#cluster.travel(
+        guarded(() => {
+          const result = fn();
+          this.#cluster.travel(
+            guarded(() => {
+              resolve(result);
+            }),
+          );
+        }),
+      );
     });
   }
 }
@@ -165,7 +235,13 @@ class MemoryWatch {
   #seen: number;
   #isUnderWay = false;
 
-  constructor(cluster: MemoryCluster, client: MemoryClient, prefix: string, onEvents: (events: readonly WatchEvent[]) => void, from: number) {
+  constructor(
+    cluster: MemoryCluster,
+    client: MemoryClient,
+    prefix: string,
+    onEvents: (events: readonly WatchEvent[]) => void,
+    from: number,
+  ) {
     this.#cluster = cluster;
     this.#client = client;
     this.#prefix = prefix;

@@ -28,12 +28,18 @@ export function isRunning(identity: ProcessIdentity): boolean {
 }
 
 /** Milliseconds of CLOCK_MONOTONIC: comparable between the processes of one boot. */
-export function monotonicMs(): number { return Number(process.hrtime.bigint() / 1_000_000n); }
+export function monotonicMs(): number {
+  return Number(process.hrtime.bigint() / 1_000_000n);
+}
 
 /** Field 22 of /proc/PID/stat; undefined when there is no such process, or only its zombie. */
 function startTimeOf(pid: number): string | undefined {
   let stat: string;
-  try { stat = readFileSync(`/proc/${pid}/stat`, 'latin1'); } catch { return undefined; }
+  try {
+    stat = readFileSync(`/proc/${pid}/stat`, 'latin1');
+  } catch {
+    return undefined;
+  }
   // The command's name, field 2, is in parentheses and may itself hold spaces and parentheses.
   const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
   const state = fields[0];

@@ -46,7 +46,9 @@ export class StoreEngine {
 
   // ---- reading
 
-  revision(): number { return this.#tables.numbers.get('revision') ?? 0; }
+  revision(): number {
+    return this.#tables.numbers.get('revision') ?? 0;
+  }
 
   get(key: string): KeyValue | undefined {
     const row = this.#tables.keys.get(key);
@@ -63,7 +65,8 @@ export class StoreEngine {
     const events = from < horizon ? this.#catchUp(prefix, from, horizon) : [];
     for (const [revision, changes] of this.#tables.log.from(Math.max(from, horizon) + 1)) {
       for (const change of changes) {
-        if (change.key.startsWith(prefix)) events.push({ type: change.type, key: change.key, value: change.value, revision });
+        if (change.key.startsWith(prefix))
+          events.push({ type: change.type, key: change.key, value: change.value, revision });
       }
     }
     return events;
@@ -73,10 +76,13 @@ export class StoreEngine {
 
   /** @throws {TartanError} ERR_NOT_FOUND when a put names a lease that is not there; nothing is applied */
   transact(compares: readonly Compare[], mutations: readonly Mutation[]): TransactionResult {
-    const holds = compares.every(({ key, modRevision }) => (this.#tables.keys.get(key)?.modRevision ?? 0) === modRevision);
+    const holds = compares.every(
+      ({ key, modRevision }) => (this.#tables.keys.get(key)?.modRevision ?? 0) === modRevision,
+    );
     if (!holds) return { succeeded: false, revision: this.revision() };
     for (const mutation of mutations) {
-      if ('put' in mutation && mutation.lease !== undefined) this.#requireLease(mutation.lease, `put '${mutation.put}' under it`);
+      if ('put' in mutation && mutation.lease !== undefined)
+        this.#requireLease(mutation.lease, `put '${mutation.put}' under it`);
     }
     return { succeeded: true, revision: this.#apply(mutations) };
   }
@@ -95,7 +101,10 @@ export class StoreEngine {
   keepLeaseAlive(id: string): boolean {
     const lease = this.#tables.leases.get(id);
     if (!lease) return false;
-    if (this.#isOver(lease)) { this.endLease(id); return false; }
+    if (this.#isOver(lease)) {
+      this.endLease(id);
+      return false;
+    }
     this.#tables.leases.put(id, { ...lease, deadlineMs: this.#clock.nowMs() + lease.ttlMs });
     return true;
   }
@@ -136,7 +145,9 @@ export class StoreEngine {
   }
 
   #isOver(lease: LeaseRow): boolean {
-    return this.#clock.nowMs() >= lease.deadlineMs || (lease.owner !== undefined && !this.#clock.isRunning(lease.owner));
+    return (
+      this.#clock.nowMs() >= lease.deadlineMs || (lease.owner !== undefined && !this.#clock.isRunning(lease.owner))
+    );
   }
 
   /** @returns the revision of the changes, or the present one when nothing changed */
@@ -146,16 +157,23 @@ export class StoreEngine {
     const changes: LoggedChange[] = [];
     for (const mutation of mutations) {
       if ('put' in mutation) {
-        const key = mutation.put, old = keys.get(key);
-        if (old?.lease !== mutation.lease) { this.#detach(old?.lease, key); this.#attach(mutation.lease, key); }
+        const key = mutation.put,
+          old = keys.get(key);
+        if (old?.lease !== mutation.lease) {
+          this.#detach(old?.lease, key);
+          this.#attach(mutation.lease, key);
+        }
         keys.put(key, {
-          value: mutation.value, createRevision: old?.createRevision ?? revision, modRevision: revision,
+          value: mutation.value,
+          createRevision: old?.createRevision ?? revision,
+          modRevision: revision,
           ...(mutation.lease !== undefined && { lease: mutation.lease }),
         });
         tombstones.delete(key);
         changes.push({ type: 'put', key, value: mutation.value });
       } else {
-        const key = mutation.delete, old = keys.get(key);
+        const key = mutation.delete,
+          old = keys.get(key);
         if (!old) continue;
         this.#detach(old.lease, key);
         keys.delete(key);
@@ -176,12 +194,14 @@ export class StoreEngine {
 
   #detach(id: string | undefined, key: string): void {
     const lease = id === undefined ? undefined : this.#tables.leases.get(id);
-    if (id !== undefined && lease) this.#tables.leases.put(id, { ...lease, keys: lease.keys.filter((other) => other !== key) });
+    if (id !== undefined && lease)
+      this.#tables.leases.put(id, { ...lease, keys: lease.keys.filter((other) => other !== key) });
   }
 
   #requireLease(id: string, attempt: string): void {
     const lease = this.#tables.leases.get(id);
-    if (!lease || this.#isOver(lease)) throw new TartanError('ERR_NOT_FOUND', `Cannot ${attempt}: lease ${id} has expired or was never granted`);
+    if (!lease || this.#isOver(lease))
+      throw new TartanError('ERR_NOT_FOUND', `Cannot ${attempt}: lease ${id} has expired or was never granted`);
   }
 
   #prune(revision: number): void {
@@ -202,7 +222,8 @@ export class StoreEngine {
   #catchUp(prefix: string, from: number, horizon: number): WatchEvent[] {
     const events: WatchEvent[] = [];
     for (const [key, row] of this.#under(prefix)) {
-      if (row.modRevision > from && row.modRevision <= horizon) events.push({ type: 'put', key, value: row.value, revision: row.modRevision });
+      if (row.modRevision > from && row.modRevision <= horizon)
+        events.push({ type: 'put', key, value: row.value, revision: row.modRevision });
     }
     for (const [key, revision] of this.#tables.tombstones.from(prefix)) {
       if (!key.startsWith(prefix)) break;
@@ -226,18 +247,21 @@ export function checkTransaction(compares: readonly Compare[], mutations: readon
     checkKey(key);
     if (mutated.has(key)) refuse(`key '${key}' is mutated twice`);
     mutated.add(key);
-    if ('put' in mutation && Buffer.byteLength(mutation.value) > MAX_VALUE_BYTES) refuse(`the value of '${key}' is over ${MAX_VALUE_BYTES} bytes`);
+    if ('put' in mutation && Buffer.byteLength(mutation.value) > MAX_VALUE_BYTES)
+      refuse(`the value of '${key}' is over ${MAX_VALUE_BYTES} bytes`);
   }
 }
 
 /** @throws {TartanError} ERR_ARGUMENT unless ttlMs is a positive finite number of milliseconds */
 export function checkTtl(ttlMs: number): void {
-  if (!(ttlMs > 0 && Number.isFinite(ttlMs))) throw new TartanError('ERR_ARGUMENT', `Cannot grant a lease of ${ttlMs} ms: expected a positive number`);
+  if (!(ttlMs > 0 && Number.isFinite(ttlMs)))
+    throw new TartanError('ERR_ARGUMENT', `Cannot grant a lease of ${ttlMs} ms: expected a positive number`);
 }
 
 function checkKey(key: string): void {
   const bytes = Buffer.from(key, 'utf8');
-  if (bytes.length === 0 || bytes.length > MAX_KEY_BYTES) refuse(`a key of ${bytes.length} bytes, 1 to ${MAX_KEY_BYTES} are taken`);
+  if (bytes.length === 0 || bytes.length > MAX_KEY_BYTES)
+    refuse(`a key of ${bytes.length} bytes, 1 to ${MAX_KEY_BYTES} are taken`);
   if (bytes.toString('utf8') !== key) refuse('a key is not well-formed Unicode');
 }
 

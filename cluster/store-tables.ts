@@ -22,7 +22,11 @@ export interface KeyRow {
 
 /** All changes of one revision. */
 export type LogRow = readonly LoggedChange[];
-export interface LoggedChange { readonly type: 'put' | 'delete'; readonly key: string; readonly value?: string }
+export interface LoggedChange {
+  readonly type: 'put' | 'delete';
+  readonly key: string;
+  readonly value?: string;
+}
 
 export interface LeaseRow {
   readonly ttlMs: number;
@@ -49,7 +53,9 @@ export class SortedTable<K extends string | number, V> implements Table<K, V> {
   /** Ascending. */
   readonly #keys: K[] = [];
 
-  get(key: K): V | undefined { return this.#rows.get(key); }
+  get(key: K): V | undefined {
+    return this.#rows.get(key);
+  }
 
   put(key: K, row: V): void {
     if (!this.#rows.has(key)) this.#keys.splice(this.#position(key), 0, key);
@@ -69,10 +75,12 @@ export class SortedTable<K extends string | number, V> implements Table<K, V> {
 
   /** Index of the first key at or after `key`. */
   #position(key: K): number {
-    let low = 0, high = this.#keys.length;
+    let low = 0,
+      high = this.#keys.length;
     while (low < high) {
       const middle = (low + high) >>> 1;
-      if (compareKeys(this.#keys[middle]!, key) < 0) low = middle + 1; else high = middle;
+      if (compareKeys(this.#keys[middle]!, key) < 0) low = middle + 1;
+      else high = middle;
     }
     return low;
   }
@@ -80,16 +88,23 @@ export class SortedTable<K extends string | number, V> implements Table<K, V> {
 
 export function memoryTables(): Tables {
   return {
-    numbers: new SortedTable(), keys: new SortedTable(), log: new SortedTable(), tombstones: new SortedTable(), leases: new SortedTable(),
+    numbers: new SortedTable(),
+    keys: new SortedTable(),
+    log: new SortedTable(),
+    tombstones: new SortedTable(),
+    leases: new SortedTable(),
   };
 }
 
 /** Orders numbers by value and strings by their UTF-8 bytes. */
 export function compareKeys<K extends string | number>(a: K, b: K): number {
   if (typeof a === 'number' && typeof b === 'number') return a - b;
-  const left = String(a), right = String(b), length = Math.min(left.length, right.length);
+  const left = String(a),
+    right = String(b),
+    length = Math.min(left.length, right.length);
   for (let i = 0; i < length; i++) {
-    const x = left.charCodeAt(i), y = right.charCodeAt(i);
+    const x = left.charCodeAt(i),
+      y = right.charCodeAt(i);
     if (x !== y) return utf8Rank(x) - utf8Rank(y);
   }
   return left.length - right.length;

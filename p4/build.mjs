@@ -1,5 +1,6 @@
 /**
- * Compiles our P4 programs with the p4c-bm2-ss on PATH: `node p4/build.mjs [folder]`, into p4/artefacts/ unless a folder is given.
+ * Compiles our P4 programs with the p4c-bm2-ss on PATH: `node p4/build.mjs [folder]`, into p4/artefacts/ unless a
+ * folder is given.
  *
  *   parity.p4, one class each of classes.json  →  parity-kK-MTU.json, parity-kK-MTU.p4info.txt
  *   forward.p4                                 →  forward.json, forward.p4info.txt
@@ -21,7 +22,11 @@ const out = process.argv[2] === undefined ? join(here, 'artefacts') : resolve(pr
 const { about: _, ...classes } = JSON.parse(readFileSync(join(here, 'classes.json'), 'utf8'));
 
 const programs = [
-  ...Object.entries(classes).map(([name, { k, fields, fieldBits }]) => ({ name, source: 'p4/parity.p4', defines: [`-DMAX_K=${k}`, `-DFIELDS=${fields}`, `-DFIELD_BITS=${fieldBits}`] })),
+  ...Object.entries(classes).map(([name, { k, fields, fieldBits }]) => ({
+    name,
+    source: 'p4/parity.p4',
+    defines: [`-DMAX_K=${k}`, `-DFIELDS=${fields}`, `-DFIELD_BITS=${fieldBits}`],
+  })),
   { name: 'forward', source: 'p4/forward.p4', defines: [] },
   { name: 'conformance_program', source: 'test/p4runtime-js/conformance_program.p4', defines: [] },
 ];
@@ -34,8 +39,20 @@ if (version.error) {
 mkdirSync(out, { recursive: true });
 const manifest = { p4c: versionOf(version), sources: sourceHashes(), programs: {} };
 for (const { name, source, defines } of programs) {
-  const json = join(out, `${name}.json`), p4info = join(out, `${name}.p4info.txt`);
-  const args = ['--std', 'p4-16', '--Wdisable=unused', '--Wdisable=deprecated', ...defines, '-o', json, '--p4runtime-files', p4info, source];
+  const json = join(out, `${name}.json`),
+    p4info = join(out, `${name}.p4info.txt`);
+  const args = [
+    '--std',
+    'p4-16',
+    '--Wdisable=unused',
+    '--Wdisable=deprecated',
+    ...defines,
+    '-o',
+    json,
+    '--p4runtime-files',
+    p4info,
+    source,
+  ];
   const result = spawnSync('p4c-bm2-ss', args, { cwd: root, encoding: 'utf8' });
   process.stderr.write(result.stderr);
   if (result.status !== 0) {
@@ -49,14 +66,25 @@ for (const { name, source, defines } of programs) {
 writeFileSync(join(out, 'manifest.json'), `${JSON.stringify(manifest, undefined, 2)}\n`);
 console.log(`${out}: ${programs.length} programs by p4c ${manifest.p4c}`);
 
-function withoutPositions(name, value) { return name === 'source_info' ? undefined : value; }
+function withoutPositions(name, value) {
+  return name === 'source_info' ? undefined : value;
+}
 
 function sourceHashes() {
-  const files = [...readdirSync(here).filter((name) => name.endsWith('.p4') || name === 'classes.json').map((name) => `p4/${name}`), 'test/p4runtime-js/conformance_program.p4'].sort();
+  const files = [
+    ...readdirSync(here)
+      .filter((name) => name.endsWith('.p4') || name === 'classes.json')
+      .map((name) => `p4/${name}`),
+    'test/p4runtime-js/conformance_program.p4',
+  ].sort();
   return Object.fromEntries(files.map((path) => [path, hash(readFileSync(join(root, path)))]));
 }
 
-function hash(bytes) { return createHash('sha256').update(bytes).digest('hex'); }
+function hash(bytes) {
+  return createHash('sha256').update(bytes).digest('hex');
+}
 
 /** p4c prints its version on standard error. */
-function versionOf({ stdout, stderr }) { return /Version (\S+)/i.exec(stdout + stderr)?.[1] ?? 'unknown'; }
+function versionOf({ stdout, stderr }) {
+  return /Version (\S+)/i.exec(stdout + stderr)?.[1] ?? 'unknown';
+}

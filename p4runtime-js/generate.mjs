@@ -2,8 +2,8 @@
  * Makes src/generated/ from proto/: `node generate.mjs [--force]`.
  *
  * Offline: buf compiles, ts-proto prints, both from node_modules. 64-bit fields are bigints; enums are numbers. Only
- * messages that text and JSON forms of P4Info need can be read from JSON. Outputs newer than every source are left alone.
- * Exits 1 on failure.
+ * messages that text and JSON forms of P4Info need can be read from JSON. Outputs newer than every source are left
+ * alone. Exits 1 on failure.
  */
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, renameSync, rmSync, statSync } from 'node:fs';
@@ -11,14 +11,24 @@ import { dirname, join, relative } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
 const here = dirname(fileURLToPath(import.meta.url));
-const protoDir = join(here, 'proto'), outDir = join(here, 'src', 'generated');
+const protoDir = join(here, 'proto'),
+  outDir = join(here, 'src', 'generated');
 
 const tsProtoOptions = [
-  'env=node', 'esModuleInterop=true', 'importSuffix=.js', 'forceLong=bigint', 'oneof=unions-value',
-  'outputServices=grpc-js', 'outputJsonMethods=from-only', 'useExactTypes=false', 'removeEnumPrefix=false',
+  'env=node',
+  'esModuleInterop=true',
+  'importSuffix=.js',
+  'forceLong=bigint',
+  'oneof=unions-value',
+  'outputServices=grpc-js',
+  'outputJsonMethods=from-only',
+  'useExactTypes=false',
+  'removeEnumPrefix=false',
 ];
 
-const protos = readdirSync(protoDir, { recursive: true }).filter((name) => name.endsWith('.proto')).sort();
+const protos = readdirSync(protoDir, { recursive: true })
+  .filter((name) => name.endsWith('.proto'))
+  .sort();
 // Well-known messages come with the compiler.
 const outputs = [...protos.map((name) => name.replace(/\.proto$/, '.ts')), 'google/protobuf/any.ts'];
 
@@ -32,7 +42,11 @@ try {
 function upToDate() {
   const made = outputs.map((name) => join(outDir, name));
   if (!made.every((path) => existsSync(path))) return false;
-  const sources = [...protos.map((name) => join(protoDir, name)), fileURLToPath(import.meta.url), join(here, 'package.json')];
+  const sources = [
+    ...protos.map((name) => join(protoDir, name)),
+    fileURLToPath(import.meta.url),
+    join(here, 'package.json'),
+  ];
   const newest = Math.max(...sources.map((path) => statSync(path).mtimeMs));
   return made.every((path) => statSync(path).mtimeMs >= newest);
 }
@@ -44,11 +58,23 @@ function generate() {
   try {
     const template = JSON.stringify({
       version: 'v2',
-      plugins: [{ local: tool('protoc-gen-ts_proto'), out: temporary, opt: tsProtoOptions, include_imports: true, include_wkt: true }],
+      plugins: [
+        {
+          local: tool('protoc-gen-ts_proto'),
+          out: temporary,
+          opt: tsProtoOptions,
+          include_imports: true,
+          include_wkt: true,
+        },
+      ],
     });
-    const result = spawnSync(tool('buf'), ['generate', protoDir, '--template', template], { cwd: here, encoding: 'utf8' });
+    const result = spawnSync(tool('buf'), ['generate', protoDir, '--template', template], {
+      cwd: here,
+      encoding: 'utf8',
+    });
     if (result.error) throw new Error(`buf did not start: ${result.error.message}`);
-    if (result.status !== 0) throw new Error(`buf exited with ${result.status ?? result.signal}:\n${result.stderr}${result.stdout}`);
+    if (result.status !== 0)
+      throw new Error(`buf exited with ${result.status ?? result.signal}:\n${result.stderr}${result.stdout}`);
     for (const name of outputs) {
       if (!existsSync(join(temporary, name))) throw new Error(`ts-proto made no ${name}`);
       mkdirSync(dirname(join(outDir, name)), { recursive: true });

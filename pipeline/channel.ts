@@ -10,7 +10,15 @@
 import type { Device, MemoryRegion, QueuePair } from 'tartan-rdma';
 import { Flag, Opcode, Status, statusName } from 'tartan-rdma';
 import { Control } from '../wire/generated/ring.js';
-import { FRAME_WORDS, MESSAGE_BYTES, MessageType, checkFrame, frameHead, recordWords, recordsPerMessage } from '../wire/ring-messages.js';
+import {
+  FRAME_WORDS,
+  MESSAGE_BYTES,
+  MessageType,
+  checkFrame,
+  frameHead,
+  recordWords,
+  recordsPerMessage,
+} from '../wire/ring-messages.js';
 import type { Flushable, Hub } from './hub.js';
 
 const MESSAGE_BIT = 0x8000_0000;
@@ -81,8 +89,12 @@ export class MessageChannel implements Flushable {
     this.words = new Uint32Array(this.region.buffer);
     this.bytes = new Uint8Array(this.region.buffer);
     for (let i = 0; i < SEND_BUFFERS; i++) this.freeSends.push(receives + i);
-    qp.handler = (opcode, status, wrId, byteLength, imm) => { this.complete(opcode, status, wrId, byteLength, imm); };
-    qp.onError = (reason) => { this.fail(reason); };
+    qp.handler = (opcode, status, wrId, byteLength, imm) => {
+      this.complete(opcode, status, wrId, byteLength, imm);
+    };
+    qp.onError = (reason) => {
+      this.fail(reason);
+    };
     for (let i = 0; i < receives; i++) this.postReceive(i);
     hub.wake();
   }
@@ -90,7 +102,8 @@ export class MessageChannel implements Flushable {
   sendControl(message: Control): void {
     if (this.closed) return;
     const encoded = Control.encode(message).finish();
-    if (encoded.length > MESSAGE_BYTES - FRAME_WORDS * 4) throw new RangeError(`control message of ${encoded.length} bytes does not fit a message of ${MESSAGE_BYTES}`);
+    if (encoded.length > MESSAGE_BYTES - FRAME_WORDS * 4)
+      throw new RangeError(`control message of ${encoded.length} bytes does not fit a message of ${MESSAGE_BYTES}`);
     this.controls.push(encoded);
     this.hub.touch(this);
   }
@@ -100,7 +113,9 @@ export class MessageChannel implements Flushable {
     return (this.queues[type] ??= new RecordQueue(type));
   }
 
-  touch(): void { this.hub.touch(this); }
+  touch(): void {
+    this.hub.touch(this);
+  }
 
   /** Sends what is queued as far as send buffers go; the rest follows as they come back. */
   flush(): void {
@@ -122,7 +137,8 @@ export class MessageChannel implements Flushable {
         this.words[w] = frameHead(queue.type, count);
         this.words[w + 1] = this.mapEpoch;
         for (let i = 0, n = count * queue.each; i < n; i++) this.words[w + FRAME_WORDS + i] = queue.words[i]!;
-        if (count === queue.count) queue.count = 0; else queue.drop(count);
+        if (count === queue.count) queue.count = 0;
+        else queue.drop(count);
         this.postSend(buffer, (FRAME_WORDS + count * queue.each) * 4);
       }
     }
@@ -148,7 +164,10 @@ export class MessageChannel implements Flushable {
   }
 
   private complete(opcode: number, status: number, wrId: number, byteLength: number, imm: number): void {
-    if (wrId < MESSAGE_BIT) { this.onWritten(wrId, status, opcode); return; }
+    if (wrId < MESSAGE_BIT) {
+      this.onWritten(wrId, status, opcode);
+      return;
+    }
     const buffer = wrId - MESSAGE_BIT;
     if (buffer >= this.receives) {
       this.freeSends.push(buffer);
@@ -156,7 +175,10 @@ export class MessageChannel implements Flushable {
       else if (this.controls.length > 0 || this.queues.length > 0) this.hub.touch(this);
       return;
     }
-    if (status !== Status.SUCCESS) { this.fail(statusName(status)); return; }
+    if (status !== Status.SUCCESS) {
+      this.fail(statusName(status));
+      return;
+    }
     if (this.closed) return;
     if (opcode === Opcode.RECV_WRITE_WITH_IMM) {
       this.postReceive(buffer);
@@ -170,13 +192,21 @@ export class MessageChannel implements Flushable {
   private receive(buffer: number, byteLength: number): void {
     const w = buffer * (MESSAGE_BYTES / 4);
     const type = checkFrame(this.words, w, byteLength);
-    if (type === 0) { this.qp.toError(`malformed frame of ${byteLength} bytes`); return; }
+    if (type === 0) {
+      this.qp.toError(`malformed frame of ${byteLength} bytes`);
+      return;
+    }
     const count = this.words[w]! >>> 16;
     const mapEpoch = this.words[w + 1]!;
-    if (type !== MessageType.CONTROL) { this.onRecords(type, this.words, w + FRAME_WORDS, count, mapEpoch); return; }
+    if (type !== MessageType.CONTROL) {
+      this.onRecords(type, this.words, w + FRAME_WORDS, count, mapEpoch);
+      return;
+    }
     let message: Control;
     try {
-      message = Control.decode(this.bytes.subarray(buffer * MESSAGE_BYTES + FRAME_WORDS * 4, buffer * MESSAGE_BYTES + byteLength));
+      message = Control.decode(
+        this.bytes.subarray(buffer * MESSAGE_BYTES + FRAME_WORDS * 4, buffer * MESSAGE_BYTES + byteLength),
+      );
     } catch {
       this.qp.toError(`malformed control message of ${count} bytes`);
       return;

@@ -6,7 +6,10 @@
  */
 import type { Device } from 'tartan-rdma';
 
-export interface Flushable { flush(): void; touched: boolean }
+export interface Flushable {
+  flush(): void;
+  touched: boolean;
+}
 
 export class Hub {
   readonly device: Device;
@@ -21,17 +24,23 @@ export class Hub {
   };
 
   /**
-   * @param defer  calls a function soon, after what runs now. Where disk completions come many at a time, each in a callback of
+   * @param defer  calls a function soon, after what runs now. Where disk completions come many at a time, each in a
+   *         callback of
    *   its own, `setImmediate` gathers them; microtasks come between them
    */
   constructor(device: Device, defer: (run: () => void) => void = queueMicrotask) {
     this.device = device;
     this.defer = defer;
-    device.onBatchEnd = () => { this.flush(); };
+    device.onBatchEnd = () => {
+      this.flush();
+    };
   }
 
   touch(item: Flushable): void {
-    if (!item.touched) { item.touched = true; this.list.push(item); }
+    if (!item.touched) {
+      item.touched = true;
+      this.list.push(item);
+    }
     this.wake();
   }
 
@@ -47,7 +56,10 @@ export class Hub {
     while (this.list.length > 0) {
       const items = this.list;
       this.list = this.spare;
-      for (const item of items) { item.touched = false; item.flush(); }
+      for (const item of items) {
+        item.touched = false;
+        item.flush();
+      }
       items.length = 0;
       this.spare = items;
     }

@@ -51,7 +51,9 @@ export class NodeSet {
     this.links = this.ids.map(() => undefined);
   }
 
-  get map(): ClusterMap { return this.current; }
+  get map(): ClusterMap {
+    return this.current;
+  }
 
   /** Every link acts under the new map from now on. */
   set map(map: ClusterMap) {
@@ -65,11 +67,17 @@ export class NodeSet {
     this.ids = ids;
   }
 
-  get count(): number { return this.ids.length; }
+  get count(): number {
+    return this.ids.length;
+  }
 
-  entry(index: number): NodeEntry | undefined { return this.map.nodes.find((node) => node.id === this.ids[index]); }
+  entry(index: number): NodeEntry | undefined {
+    return this.map.nodes.find((node) => node.id === this.ids[index]);
+  }
 
-  isDown(index: number): boolean { return this.entry(index)?.state !== 'up'; }
+  isDown(index: number): boolean {
+    return this.entry(index)?.state !== 'up';
+  }
 
   /** The usable link to a node, or undefined. */
   linkTo(index: number): NodeLink | undefined {
@@ -78,9 +86,14 @@ export class NodeSet {
   }
 
   /** Indexes of nodes that the map calls up. */
-  upIndexes(): number[] { return this.ids.map((_, i) => i).filter((i) => !this.isDown(i)); }
+  upIndexes(): number[] {
+    return this.ids.map((_, i) => i).filter((i) => !this.isDown(i));
+  }
 
-  /** The link to a node, connecting when there is none. @throws {TartanError} ERR_CONNECT and what a node refuses with */
+  /**
+   * The link to a node, connecting when there is none.
+   * @throws {TartanError} ERR_CONNECT and what a node refuses with
+   */
   connect(index: number, timeoutMs: number): Promise<NodeLink> {
     const present = this.linkTo(index);
     if (present !== undefined) return Promise.resolve(present);
@@ -95,9 +108,15 @@ export class NodeSet {
   /** Connects to all nodes that the map calls up. @returns indexes that could not be reached, with the reason */
   async connectUp(timeoutMs: number): Promise<{ index: number; error: unknown }[]> {
     const failures: { index: number; error: unknown }[] = [];
-    await Promise.all(this.upIndexes().map(async (index) => {
-      try { await this.connect(index, timeoutMs); } catch (error) { failures.push({ index, error }); }
-    }));
+    await Promise.all(
+      this.upIndexes().map(async (index) => {
+        try {
+          await this.connect(index, timeoutMs);
+        } catch (error) {
+          failures.push({ index, error });
+        }
+      }),
+    );
     return failures;
   }
 
@@ -117,20 +136,61 @@ export class NodeSet {
   }
 
   private async open(index: number, timeoutMs: number): Promise<NodeLink> {
-    const { context, role, name, fileId, unitBytes, slots, receiveSlots, transport, heartbeatMs, deadlineMs, owner, packets, writerEpoch } = this.options;
+    const {
+      context,
+      role,
+      name,
+      fileId,
+      unitBytes,
+      slots,
+      receiveSlots,
+      transport,
+      heartbeatMs,
+      deadlineMs,
+      owner,
+      packets,
+      writerEpoch,
+    } = this.options;
     const entry = this.entry(index);
-    if (entry === undefined) throw new TartanError('ERR_CONNECT', `Cannot reach node ${this.ids[index]}: it is not in the cluster map of epoch ${this.map.epoch}`);
-    const asPackets = packets !== undefined && entry.packets !== undefined ? { packetPort: packets.port, packetHost: packets.host, ...(writerEpoch !== undefined && { writerEpoch }) } : {};
-    const session = await connectSession(context, entry.host, entry.port, { role, name, unitBytes, slots, fileId, mapEpoch: this.map.epoch, ...asPackets },
-      { transport, timeoutMs, receiveSlots });
+    if (entry === undefined)
+      throw new TartanError(
+        'ERR_CONNECT',
+        `Cannot reach node ${this.ids[index]}: it is not in the cluster map of epoch ${this.map.epoch}`,
+      );
+    const asPackets =
+      packets !== undefined && entry.packets !== undefined
+        ? { packetPort: packets.port, packetHost: packets.host, ...(writerEpoch !== undefined && { writerEpoch }) }
+        : {};
+    const session = await connectSession(
+      context,
+      entry.host,
+      entry.port,
+      { role, name, unitBytes, slots, fileId, mapEpoch: this.map.epoch, ...asPackets },
+      { transport, timeoutMs, receiveSlots },
+    );
     if (session.grant.name !== entry.id) {
       await session.channel.destroy('wrong node');
-      throw new TartanError('ERR_CONNECT', `Cannot reach node ${entry.id}: ${entry.host}:${entry.port} answers as '${session.grant.name}'`);
+      throw new TartanError(
+        'ERR_CONNECT',
+        `Cannot reach node ${entry.id}: ${entry.host}:${entry.port} answers as '${session.grant.name}'`,
+      );
     }
-    if (entry.id !== this.ids[index]) { await session.channel.destroy('moved'); throw new TartanError('ERR_CONNECT', `Cannot use node ${entry.id}: ${this.ids[index]} has its share now`); }
-    if (this.closed) { await session.channel.destroy('closed'); throw new TartanError('ERR_CLOSED', 'Closed while connecting'); }
+    if (entry.id !== this.ids[index]) {
+      await session.channel.destroy('moved');
+      throw new TartanError('ERR_CONNECT', `Cannot use node ${entry.id}: ${this.ids[index]} has its share now`);
+    }
+    if (this.closed) {
+      await session.channel.destroy('closed');
+      throw new TartanError('ERR_CLOSED', 'Closed while connecting');
+    }
     this.drop(index, 'replaced by a new connection');
-    const link = new NodeLink(entry.id, index, session, owner, { clock: context.clock, heartbeatMs, deadlineMs, packets, host: entry.packets?.host ?? entry.host });
+    const link = new NodeLink(entry.id, index, session, owner, {
+      clock: context.clock,
+      heartbeatMs,
+      deadlineMs,
+      packets,
+      host: entry.packets?.host ?? entry.host,
+    });
     link.adoptMap(this.current.epoch);
     this.links[index] = link;
     return link;

@@ -1,11 +1,11 @@
 /**
- * A writer's packet socket, shared by what sends on it: a lane for each link to a node, which sends units, and one for the path
- * through a packet switch, which sends stripes. Work request ids tell the device's completions apart:
+ * A writer's packet socket, shared by what sends on it: a lane for each link to a node, which sends units, and one for
+ * the path through a packet switch, which sends stripes. Work request ids tell the device's completions apart:
  *
  *   top bit: a stripe · lane (16 bits) << 15 · slot of the node, or tag (15 bits)
  *
- * Invariant: a lane hears of every request exactly once, also of those that were given up; a new link has a lane of its own, so that
- * what an old one left behind is never taken for its own.
+ * Invariant: a lane hears of every request exactly once, also of those that were given up; a new link has a lane of its
+ * own, so that what an old one left behind is never taken for its own.
  */
 import type { MemoryRegion, PacketCounters, PacketSender, PacketSocket } from 'tartan-rdma';
 import { Status, ipv4Of } from 'tartan-rdma';
@@ -39,7 +39,18 @@ export interface PacketLane {
 /** Of stripes: requests are named by their tags. */
 export interface StripeLane {
   /** As PacketSender.postStripe. */
-  post(tag: number, region: MemoryRegion, headersOffset: number, unitsOffset: number, stride: number, group: number, chunkBytes: number, units: number, address: number, port: number): void;
+  post(
+    tag: number,
+    region: MemoryRegion,
+    headersOffset: number,
+    unitsOffset: number,
+    stride: number,
+    group: number,
+    chunkBytes: number,
+    units: number,
+    address: number,
+    port: number,
+  ): void;
   cancel(tag: number): void;
 }
 
@@ -61,7 +72,9 @@ export class PacketLanes {
     this.port = socket.port;
     this.mtu = mtu;
     this.chunkBytes = Math.floor((Math.min(mtu - IP_UDP_BYTES, MOST_BYTES) - HEADERS) / 64) * 64;
-    this.sender = socket.createSender((_opcode, status, wrId) => { this.written(wrId, status === Status.SUCCESS); });
+    this.sender = socket.createSender((_opcode, status, wrId) => {
+      this.written(wrId, status === Status.SUCCESS);
+    });
   }
 
   /**
@@ -71,7 +84,11 @@ export class PacketLanes {
    * @throws {TartanError} ERR_DEVICE_KIND: the device has no packet sockets · ERR_CONNECT: no way to the peer
    */
   static async open({ device }: SessionContext, peer: string, mtu = Infinity): Promise<PacketLanes> {
-    if (device.openPacketSocket === undefined) throw new TartanError('ERR_DEVICE_KIND', `Cannot send packets: a ${device.kind} device has no packet sockets, a soft one has`);
+    if (device.openPacketSocket === undefined)
+      throw new TartanError(
+        'ERR_DEVICE_KIND',
+        `Cannot send packets: a ${device.kind} device has no packet sockets, a soft one has`,
+      );
     const address = await localAddressFor(peer);
     try {
       return new PacketLanes(await device.openPacketSocket(address, 0), Math.min(mtu, mtuOf(address)));
@@ -80,17 +97,35 @@ export class PacketLanes {
     }
   }
 
-  counters(): PacketCounters { return this.socket.counters(); }
+  counters(): PacketCounters {
+    return this.socket.counters();
+  }
 
   /** A new lane to a node. */
   open(host: string, port: number, onWritten: OnWritten): PacketLane {
-    const lane = this.takeLane(onWritten), base = lane << SLOT_BITS, address = ipv4Of(host);
+    const lane = this.takeLane(onWritten),
+      base = lane << SLOT_BITS,
+      address = ipv4Of(host);
     return {
       post: (slot, place) => {
-        this.sender.postUnit(base | slot, place.region, place.headerOffset, place.headerBytes, place.payloadOffset, place.payloadBytes, this.chunkBytes, address, port);
+        this.sender.postUnit(
+          base | slot,
+          place.region,
+          place.headerOffset,
+          place.headerBytes,
+          place.payloadOffset,
+          place.payloadBytes,
+          this.chunkBytes,
+          address,
+          port,
+        );
       },
-      cancel: (slot) => { this.sender.cancel(base | slot); },
-      retire: () => { this.lanes.delete(lane); },
+      cancel: (slot) => {
+        this.sender.cancel(base | slot);
+      },
+      retire: () => {
+        this.lanes.delete(lane);
+      },
     };
   }
 
@@ -99,17 +134,33 @@ export class PacketLanes {
     const base = (STRIPE | (this.takeLane(onWritten) << SLOT_BITS)) >>> 0;
     return {
       post: (tag, region, headersOffset, unitsOffset, stride, group, chunkBytes, units, address, port) => {
-        this.sender.postStripe((base | tag) >>> 0, region, headersOffset, unitsOffset, stride, group, chunkBytes, units, address, port);
+        this.sender.postStripe(
+          (base | tag) >>> 0,
+          region,
+          headersOffset,
+          unitsOffset,
+          stride,
+          group,
+          chunkBytes,
+          units,
+          address,
+          port,
+        );
       },
-      cancel: (tag) => { this.sender.cancel((base | tag) >>> 0); },
+      cancel: (tag) => {
+        this.sender.cancel((base | tag) >>> 0);
+      },
     };
   }
 
   /** Everything under way is reported as given up. */
-  close(): Promise<void> { return this.socket.close(); }
+  close(): Promise<void> {
+    return this.socket.close();
+  }
 
   private takeLane(onWritten: OnWritten): number {
-    do this.nextLane = (this.nextLane + 1) % LANES; while (this.lanes.has(this.nextLane));
+    do this.nextLane = (this.nextLane + 1) % LANES;
+    while (this.lanes.has(this.nextLane));
     this.lanes.set(this.nextLane, onWritten);
     return this.nextLane;
   }
@@ -123,10 +174,16 @@ export class PacketLanes {
 function localAddressFor(peer: string): Promise<string> {
   return new Promise((resolve, reject) => {
     const socket = createSocket('udp4');
-    const fail = (cause: Error): void => { socket.close(); reject(new TartanError('ERR_CONNECT', `Cannot send packets to ${peer}: ${cause.message}`, { cause })); };
+    const fail = (cause: Error): void => {
+      socket.close();
+      reject(new TartanError('ERR_CONNECT', `Cannot send packets to ${peer}: ${cause.message}`, { cause }));
+    };
     socket.once('error', fail);
     socket.connect(9, peer, (...[error]: unknown[]) => {
-      if (error instanceof Error) { fail(error); return; }
+      if (error instanceof Error) {
+        fail(error);
+        return;
+      }
       const { address } = socket.address();
       socket.close();
       resolve(address);
@@ -136,6 +193,12 @@ function localAddressFor(peer: string): Promise<string> {
 
 /** Largest IP packet of the interface that has an address; 1500 where the system does not tell. */
 function mtuOf(address: string): number {
-  const name = Object.entries(networkInterfaces()).find(([, addresses]) => addresses?.some((each) => each.address === address))?.[0];
-  try { return Number(readFileSync(`/sys/class/net/${name}/mtu`, 'utf8')); } catch { return 1500; }
+  const name = Object.entries(networkInterfaces()).find(([, addresses]) =>
+    addresses?.some((each) => each.address === address),
+  )?.[0];
+  try {
+    return Number(readFileSync(`/sys/class/net/${name}/mtu`, 'utf8'));
+  } catch {
+    return 1500;
+  }
 }

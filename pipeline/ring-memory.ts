@@ -8,7 +8,9 @@ export class RingMemory {
   readonly limit: number;
   used = 0;
 
-  constructor(limit: number) { this.limit = limit; }
+  constructor(limit: number) {
+    this.limit = limit;
+  }
 
   /**
    * Takes up to `wanted` bytes in multiples of `step`.
@@ -20,11 +22,16 @@ export class RingMemory {
     const left = this.limit - this.used;
     const bytes = Math.floor(Math.min(wanted, Math.max(least, left / 8)) / step) * step;
     if (bytes < least || bytes > left) {
-      throw new TartanError('ERR_RING_MEMORY', `Cannot ${attempt}: ${left} of ${this.limit} bytes of ring memory are left, at least ${least} are required`);
+      throw new TartanError(
+        'ERR_RING_MEMORY',
+        `Cannot ${attempt}: ${left} of ${this.limit} bytes of ring memory are left, at least ${least} are required`,
+      );
     }
     this.used += bytes;
     return bytes;
   }
 
-  give(bytes: number): void { this.used -= bytes; }
+  give(bytes: number): void {
+    this.used -= bytes;
+  }
 }

@@ -7,7 +7,8 @@
  *     Proof(proof)                  ───▶                               client knows the secret
  *                                   ◀───  Grant(ring) or Refuse(code)
  *     Probe                         ───▶
- *                                   ◀───  ProbeReply                   at the server's pleasure: only a running program answers
+ *                                   ◀───  ProbeReply                   at the server's pleasure: only a running program
+ *                                         answers
  *
  * Without a cluster secret the proofs are over an empty key: they then prove only that both know the protocol.
  */
@@ -40,8 +41,17 @@ export interface Session {
   readonly grant: Grant;
 }
 
-function proofOf(secret: string | undefined, side: 'server' | 'client', clientNonce: Uint8Array, serverNonce: Uint8Array): Uint8Array {
-  return createHmac('sha256', secret ?? '').update(side).update(clientNonce).update(serverNonce).digest();
+function proofOf(
+  secret: string | undefined,
+  side: 'server' | 'client',
+  clientNonce: Uint8Array,
+  serverNonce: Uint8Array,
+): Uint8Array {
+  return createHmac('sha256', secret ?? '')
+    .update(side)
+    .update(clientNonce)
+    .update(serverNonce)
+    .digest();
 }
 
 function sameProof(a: Uint8Array, b: Uint8Array): boolean {
@@ -62,8 +72,13 @@ export type HelloWishes = Partial<Omit<Hello, 'protocol' | 'clusterId' | 'nonce'
  * @param receiveSlots slots of a ring this side will grant the peer (readers: answers under way), for receives
  * @throws {TartanError} ERR_CONNECT, ERR_DEVICE_KIND, ERR_AUTHENTICATION, ERR_VERSION, or what the server refused with
  */
-export async function connectSession(context: SessionContext, host: string, port: number, wishes: HelloWishes,
-  options: { transport?: 'auto' | 'tcp' | 'shm'; receiveSlots?: number; timeoutMs?: number } = {}): Promise<Session> {
+export async function connectSession(
+  context: SessionContext,
+  host: string,
+  port: number,
+  wishes: HelloWishes,
+  options: { transport?: 'auto' | 'tcp' | 'shm'; receiveSlots?: number; timeoutMs?: number } = {},
+): Promise<Session> {
   const { device, hub, clock, secret } = context;
   const timeoutMs = options.timeoutMs ?? HANDSHAKE_MS;
   let qp: QueuePair;
@@ -72,7 +87,9 @@ export async function connectSession(context: SessionContext, host: string, port
   } catch (cause) {
     // Nobody is down then: a wish that must not look like a failure of the peer.
     const code = codeOf(cause) === 'ERR_DEVICE_KIND' ? 'ERR_DEVICE_KIND' : 'ERR_CONNECT';
-    throw new TartanError(code, cause instanceof Error ? cause.message : `Cannot connect to ${host}:${port}`, { cause });
+    throw new TartanError(code, cause instanceof Error ? cause.message : `Cannot connect to ${host}:${port}`, {
+      cause,
+    });
   }
   const channel = new MessageChannel(hub, device, qp, (options.receiveSlots ?? 0) + MESSAGE_RECEIVES);
   const nonce = nonceFrom(context);
@@ -82,16 +99,31 @@ export async function connectSession(context: SessionContext, host: string, port
       void channel.destroy(message);
       reject(new TartanError(code, message));
     };
-    const timer = clock.setTimer(timeoutMs, () => { give('ERR_CONNECT', `Cannot open a session with ${host}:${port}: no answer to the handshake within ${timeoutMs} ms`); });
-    channel.onClosed = (reason) => { give('ERR_CONNECT', `Cannot open a session with ${host}:${port}: connection closed during the handshake (${reason})`); };
+    const timer = clock.setTimer(timeoutMs, () => {
+      give(
+        'ERR_CONNECT',
+        `Cannot open a session with ${host}:${port}: no answer to the handshake within ${timeoutMs} ms`,
+      );
+    });
+    channel.onClosed = (reason) => {
+      give(
+        'ERR_CONNECT',
+        `Cannot open a session with ${host}:${port}: connection closed during the handshake (${reason})`,
+      );
+    };
     channel.onControl = (message) => {
       const kind = message.kind;
       if (kind?.$case === 'challenge') {
         if (!sameProof(kind.value.proof, proofOf(secret, 'server', nonce, kind.value.nonce))) {
-          give('ERR_AUTHENTICATION', `Cannot open a session with ${host}:${port}: it does not know this cluster's secret`);
+          give(
+            'ERR_AUTHENTICATION',
+            `Cannot open a session with ${host}:${port}: it does not know this cluster's secret`,
+          );
           return;
         }
-        channel.sendControl({ kind: { $case: 'proof', value: { proof: asBuffer(proofOf(secret, 'client', nonce, kind.value.nonce)) } } });
+        channel.sendControl({
+          kind: { $case: 'proof', value: { proof: asBuffer(proofOf(secret, 'client', nonce, kind.value.nonce)) } },
+        });
       } else if (kind?.$case === 'grant') {
         clock.clearTimer(timer);
         channel.onClosed = () => {};
@@ -101,17 +133,38 @@ export async function connectSession(context: SessionContext, host: string, port
       } else if (kind?.$case === 'refuse') {
         give(kind.value.code as ErrorCode, kind.value.message);
       } else {
-        give('ERR_MALFORMED', `Cannot open a session with ${host}:${port}: unexpected ${kind?.$case ?? 'empty'} message in the handshake`);
+        give(
+          'ERR_MALFORMED',
+          `Cannot open a session with ${host}:${port}: unexpected ${kind?.$case ?? 'empty'} message in the handshake`,
+        );
       }
     };
-    channel.sendControl({ kind: { $case: 'hello', value: {
-      protocol: PROTOCOL_VERSION, clusterId: context.clusterId, nonce: asBuffer(nonce), mapEpoch: 0, k: 0, m: 0, unitBytes: 0,
-      slots: 0, fileId: 0, nodes: [], tags: 0, code: '', ...wishes,
-    } } });
+    channel.sendControl({
+      kind: {
+        $case: 'hello',
+        value: {
+          protocol: PROTOCOL_VERSION,
+          clusterId: context.clusterId,
+          nonce: asBuffer(nonce),
+          mapEpoch: 0,
+          k: 0,
+          m: 0,
+          unitBytes: 0,
+          slots: 0,
+          fileId: 0,
+          nodes: [],
+          tags: 0,
+          code: '',
+          ...wishes,
+        },
+      },
+    });
   });
 }
 
-function asBuffer(bytes: Uint8Array): Buffer { return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength); }
+function asBuffer(bytes: Uint8Array): Buffer {
+  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+}
 
 /**
  * Server side: shakes hands on a fresh queue pair.
@@ -120,18 +173,29 @@ function asBuffer(bytes: Uint8Array): Buffer { return Buffer.from(bytes.buffer, 
  * that becomes a Refuse. It gets a channel whose handlers it may set; `receives` of it cover `maxSlots` ring slots.
  * A peer that fails, lies or is silent is closed; nothing was granted to it.
  */
-export function acceptSession(context: SessionContext, qp: QueuePair, maxSlots: number,
-  decide: (hello: Hello, channel: MessageChannel) => Promise<Grant> | Grant): MessageChannel {
+export function acceptSession(
+  context: SessionContext,
+  qp: QueuePair,
+  maxSlots: number,
+  decide: (hello: Hello, channel: MessageChannel) => Promise<Grant> | Grant,
+): MessageChannel {
   const { clock, hub, device, secret } = context;
   const channel = new MessageChannel(hub, device, qp, maxSlots + MESSAGE_RECEIVES);
-  const close = (reason: string): void => { clock.clearTimer(timer); void channel.destroy(reason); };
-  const timer: TimerHandle = clock.setTimer(HANDSHAKE_MS, () => { close(`no handshake within ${HANDSHAKE_MS} ms`); });
+  const close = (reason: string): void => {
+    clock.clearTimer(timer);
+    void channel.destroy(reason);
+  };
+  const timer: TimerHandle = clock.setTimer(HANDSHAKE_MS, () => {
+    close(`no handshake within ${HANDSHAKE_MS} ms`);
+  });
   channel.onClosed = close;
   const refuse = (code: string, message: string): void => {
     clock.clearTimer(timer);
     channel.onControl = () => {};
     channel.sendControl({ kind: { $case: 'refuse', value: { code, message } } });
-    clock.setTimer(200, () => { close(message); });
+    clock.setTimer(200, () => {
+      close(message);
+    });
   };
   let hello: Hello | undefined;
   const nonce = nonceFrom(context);
@@ -139,15 +203,30 @@ export function acceptSession(context: SessionContext, qp: QueuePair, maxSlots: 
     const kind = message.kind;
     if (kind?.$case === 'hello' && hello === undefined) {
       hello = kind.value;
-      if (hello.protocol !== PROTOCOL_VERSION) { refuse('ERR_VERSION', `Cannot serve '${hello.name}': it speaks ring protocol ${hello.protocol}, this side ${PROTOCOL_VERSION}`); return; }
-      channel.sendControl({ kind: { $case: 'challenge', value: { nonce: asBuffer(nonce), proof: asBuffer(proofOf(secret, 'server', hello.nonce, nonce)) } } });
+      if (hello.protocol !== PROTOCOL_VERSION) {
+        refuse(
+          'ERR_VERSION',
+          `Cannot serve '${hello.name}': it speaks ring protocol ${hello.protocol}, this side ${PROTOCOL_VERSION}`,
+        );
+        return;
+      }
+      channel.sendControl({
+        kind: {
+          $case: 'challenge',
+          value: { nonce: asBuffer(nonce), proof: asBuffer(proofOf(secret, 'server', hello.nonce, nonce)) },
+        },
+      });
     } else if (kind?.$case === 'proof' && hello !== undefined) {
       if (!sameProof(kind.value.proof, proofOf(secret, 'client', hello.nonce, nonce))) {
         refuse('ERR_AUTHENTICATION', `Cannot serve '${hello.name}': it does not know this cluster's secret`);
         return;
       }
       if (hello.clusterId !== context.clusterId) {
-        refuse('ERR_CLUSTER', `Cannot serve '${hello.name}': it belongs to cluster ${hello.clusterId.toString(16)}, this is ${context.clusterId.toString(16)}`);
+        refuse(
+          'ERR_CLUSTER',
+          `Cannot serve '${hello.name}': it belongs to cluster ${hello.clusterId.toString(16)}, this ` +
+            `is ${context.clusterId.toString(16)}`,
+        );
         return;
       }
       clock.clearTimer(timer);
@@ -169,8 +248,15 @@ export function acceptSession(context: SessionContext, qp: QueuePair, maxSlots: 
 }
 
 /** Answers a probe when `program` names one that runs. */
-export function answerProbe(channel: MessageChannel, id: number, program: { name: string; version: string } | undefined): void {
-  if (program !== undefined) channel.sendControl({ kind: { $case: 'probeReply', value: { id, program: program.name, version: program.version } } });
+export function answerProbe(
+  channel: MessageChannel,
+  id: number,
+  program: { name: string; version: string } | undefined,
+): void {
+  if (program !== undefined)
+    channel.sendControl({
+      kind: { $case: 'probeReply', value: { id, program: program.name, version: program.version } },
+    });
 }
 
 /**
@@ -182,9 +268,21 @@ export class Heartbeat {
   private sentAt = 0;
   private waiting = false;
   private id = 0;
-  private readonly options: { clock: Clock; channel: MessageChannel; intervalMs: number; deadlineMs: number; onLate: (lateMs: number) => void };
+  private readonly options: {
+    clock: Clock;
+    channel: MessageChannel;
+    intervalMs: number;
+    deadlineMs: number;
+    onLate: (lateMs: number) => void;
+  };
 
-  constructor(options: { clock: Clock; channel: MessageChannel; intervalMs: number; deadlineMs: number; onLate: (lateMs: number) => void }) {
+  constructor(options: {
+    clock: Clock;
+    channel: MessageChannel;
+    intervalMs: number;
+    deadlineMs: number;
+    onLate: (lateMs: number) => void;
+  }) {
     this.options = options;
     this.tick();
   }
@@ -194,14 +292,20 @@ export class Heartbeat {
     if (channel.closed) return;
     const now = clock.now();
     // The peer answers within the deadline or it is gone; but if this process itself slept (SIGSTOP), ask once more.
-    if (this.waiting && now - this.sentAt > deadlineMs && now - this.sentAt < deadlineMs + 4 * intervalMs) { this.stop(); onLate(now - this.sentAt); return; }
+    if (this.waiting && now - this.sentAt > deadlineMs && now - this.sentAt < deadlineMs + 4 * intervalMs) {
+      this.stop();
+      onLate(now - this.sentAt);
+      return;
+    }
     if (!this.waiting || now - this.sentAt >= deadlineMs + 4 * intervalMs) {
       this.waiting = true;
       this.sentAt = now;
       this.id = (this.id + 1) >>> 0;
       channel.sendControl({ kind: { $case: 'probe', value: { id: this.id } } });
     }
-    this.timer = clock.setTimer(intervalMs, () => { this.tick(); });
+    this.timer = clock.setTimer(intervalMs, () => {
+      this.tick();
+    });
   }
 
   /** @returns milliseconds since the probe that `id` answers, or -1 for an old one */
@@ -215,7 +319,9 @@ export class Heartbeat {
    * The peer said something else: it lives. On a slow link the probe waits behind megabytes of units, whose
    * acknowledgements arrive all the while; without this, such a link would be broken at every deadline.
    */
-  heard(): void { if (this.waiting) this.sentAt = this.options.clock.now(); }
+  heard(): void {
+    if (this.waiting) this.sentAt = this.options.clock.now();
+  }
 
   stop(): void {
     if (this.timer !== undefined) this.options.clock.clearTimer(this.timer);

@@ -4,14 +4,27 @@
 import type { StripeSlotLayout } from '../wire/slot-layout.js';
 import { crc32c } from '../erasure/code/index.js';
 import { headerOffsetIn } from '../wire/slot-layout.js';
-import { DATA_HEADER_BYTES, PARITY_HEADER_STRIDE, UNIT_FORMAT_VERSION, UNIT_MAGIC, W, digestLayout, headerBytesOf } from '../wire/unit-header.js';
+import {
+  DATA_HEADER_BYTES,
+  PARITY_HEADER_STRIDE,
+  UNIT_FORMAT_VERSION,
+  UNIT_MAGIC,
+  W,
+  digestLayout,
+  headerBytesOf,
+} from '../wire/unit-header.js';
 
 const TWO_32 = 0x1_0000_0000;
 const DATA_WORDS = DATA_HEADER_BYTES / 4;
 
 /** What is the same for all stripes of a file in one writer epoch and map epoch. */
 export interface StripeIdentity {
-  codeId: number; clusterId: number; fileId: number; mapEpoch: number; writerEpoch: number; commitMark: number;
+  codeId: number;
+  clusterId: number;
+  fileId: number;
+  mapEpoch: number;
+  writerEpoch: number;
+  commitMark: number;
 }
 
 /**
@@ -22,14 +35,25 @@ export interface StripeIdentity {
  * @param stripeLength  data bytes in the stripe, 1 … k · unitBytes
  * @param missingLo  set of units known missing, units 0–31; missingHi: units 32–35
  */
-export function writeDataHeaders(words: Uint32Array, slotOffset: number, layout: StripeSlotLayout, identity: StripeIdentity,
-  stripe: number, stripeLength: number, counter: number, missingLo: number, missingHi: number): void {
+export function writeDataHeaders(
+  words: Uint32Array,
+  slotOffset: number,
+  layout: StripeSlotLayout,
+  identity: StripeIdentity,
+  stripe: number,
+  stripeLength: number,
+  counter: number,
+  missingLo: number,
+  missingHi: number,
+): void {
   const { k, m, unitBytes } = layout;
   const shape = (UNIT_FORMAT_VERSION | (identity.codeId << 8) | (k << 16) | (m << 24)) >>> 0;
   const shift = (31 - Math.clz32(unitBytes)) << 8;
   const extension = ((DATA_HEADER_BYTES - 64) >> 2) << 24;
-  const fileLo = identity.fileId % TWO_32, fileHi = (identity.fileId - fileLo) / TWO_32;
-  const stripeLo = stripe % TWO_32, stripeHi = (stripe - stripeLo) / TWO_32;
+  const fileLo = identity.fileId % TWO_32,
+    fileHi = (identity.fileId - fileLo) / TWO_32;
+  const stripeLo = stripe % TWO_32,
+    stripeHi = (stripe - stripeLo) / TWO_32;
   let w = (slotOffset + layout.dataHeadersOffset) >> 2;
   for (let unit = 0; unit < k; unit++, w += DATA_WORDS) {
     const left = stripeLength - unit * unitBytes;
@@ -37,15 +61,18 @@ export function writeDataHeaders(words: Uint32Array, slotOffset: number, layout:
     words[w + W.SHAPE] = shape;
     words[w + W.UNIT] = unit | shift | extension;
     words[w + W.CLUSTER] = identity.clusterId;
-    words[w + W.FILE_LO] = fileLo; words[w + W.FILE_HI] = fileHi;
-    words[w + W.STRIPE_LO] = stripeLo; words[w + W.STRIPE_HI] = stripeHi;
+    words[w + W.FILE_LO] = fileLo;
+    words[w + W.FILE_HI] = fileHi;
+    words[w + W.STRIPE_LO] = stripeLo;
+    words[w + W.STRIPE_HI] = stripeHi;
     words[w + W.UNIT_LENGTH] = left <= 0 ? 0 : left < unitBytes ? left : unitBytes;
     words[w + W.STRIPE_LENGTH] = stripeLength;
     words[w + W.MAP_EPOCH] = identity.mapEpoch;
     words[w + W.WRITER_EPOCH] = identity.writerEpoch;
     words[w + W.COUNTER] = counter;
     words[w + W.COMMIT_MARK] = identity.commitMark;
-    words[w + W.MISSING_LO] = missingLo; words[w + W.MISSING_HI] = missingHi;
+    words[w + W.MISSING_LO] = missingLo;
+    words[w + W.MISSING_HI] = missingHi;
   }
 }
 
@@ -66,28 +93,47 @@ export function writeParityHeaders(words: Uint32Array, slotOffset: number, layou
 }
 
 /**
- * Completes and seals the header of a unit that was decoded or encoded, where payload CRC and summary are in place already.
+ * Completes and seals the header of a unit that was decoded or encoded, where payload CRC and summary are in place
+ * already.
  *
- * @param from  a unit of the same version whose header is whole; of parity to be made, all data headers hold their payload CRCs
+ * @param from  a unit of the same version whose header is whole; of parity to be made, all data headers hold their
+ *         payload CRCs
  */
-export function composeHeader(words: Uint32Array, slotOffset: number, layout: StripeSlotLayout, from: number, unit: number): void {
-  const { k, unitBytes } = layout, headerBytes = headerBytesOf(unit, k);
-  const source = (slotOffset + headerOffsetIn(layout, from)) >> 2, w = (slotOffset + headerOffsetIn(layout, unit)) >> 2;
-  for (let i = 0; i < W.CRC_LIST; i++) if (i !== W.PAYLOAD_CRC && (i < W.SUMMARY || i >= W.SUMMARY + 4)) words[w + i] = words[source + i]!;
+export function composeHeader(
+  words: Uint32Array,
+  slotOffset: number,
+  layout: StripeSlotLayout,
+  from: number,
+  unit: number,
+): void {
+  const { k, unitBytes } = layout,
+    headerBytes = headerBytesOf(unit, k);
+  const source = (slotOffset + headerOffsetIn(layout, from)) >> 2,
+    w = (slotOffset + headerOffsetIn(layout, unit)) >> 2;
+  for (let i = 0; i < W.CRC_LIST; i++)
+    if (i !== W.PAYLOAD_CRC && (i < W.SUMMARY || i >= W.SUMMARY + 4)) words[w + i] = words[source + i]!;
   const stripeLength = words[source + W.STRIPE_LENGTH]!;
   words[w + W.UNIT] = (unit | (words[source + W.UNIT]! & 0x00ffff00) | (((headerBytes - 64) >> 2) << 24)) >>> 0;
-  words[w + W.UNIT_LENGTH] = unit < k ? Math.min(unitBytes, Math.max(0, stripeLength - unit * unitBytes)) : Math.min(unitBytes, stripeLength);
-  if (unit >= k) for (let data = 0; data < k; data++) words[w + W.CRC_LIST + data] = words[((slotOffset + headerOffsetIn(layout, data)) >> 2) + W.PAYLOAD_CRC]!;
+  words[w + W.UNIT_LENGTH] =
+    unit < k ? Math.min(unitBytes, Math.max(0, stripeLength - unit * unitBytes)) : Math.min(unitBytes, stripeLength);
+  if (unit >= k)
+    for (let data = 0; data < k; data++)
+      words[w + W.CRC_LIST + data] = words[((slotOffset + headerOffsetIn(layout, data)) >> 2) + W.PAYLOAD_CRC]!;
   sealHeader(words, w, headerBytes);
 }
 
 /** Seals one header, as the device does by the thousands. */
-export function sealHeader(words: Uint32Array, w: number, headerBytes: number): void { words[w + W.SEAL] = sealOf(words, w, headerBytes); }
+export function sealHeader(words: Uint32Array, w: number, headerBytes: number): void {
+  words[w + W.SEAL] = sealOf(words, w, headerBytes);
+}
 
 /** Whether a header is as it was sealed. */
-export function isSealed(words: Uint32Array, w: number, headerBytes: number): boolean { return words[w + W.SEAL] === sealOf(words, w, headerBytes); }
+export function isSealed(words: Uint32Array, w: number, headerBytes: number): boolean {
+  return words[w + W.SEAL] === sealOf(words, w, headerBytes);
+}
 
 function sealOf(words: Uint32Array, w: number, headerBytes: number): number {
-  const bytes = new Uint8Array(words.buffer, words.byteOffset + w * 4, headerBytes), { sealOffset } = digestLayout;
+  const bytes = new Uint8Array(words.buffer, words.byteOffset + w * 4, headerBytes),
+    { sealOffset } = digestLayout;
   return crc32c(bytes.subarray(sealOffset + 4), crc32c(bytes.subarray(0, sealOffset)));
 }

@@ -6,8 +6,8 @@
  * a write per unit that is not missing, commit. It ends in `onSettled`, once the graph has finished or rolled back and
  * the device no longer reads or writes the slot.
  *
- * Invariants: nothing is allocated per stripe (counters.buffers counts what is, at set-up); payload bytes are only named,
- * never touched; onReleased comes before or with onSettled, each exactly once per start.
+ * Invariants: nothing is allocated per stripe (counters.buffers counts what is, at set-up); payload bytes are only
+ * named, never touched; onReleased comes before or with onSettled, each exactly once per start.
  */
 import type { Coder, CodingQueue, MemoryRegion, StripePlace } from 'tartan-rdma';
 import { Flag, Status } from 'tartan-rdma';
@@ -50,7 +50,11 @@ export interface PipelineOptions {
   readonly owner: PipelineOwner;
 }
 
-interface Shape { readonly template: GraphTemplate; readonly nodes: Int8Array; readonly writes: number }
+interface Shape {
+  readonly template: GraphTemplate;
+  readonly nodes: Int8Array;
+  readonly writes: number;
+}
 
 export class StripePipeline implements NodeLinkOwner {
   readonly counters = { stripes: 0, settled: 0, rolledBack: 0, unitsCopied: 0, buffers: 0 };
@@ -88,20 +92,40 @@ export class StripePipeline implements NodeLinkOwner {
     this.words = new Uint32Array(region.buffer);
     const units = Array.from({ length: code.k + code.m }, (_, i) => i);
     this.coder = hub.device.createCoder({
-      k: code.k, inputUnits: units.slice(0, code.k), outputUnits: units.slice(code.k), matrix: code.matrix, digest: digestLayout,
+      k: code.k,
+      inputUnits: units.slice(0, code.k),
+      outputUnits: units.slice(code.k),
+      matrix: code.matrix,
+      digest: digestLayout,
     });
-    this.coding = hub.device.createCodingQueue((_opcode, status, op, _length, _imm, detail) => { this.encoded(op, status, detail); });
-    this.encodeFlags = (options.sealed ? Flag.DIGEST_INPUTS_CHECK : Flag.DIGEST_INPUTS_WRITE) | Flag.DIGEST_OUTPUTS_WRITE;
+    this.coding = hub.device.createCodingQueue((_opcode, status, op, _length, _imm, detail) => {
+      this.encoded(op, status, detail);
+    });
+    this.encodeFlags =
+      (options.sealed ? Flag.DIGEST_INPUTS_CHECK : Flag.DIGEST_INPUTS_WRITE) | Flag.DIGEST_OUTPUTS_WRITE;
     this.place = {
-      region, unitsOffset: 0, stride: slots.unitBytes, dataLength: 0, dataHeadersOffset: 0, dataHeaderStride: DATA_HEADER_BYTES,
-      parityHeadersOffset: 0, parityHeaderStride: PARITY_HEADER_STRIDE,
+      region,
+      unitsOffset: 0,
+      stride: slots.unitBytes,
+      dataLength: 0,
+      dataHeadersOffset: 0,
+      dataHeaderStride: DATA_HEADER_BYTES,
+      parityHeadersOffset: 0,
+      parityHeaderStride: PARITY_HEADER_STRIDE,
     };
     this.executor = new GraphExecutor(maxOps, {
-      issue: (op, node, kind, argument) => { this.issue(op, node, kind, argument); },
+      issue: (op, node, kind, argument) => {
+        this.issue(op, node, kind, argument);
+      },
       // A durable unit stays where it is: the compensating write re-drives the same names and finds it there.
       undo: () => {},
-      finished: (op) => { this.ended(op, Refusal.NONE, 0); },
-      rolledBack: (op, _node, reason) => { this.counters.rolledBack++; this.ended(op, reason >>> 8, reason & 0xff); },
+      finished: (op) => {
+        this.ended(op, Refusal.NONE, 0);
+      },
+      rolledBack: (op, _node, reason) => {
+        this.counters.rolledBack++;
+        this.ended(op, reason >>> 8, reason & 0xff);
+      },
     });
     this.shapeOf = new Array<Shape | undefined>(maxOps).fill(undefined);
     this.slotOffset = new Float64Array(maxOps);
@@ -119,7 +143,9 @@ export class StripePipeline implements NodeLinkOwner {
   }
 
   /** Whether the op is under way. */
-  busy(op: number): boolean { return this.over[op] === 0; }
+  busy(op: number): boolean {
+    return this.over[op] === 0;
+  }
 
   /**
    * Starts on a stripe whose data headers are in place in the slot.
@@ -127,7 +153,14 @@ export class StripePipeline implements NodeLinkOwner {
    * @param slotOffset bytes from the region's start
    * @param missingLo  units not to be written, 0–31; missingHi: 32–35
    */
-  start(op: number, slotOffset: number, stripe: number, stripeLength: number, missingLo: number, missingHi: number): void {
+  start(
+    op: number,
+    slotOffset: number,
+    stripe: number,
+    stripeLength: number,
+    missingLo: number,
+    missingHi: number,
+  ): void {
     if (this.over[op] === 0) throw new Error(`pipeline operation ${op} is started twice`);
     const shape = this.shape(missingLo, missingHi);
     const w = (slotOffset + this.options.slots.dataHeadersOffset) >> 2;
@@ -182,7 +215,9 @@ export class StripePipeline implements NodeLinkOwner {
     else this.executor.fail(op, node, (refusal << 8) | unit);
   }
 
-  onLinkDown(link: NodeLink, reason: string): void { this.onLinkLost(link, reason); }
+  onLinkDown(link: NodeLink, reason: string): void {
+    this.onLinkLost(link, reason);
+  }
 
   // --- the graph's nodes
 
@@ -211,7 +246,12 @@ export class StripePipeline implements NodeLinkOwner {
     this.posted[op]!--;
     // The encode is node 0 of every shape.
     if (status === Status.SUCCESS) this.executor.done(op, 0);
-    else this.executor.fail(op, 0, ((status === Status.CHECKSUM_ERROR ? Refusal.CHECKSUM : Refusal.MALFORMED) << 8) | (unit & 0xff));
+    else
+      this.executor.fail(
+        op,
+        0,
+        ((status === Status.CHECKSUM_ERROR ? Refusal.CHECKSUM : Refusal.MALFORMED) << 8) | (unit & 0xff),
+      );
     this.settle(op);
   }
 

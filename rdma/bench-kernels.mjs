@@ -1,5 +1,6 @@
 /**
- * Our coding kernels beside ISA-L and memcpy, in one run on one CPU: `node rdma/bench-kernels.mjs [options of kernel_bench] [--json]`.
+ * Our coding kernels beside ISA-L and memcpy, in one run on one CPU: `node rdma/bench-kernels.mjs [options of
+ * kernel_bench] [--json]`.
  *
  * The table gives GB/s of input, median (least to most) over the repetitions, and the ratio of medians to ISA-L's.
  * Warm: one stripe, in cache. Cold: an arena larger than the last cache. memcpy copies the same input bytes.
@@ -14,7 +15,8 @@ import { buildProgram } from './native/bench/build.mjs';
  * Builds the program if needed and runs it.
  *
  * @param {string[]} options  kernel_bench's: --repetitions, --unit-bytes, --arena-mib, --budget-ms, --cpu, --kernels
- * @returns {Promise<{ machine: string, cpu: number, unitBytes: number, arenaMiB: number, repetitions: number, isal: boolean,
+ * @returns {Promise<{ machine: string, cpu: number, unitBytes: number, arenaMiB: number, repetitions: number, isal:
+ *         boolean,
  *   shapes: { k: number, m: number, subjects: { name: string, warm: Spread, cold: Spread }[] }[] }>}
  *   Spread: { median, min, max (GB/s of input), ratio (of medians, to ISA-L's; undefined without ISA-L) }
  */
@@ -35,12 +37,15 @@ export async function benchKernels(options = []) {
 export function formatKernels(result) {
   const isal = result.isal ? '× ISA-L' : 'ISA-L is missing (libisal2)';
   const lines = [
-    `${result.machine}, CPU ${result.cpu}, units of ${result.unitBytes / 1024} KiB, ${result.repetitions} interleaved repetitions; cold: through ${result.arenaMiB} MiB`,
+    `${result.machine}, CPU ${result.cpu}, units ` +
+      `of ${result.unitBytes / 1024} KiB, ${result.repetitions} interleaved repetitions; cold: ` +
+      `through ${result.arenaMiB} MiB`,
     `GB/s of input: median (min–max), ${isal}`,
   ];
   for (const { k, m, subjects } of result.shapes) {
     lines.push('', `${k}+${m}`.padEnd(24) + 'warm'.padEnd(30) + 'cold');
-    for (const { name, warm, cold } of subjects) lines.push(`  ${name}`.padEnd(24) + cell(warm).padEnd(30) + cell(cold));
+    for (const { name, warm, cold } of subjects)
+      lines.push(`  ${name}`.padEnd(24) + cell(warm).padEnd(30) + cell(cold));
   }
   return lines.join('\n');
 }

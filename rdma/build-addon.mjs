@@ -2,9 +2,9 @@
  * Builds the native addon with g++ alone: no node-gyp, no download. `node rdma/build-addon.mjs` is the command.
  *
  * Every native/*.cc becomes an object in build/obj (in parallel, skipped while newer than its source, every header and
- * this script) and the objects become build/tartan_rdma.node. native/verbs/*.cc become build/tartan_rdma_verbs.node, where
- * rdma-core's headers are; elsewhere a stub that says what is missing. Kernel files carry their own instruction sets, chosen at
- * run time; everything else must run on any x86-64 (or other) CPU that Node runs on:
+ * this script) and the objects become build/tartan_rdma.node. native/verbs/*.cc become build/tartan_rdma_verbs.node,
+ * where rdma-core's headers are; elsewhere a stub that says what is missing. Kernel files carry their own instruction
+ * sets, chosen at run time; everything else must run on any x86-64 (or other) CPU that Node runs on:
  *
  *   *_gfni.cc   GFNI, AVX-512 and carry-less multiplication        x86-64 only
  *   *_avx2.cc   AVX2 and carry-less multiplication                 x86-64 only
@@ -18,10 +18,35 @@ import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
 const KERNEL_FLAGS = [
-  ['_gfni.cc', ['-mgfni', '-mavx512f', '-mavx512bw', '-mavx512vl', '-mavx512dq', '-mavx512vbmi', '-mvpclmulqdq', '-mpclmul', '-msse4.2']],
+  [
+    '_gfni.cc',
+    [
+      '-mgfni',
+      '-mavx512f',
+      '-mavx512bw',
+      '-mavx512vl',
+      '-mavx512dq',
+      '-mavx512vbmi',
+      '-mvpclmulqdq',
+      '-mpclmul',
+      '-msse4.2',
+    ],
+  ],
   ['_avx2.cc', ['-mavx2', '-mpclmul', '-msse4.2']],
 ];
-const COMPILE_FLAGS = ['-std=c++20', '-O3', '-g', '-fPIC', '-fvisibility=hidden', '-pthread', '-fno-math-errno', '-Wall', '-Wextra', '-Wno-missing-field-initializers', '-DNAPI_VERSION=8'];
+const COMPILE_FLAGS = [
+  '-std=c++20',
+  '-O3',
+  '-g',
+  '-fPIC',
+  '-fvisibility=hidden',
+  '-pthread',
+  '-fno-math-errno',
+  '-Wall',
+  '-Wextra',
+  '-Wno-missing-field-initializers',
+  '-DNAPI_VERSION=8',
+];
 
 const root = dirname(fileURLToPath(import.meta.url));
 const nativeDirectory = join(root, 'native');
@@ -64,10 +89,15 @@ function rdmaCoreFlags() {
   const found = spawnSync('pkg-config', ['--cflags', 'libibverbs', 'librdmacm'], { encoding: 'utf8' });
   if (found.status === 0) return found.stdout.split(/\s+/).filter(Boolean);
   // Debian's headers lie where the compiler looks anyhow, also on machines without pkg-config.
-  return ['infiniband/verbs.h', 'rdma/rdma_cma.h'].every((header) => existsSync(join('/usr/include', header))) ? [] : undefined;
+  return ['infiniband/verbs.h', 'rdma/rdma_cma.h'].every((header) => existsSync(join('/usr/include', header)))
+    ? []
+    : undefined;
 }
 
-const named = (directory, ending) => readdirSync(join(nativeDirectory, directory)).filter((file) => file.endsWith(ending)).map((file) => join(directory, file));
+const named = (directory, ending) =>
+  readdirSync(join(nativeDirectory, directory))
+    .filter((file) => file.endsWith(ending))
+    .map((file) => join(directory, file));
 
 /** Compiles sources (relative to native/) and links them, each only when stale. */
 async function build(name, sources, include, shared, extraFlags = []) {
@@ -75,16 +105,34 @@ async function build(name, sources, include, shared, extraFlags = []) {
   const objectOf = (file) => join(objectDirectory, name, file.replaceAll('/', '-').replace(/\.cc$/, '.o'));
   mkdirSync(join(objectDirectory, name), { recursive: true });
   const objects = sources.map(objectOf);
-  const stale = sources.filter((file, i) => modified(objects[i]) < Math.max(shared, modified(join(nativeDirectory, file))));
+  const stale = sources.filter(
+    (file, i) => modified(objects[i]) < Math.max(shared, modified(join(nativeDirectory, file))),
+  );
   const queue = [...stale];
   let failed;
-  await Promise.all(Array.from({ length: Math.min(availableParallelism(), queue.length) }, async () => {
-    for (let file = queue.shift(); file !== undefined && failed === undefined; file = queue.shift()) {
-      const partial = `${objectOf(file)}.${process.pid}.tmp`;  // two builds at once, or an interrupted one, never leave half an object
-      if (await run([...COMPILE_FLAGS, ...flagsFor(file), ...extraFlags, '-isystem', include, '-c', join(nativeDirectory, file), '-o', partial]) === 0) renameSync(partial, objectOf(file));
-      else failed = file;
-    }
-  }));
+  await Promise.all(
+    Array.from({ length: Math.min(availableParallelism(), queue.length) }, async () => {
+      for (let file = queue.shift(); file !== undefined && failed === undefined; file = queue.shift()) {
+        // two builds at once, or an interrupted one, never leave half an object
+        const partial = `${objectOf(file)}.${process.pid}.tmp`;
+        if (
+          (await run([
+            ...COMPILE_FLAGS,
+            ...flagsFor(file),
+            ...extraFlags,
+            '-isystem',
+            include,
+            '-c',
+            join(nativeDirectory, file),
+            '-o',
+            partial,
+          ])) === 0
+        )
+          renameSync(partial, objectOf(file));
+        else failed = file;
+      }
+    }),
+  );
   if (failed !== undefined) fail(`cannot compile native/${failed} (see the compiler's lines above)`);
 
   // Linked anew also when a source came or went: the list of those linked last lies beside the objects.
@@ -92,10 +140,16 @@ async function build(name, sources, include, shared, extraFlags = []) {
   const isComplete = existsSync(listed) && readFileSync(listed, 'utf8') === sources.join('\n');
   if (stale.length > 0 || !isComplete || modified(output) < Math.max(...objects.map(modified))) {
     const partial = `${output}.${process.pid}.tmp`;
-    if (await run(['-shared', '-pthread', '-static-libstdc++', '-static-libgcc', ...objects, '-ldl', '-o', partial]) !== 0) fail('cannot link the addon (see the lines above)');
+    if (
+      (await run(['-shared', '-pthread', '-static-libstdc++', '-static-libgcc', ...objects, '-ldl', '-o', partial])) !==
+      0
+    )
+      fail('cannot link the addon (see the lines above)');
     renameSync(partial, output);
     writeFileSync(listed, sources.join('\n'));
-    process.stdout.write(`rdma/build-addon: compiled ${stale.length} of ${sources.length} files → build/${name}.node\n`);
+    process.stdout.write(
+      `rdma/build-addon: compiled ${stale.length} of ${sources.length} files → build/${name}.node\n`,
+    );
   }
 }
 
@@ -105,12 +159,21 @@ async function main() {
     fail(`cannot run the C++ compiler '${compiler}': run \`apt-get install g++\``);
   }
   const include = headersDirectory();
-  const shared = Math.max(modified(fileURLToPath(import.meta.url)), ...[...named('', '.h'), ...named('verbs', '.h')].map((file) => modified(join(nativeDirectory, file))));
-  await build('tartan_rdma', named('', '.cc').filter((file) => flagsFor(file) !== undefined), include, shared);
+  const shared = Math.max(
+    modified(fileURLToPath(import.meta.url)),
+    ...[...named('', '.h'), ...named('verbs', '.h')].map((file) => modified(join(nativeDirectory, file))),
+  );
+  await build(
+    'tartan_rdma',
+    named('', '.cc').filter((file) => flagsFor(file) !== undefined),
+    include,
+    shared,
+  );
 
   const stub = join('verbs', 'stub.cc');
   const rdmaCore = rdmaCoreFlags();
-  const sources = rdmaCore === undefined ? [stub] : [...named('verbs', '.cc').filter((file) => file !== stub), 'address.cc'];
+  const sources =
+    rdmaCore === undefined ? [stub] : [...named('verbs', '.cc').filter((file) => file !== stub), 'address.cc'];
   await build('tartan_rdma_verbs', sources, include, shared, rdmaCore);
 }
 

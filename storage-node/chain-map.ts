@@ -1,9 +1,10 @@
 /**
- * A hash from (file number, stripe) to the first entry of the stripe's chain: open addressing over typed arrays, the keys
- * read from the entries themselves.
+ * A hash from (file number, stripe) to the first entry of the stripe's chain: open addressing over typed arrays, the
+ * keys read from the entries themselves.
  *
- * Intuition: 4 bytes a slot, between a third and two thirds of them taken, so 6 to 12 bytes a stripe. It is split into parts
- * that grow one by one: doubling the whole at once would hold the node up for as long as it takes to hash everything.
+ * Intuition: 4 bytes a slot, between a third and two thirds of them taken, so 6 to 12 bytes a stripe. It is split into
+ * parts that grow one by one: doubling the whole at once would hold the node up for as long as it takes to hash
+ * everything.
  *
  * Invariant: no slot between a key's home and its place is empty (a removal shifts the followers back).
  */
@@ -24,19 +25,26 @@ export class ChainMap {
   constructor(private readonly keys: EntryKeys) {}
 
   /** Bytes of its arrays. */
-  get bytes(): number { return this.parts.reduce((sum, part) => sum + part.byteLength, 0); }
+  get bytes(): number {
+    return this.parts.reduce((sum, part) => sum + part.byteLength, 0);
+  }
 
   /** The first entry of the chain, or 0. */
   first(file: number, low: number, high: number): number {
-    const hash = hashOf(file, low, high), part = this.parts[hash >>> 24]!;
+    const hash = hashOf(file, low, high),
+      part = this.parts[hash >>> 24]!;
     return part[this.place(part, hash, file, low, high)]!;
   }
 
   /** Makes `entry` the first of its own key's chain. */
   set(entry: number): void {
-    const file = this.keys.fileOf(entry), low = this.keys.stripeLowOf(entry), high = this.keys.stripeHighOf(entry);
-    const hash = hashOf(file, low, high), which = hash >>> 24;
-    let part = this.parts[which]!, at = this.place(part, hash, file, low, high);
+    const file = this.keys.fileOf(entry),
+      low = this.keys.stripeLowOf(entry),
+      high = this.keys.stripeHighOf(entry);
+    const hash = hashOf(file, low, high),
+      which = hash >>> 24;
+    let part = this.parts[which]!,
+      at = this.place(part, hash, file, low, high);
     if (part[at] === 0) {
       if (++this.taken[which]! * 3 > part.length * 2) {
         part = this.grow(which);
@@ -48,8 +56,13 @@ export class ChainMap {
 
   /** Forgets a key whose chain has ended; `entry` was its last, and still holds the key. */
   delete(entry: number): void {
-    const file = this.keys.fileOf(entry), low = this.keys.stripeLowOf(entry), high = this.keys.stripeHighOf(entry);
-    const hash = hashOf(file, low, high), which = hash >>> 24, part = this.parts[which]!, mask = part.length - 1;
+    const file = this.keys.fileOf(entry),
+      low = this.keys.stripeLowOf(entry),
+      high = this.keys.stripeHighOf(entry);
+    const hash = hashOf(file, low, high),
+      which = hash >>> 24,
+      part = this.parts[which]!,
+      mask = part.length - 1;
     let hole = this.place(part, hash, file, low, high);
     if (part[hole] === 0) return;
     this.taken[which]!--;
@@ -68,14 +81,24 @@ export class ChainMap {
     const mask = part.length - 1;
     for (let at = hash & mask; ; at = (at + 1) & mask) {
       const entry = part[at]!;
-      if (entry === 0 || (this.keys.stripeLowOf(entry) === low && this.keys.fileOf(entry) === file && this.keys.stripeHighOf(entry) === high)) return at;
+      if (
+        entry === 0 ||
+        (this.keys.stripeLowOf(entry) === low &&
+          this.keys.fileOf(entry) === file &&
+          this.keys.stripeHighOf(entry) === high)
+      )
+        return at;
     }
   }
 
-  private homeOf(entry: number): number { return hashOf(this.keys.fileOf(entry), this.keys.stripeLowOf(entry), this.keys.stripeHighOf(entry)); }
+  private homeOf(entry: number): number {
+    return hashOf(this.keys.fileOf(entry), this.keys.stripeLowOf(entry), this.keys.stripeHighOf(entry));
+  }
 
   private grow(which: number): Uint32Array {
-    const old = this.parts[which]!, part = this.parts[which] = new Uint32Array(old.length * 2), mask = part.length - 1;
+    const old = this.parts[which]!,
+      part = (this.parts[which] = new Uint32Array(old.length * 2)),
+      mask = part.length - 1;
     for (const entry of old) {
       if (entry === 0) continue;
       let at = this.homeOf(entry) & mask;

@@ -15,9 +15,13 @@ export const MOST_CHECKPOINT_SEGMENTS = BLOCK_BYTES / 4 - SEGMENTS_WORD;
 
 /** Where the log goes on. Segments by number; −1: not chosen yet. */
 export interface LogPosition {
-  readonly segment: number; readonly block: number; readonly sequence: number; readonly chain: number;
+  readonly segment: number;
+  readonly block: number;
+  readonly sequence: number;
+  readonly chain: number;
   /** The segments after this one. */
-  readonly next: number; readonly after: number;
+  readonly next: number;
+  readonly after: number;
 }
 
 export interface Pointer extends LogPosition {
@@ -28,10 +32,19 @@ export interface Pointer extends LogPosition {
   readonly segments: readonly number[];
 }
 
-export interface Tag { readonly tagLow: number; readonly tagHigh: number }
+export interface Tag {
+  readonly tagLow: number;
+  readonly tagHigh: number;
+}
 
 /** @param block  BLOCK_BYTES of memory, aligned as the disk needs it */
-export async function writePointer(disk: Disk, slot: number, pointer: Pointer, tag: Tag, block: Uint8Array): Promise<void> {
+export async function writePointer(
+  disk: Disk,
+  slot: number,
+  pointer: Pointer,
+  tag: Tag,
+  block: Uint8Array,
+): Promise<void> {
   const words = new Uint32Array(block.buffer, block.byteOffset, BLOCK_BYTES >> 2);
   words.fill(0);
   words.set([POINTER_MAGIC, STORE_FORMAT_VERSION, tag.tagLow, tag.tagHigh]);
@@ -46,21 +59,43 @@ export async function writePointer(disk: Disk, slot: number, pointer: Pointer, t
 }
 
 /** @returns the pointer, 'blank', or 'bad' */
-export async function readPointer(disk: Disk, slot: number, tag: Tag, block: Uint8Array): Promise<Pointer | 'blank' | 'bad'> {
+export async function readPointer(
+  disk: Disk,
+  slot: number,
+  tag: Tag,
+  block: Uint8Array,
+): Promise<Pointer | 'blank' | 'bad'> {
   await disk.read(block, POINTER_BLOCKS[slot]! * BLOCK_BYTES);
   const words = new Uint32Array(block.buffer, block.byteOffset, BLOCK_BYTES >> 2);
   if (words.every((word) => word === 0)) return 'blank';
-  const holds = words[0] === POINTER_MAGIC && words[1] === STORE_FORMAT_VERSION && words[2] === tag.tagLow && words[3] === tag.tagHigh
-    && words[15]! <= MOST_CHECKPOINT_SEGMENTS && words[CRC_WORD] === pointerCrc(block);
+  const holds =
+    words[0] === POINTER_MAGIC &&
+    words[1] === STORE_FORMAT_VERSION &&
+    words[2] === tag.tagLow &&
+    words[3] === tag.tagHigh &&
+    words[15]! <= MOST_CHECKPOINT_SEGMENTS &&
+    words[CRC_WORD] === pointerCrc(block);
   if (!holds) return 'bad';
   return {
-    generation: readPair(words, 4), sequence: readPair(words, 6), chain: words[8]!, segment: words[9]!, block: words[10]!, next: words[11]! | 0, after: words[12]! | 0,
-    words: readPair(words, 13), segments: Array.from(words.subarray(SEGMENTS_WORD, SEGMENTS_WORD + words[15]!)),
+    generation: readPair(words, 4),
+    sequence: readPair(words, 6),
+    chain: words[8]!,
+    segment: words[9]!,
+    block: words[10]!,
+    next: words[11]! | 0,
+    after: words[12]! | 0,
+    words: readPair(words, 13),
+    segments: Array.from(words.subarray(SEGMENTS_WORD, SEGMENTS_WORD + words[15]!)),
   };
 }
 
-/** Whether the block begins as a pointer does. The first pointer of a store lies in one sector, so it is there wholly or not at all. */
-export function mayBePointer(block: Uint8Array): boolean { return new Uint32Array(block.buffer, block.byteOffset, 1)[0] === POINTER_MAGIC; }
+/**
+ * Whether the block begins as a pointer does. The first pointer of a store lies in one sector, so it is there wholly or
+ * not at all.
+ */
+export function mayBePointer(block: Uint8Array): boolean {
+  return new Uint32Array(block.buffer, block.byteOffset, 1)[0] === POINTER_MAGIC;
+}
 
 /** Of the whole block, its own word taken as 0. */
 function pointerCrc(block: Uint8Array): number {

@@ -1,11 +1,13 @@
 /**
- * Takes checkpoints: copies what must be copied between two batches, writes it beside the log, and names it in one of the
- * two pointer blocks, in turn.
+ * Takes checkpoints: copies what must be copied between two batches, writes it beside the log, and names it in one of
+ * the two pointer blocks, in turn.
  *
- *     snapshot at a batch boundary ─▶ pieces into free segments ─▶ sync ─▶ pointer ─▶ sync ─▶ free what two checkpoints no longer need
+ *     snapshot at a batch boundary ─▶ pieces into free segments ─▶ sync ─▶ pointer ─▶ sync ─▶ free what two checkpoints
+ *     no longer need
  *
  * Invariant: at any moment the two pointers name two checkpoints, or one that holds and one being overwritten; of no
- * checkpoint that a pointer may name is a segment reused, nor of the log behind it, nor one in which it holds a live unit.
+ * checkpoint that a pointer may name is a segment reused, nor of the log behind it, nor one in which it holds a live
+ * unit.
  */
 import { codeOf } from '../wire/errors.js';
 import type { AlignedMemory } from './batch.js';
@@ -18,10 +20,20 @@ import type { LogWriter } from './log-writer.js';
 import { SegmentState, type Segments } from './segments.js';
 
 export interface CheckpointerOptions {
-  readonly disk: Disk; readonly index: IndexTable; readonly segments: Segments; readonly log: LogWriter; readonly tag: Tag;
+  readonly disk: Disk;
+  readonly index: IndexTable;
+  readonly segments: Segments;
+  readonly log: LogWriter;
+  readonly tag: Tag;
   readonly allocate: (bytes: number) => AlignedMemory;
-  /** The checkpoint that the index was built from, the pointer block that names it, the area of the other one, the highest number given. */
-  readonly base: Pointer; readonly slot: number; readonly otherArea: readonly number[]; readonly highestGeneration: number;
+  /**
+   * The checkpoint that the index was built from, the pointer block that names it, the area of the other one, the
+   * highest number given.
+   */
+  readonly base: Pointer;
+  readonly slot: number;
+  readonly otherArea: readonly number[];
+  readonly highestGeneration: number;
   /** Segments in which nothing was live when the base was taken. */
   readonly empty: readonly number[];
 }
@@ -57,22 +69,31 @@ export class Checkpointer {
   }
 
   /** Where the log that opening would read begins; another object after each checkpoint. */
-  get tailStart(): LogPosition { return this.tail; }
+  get tailStart(): LogPosition {
+    return this.tail;
+  }
 
   /** Whether opening would read this block of the log. */
   isInTail(block: number): boolean {
-    const { segments } = this.options, segment = segments.of(block);
-    return segment === this.tail.segment ? block >= this.tail.block : segments.sequences[segment]! >= this.tail.sequence;
+    const { segments } = this.options,
+      segment = segments.of(block);
+    return segment === this.tail.segment
+      ? block >= this.tail.block
+      : segments.sequences[segment]! >= this.tail.sequence;
   }
 
   /** Bytes of log that would be replayed on top of the newest; without those read at opening. */
-  get tailBytes(): number { return this.options.log.bytesWritten - this.logBytes; }
+  get tailBytes(): number {
+    return this.options.log.bytesWritten - this.logBytes;
+  }
   /** Segments that will be free when the next checkpoint is durable. */
-  get freeSoon(): number { return this.empty.length; }
+  get freeSoon(): number {
+    return this.empty.length;
+  }
 
   /**
-   * Free segments that must be left for checkpoints: three lie on the disk while one is being written. What that one has yet to
-   * get stays set aside meanwhile: once the log had it, there would never be room for a checkpoint again.
+   * Free segments that must be left for checkpoints: three lie on the disk while one is being written. What that one
+   * has yet to get stays set aside meanwhile: once the log had it, there would never be room for a checkpoint again.
    */
   get reserve(): number {
     const { index, segments } = this.options;
@@ -84,11 +105,15 @@ export class Checkpointer {
     return Math.max(0, 3 * this.needed - this.areas[0]!.length - this.areas[1]!.length - this.taking.length);
   }
 
-  /** @returns false when it could not be written, with everything as before @throws {TartanError} ERR_DISK when a sync failed: the log has failed then */
+  /**
+   * @returns false when it could not be written, with everything as before
+   * @throws {TartanError} ERR_DISK when a sync failed: the log has failed then
+   */
   async take(): Promise<boolean> {
     const { disk, segments, tag, log, allocate } = this.options;
     this.neededAt = -1;
-    const area: number[] = [], generation = ++this.generation;
+    const area: number[] = [],
+      generation = ++this.generation;
     const shot = await this.snapshot();
     this.taking = area;
     const memory = allocate(pieceBlocks(segments.blocks) * BLOCK_BYTES);
@@ -101,11 +126,18 @@ export class Checkpointer {
       await writeCheckpoint(writer, shot.index, shot.segments);
       await this.sync();
       const slot = 1 - this.slot;
-      // From here on the pointer may name the new one, whatever happens: both areas are kept until the next is written there.
+      // From here on the pointer may name the new one, whatever happens: both areas are kept until the next is written
+      // there.
       const old = this.areas[slot]!;
       this.areas[slot] = [...old, ...area];
       this.taking = [];
-      await writePointer(disk, slot, { ...shot.position, generation, words: writer.total, segments: area }, tag, memory.bytes.subarray(0, BLOCK_BYTES));
+      await writePointer(
+        disk,
+        slot,
+        { ...shot.position, generation, words: writer.total, segments: area },
+        tag,
+        memory.bytes.subarray(0, BLOCK_BYTES),
+      );
       await this.sync();
       this.areas[slot] = area;
       this.slot = slot;
@@ -131,13 +163,18 @@ export class Checkpointer {
     }
   }
 
-  /** Segments in which nothing was live at the previous checkpoint either: whichever of the two is used, nothing there is missed. */
+  /**
+   * Segments in which nothing was live at the previous checkpoint either: whichever of the two is used, nothing there
+   * is missed.
+   */
   private freeEmpty(empty: readonly number[]): void {
     this.release(this.empty);
     this.empty = empty.filter((segment) => this.options.segments.states[segment] === SegmentState.LOG);
   }
 
-  private release(segments: readonly number[]): void { for (const segment of segments) this.options.segments.release(segment); }
+  private release(segments: readonly number[]): void {
+    for (const segment of segments) this.options.segments.release(segment);
+  }
 
   private async sync(): Promise<void> {
     try {
@@ -148,11 +185,21 @@ export class Checkpointer {
     }
   }
 
-  private snapshot(): Promise<{ position: LogPosition; logBytes: number; index: ReturnType<IndexTable['snapshot']>; segments: ReturnType<typeof snapshotSegments> }> {
+  private snapshot(): Promise<{
+    position: LogPosition;
+    logBytes: number;
+    index: ReturnType<IndexTable['snapshot']>;
+    segments: ReturnType<typeof snapshotSegments>;
+  }> {
     const { log, index, segments } = this.options;
     return new Promise((resolve) => {
       log.atBoundary(() => {
-        resolve({ position: log.position, logBytes: log.bytesWritten, index: index.snapshot(), segments: snapshotSegments(segments, log.inUse, this.empty) });
+        resolve({
+          position: log.position,
+          logBytes: log.bytesWritten,
+          index: index.snapshot(),
+          segments: snapshotSegments(segments, log.inUse, this.empty),
+        });
       });
     });
   }

@@ -28,8 +28,8 @@ export interface FileDiskOptions {
   readonly create?: boolean;
   readonly sizeBytes?: number;
   /**
-   * One block of page-aligned memory, if the caller's memory is page-aligned: then O_DIRECT is tried, and used when a read
-   * into this block succeeds. Without it the page cache is used.
+   * One block of page-aligned memory, if the caller's memory is page-aligned: then O_DIRECT is tried, and used when a
+   * read into this block succeeds. Without it the page cache is used.
    */
   readonly alignedBlock?: Uint8Array;
 }
@@ -41,9 +41,13 @@ const BYTES_PER_CALL = 4 << 20;
 /**
  * Opens a file or block device as a disk.
  *
- * @throws {TartanError} ERR_NOT_FOUND without `create`; ERR_IS_DIRECTORY; ERR_ARGUMENT when too small or of no size; ERR_DISK
+ * @throws {TartanError} ERR_NOT_FOUND without `create`; ERR_IS_DIRECTORY; ERR_ARGUMENT when too small or of no size;
+ *         ERR_DISK
  */
-export async function openFileDisk(path: string, options: FileDiskOptions = {}): Promise<Disk & { readonly direct: boolean }> {
+export async function openFileDisk(
+  path: string,
+  options: FileDiskOptions = {},
+): Promise<Disk & { readonly direct: boolean }> {
   const flags = constants.O_RDWR | (options.create ? constants.O_CREAT : 0);
   const handle = await openHandle(path, flags);
   let size: number;
@@ -60,20 +64,35 @@ export async function openFileDisk(path: string, options: FileDiskOptions = {}):
 }
 
 class FileDisk implements Disk {
-  constructor(private readonly handle: FileHandle, private readonly path: string, readonly size: number, readonly direct: boolean) {}
+  constructor(
+    private readonly handle: FileHandle,
+    private readonly path: string,
+    readonly size: number,
+    readonly direct: boolean,
+  ) {}
 
   async read(into: Uint8Array, position: number): Promise<void> {
     let done = 0;
     while (done < into.length) {
-      const { bytesRead } = await this.handle.read(into, done, into.length - done, position + done).catch((error: unknown) => { throw this.failed('read', position, error); });
-      if (bytesRead === 0) throw new TartanError('ERR_DISK', `Cannot read ${into.length} bytes at ${position} of '${this.path}': it ends after ${done}`);
+      const { bytesRead } = await this.handle
+        .read(into, done, into.length - done, position + done)
+        .catch((error: unknown) => {
+          throw this.failed('read', position, error);
+        });
+      if (bytesRead === 0)
+        throw new TartanError(
+          'ERR_DISK',
+          `Cannot read ${into.length} bytes at ${position} of '${this.path}': it ends after ${done}`,
+        );
       done += bytesRead;
     }
   }
 
   async writev(views: readonly Uint8Array[], position: number): Promise<void> {
     const calls: Promise<void>[] = [];
-    let from = 0, bytes = 0, at = position;
+    let from = 0,
+      bytes = 0,
+      at = position;
     for (let i = 0; i < views.length; i++) {
       bytes += views[i]!.length;
       if (bytes < BYTES_PER_CALL && i + 1 - from < VIEWS_PER_CALL && i + 1 < views.length) continue;
@@ -88,15 +107,22 @@ class FileDisk implements Disk {
   }
 
   async sync(): Promise<void> {
-    await this.handle.datasync().catch((error: unknown) => { throw this.failed('sync', 0, error); });
+    await this.handle.datasync().catch((error: unknown) => {
+      throw this.failed('sync', 0, error);
+    });
   }
 
-  close(): Promise<void> { return this.handle.close(); }
+  close(): Promise<void> {
+    return this.handle.close();
+  }
 
   private async writeAll(views: Uint8Array[], position: number, bytes: number): Promise<void> {
-    let left = views.filter((view) => view.length > 0), done = 0;
+    let left = views.filter((view) => view.length > 0),
+      done = 0;
     while (done < bytes) {
-      const { bytesWritten } = await this.handle.writev(left, position + done).catch((error: unknown) => { throw this.failed('write', position, error); });
+      const { bytesWritten } = await this.handle.writev(left, position + done).catch((error: unknown) => {
+        throw this.failed('write', position, error);
+      });
       done += bytesWritten;
       if (done < bytes) left = skip(left, bytesWritten);
     }
@@ -113,7 +139,10 @@ function skip(views: readonly Uint8Array[], bytes: number): Uint8Array[] {
   const rest: Uint8Array[] = [];
   for (const view of views) {
     if (bytes >= view.length) bytes -= view.length;
-    else { rest.push(bytes > 0 ? view.subarray(bytes) : view); bytes = 0; }
+    else {
+      rest.push(bytes > 0 ? view.subarray(bytes) : view);
+      bytes = 0;
+    }
   }
   return rest;
 }
@@ -123,15 +152,25 @@ async function openHandle(path: string, flags: number): Promise<FileHandle> {
     return await open(path, flags, 0o600);
   } catch (cause) {
     const code = codeOf(cause);
-    if (code === 'ENOENT') throw new TartanError('ERR_NOT_FOUND', `Cannot open the store '${path}': there is no such file`, { cause });
-    if (code === 'EISDIR') throw new TartanError('ERR_IS_DIRECTORY', `Cannot open the store '${path}': it is a directory, expected a file or block device`, { cause });
+    if (code === 'ENOENT')
+      throw new TartanError('ERR_NOT_FOUND', `Cannot open the store '${path}': there is no such file`, { cause });
+    if (code === 'EISDIR')
+      throw new TartanError(
+        'ERR_IS_DIRECTORY',
+        `Cannot open the store '${path}': it is a directory, expected a file or block device`,
+        { cause },
+      );
     throw new TartanError('ERR_DISK', `Cannot open the store '${path}': ${messageOf(cause)}`, { cause });
   }
 }
 
 async function sizeOf(handle: FileHandle, path: string, wanted: number | undefined): Promise<number> {
   const stat: Stats = await handle.stat();
-  if (stat.isDirectory()) throw new TartanError('ERR_IS_DIRECTORY', `Cannot open the store '${path}': it is a directory, expected a file or block device`);
+  if (stat.isDirectory())
+    throw new TartanError(
+      'ERR_IS_DIRECTORY',
+      `Cannot open the store '${path}': it is a directory, expected a file or block device`,
+    );
   let size = stat.size;
   if (stat.isBlockDevice()) size = await sizeOfBlockDevice(handle);
   else if (size === 0 && wanted !== undefined) {
@@ -139,19 +178,31 @@ async function sizeOf(handle: FileHandle, path: string, wanted: number | undefin
     await handle.truncate(size);
   }
   size = Math.floor(size / BLOCK_BYTES) * BLOCK_BYTES;
-  if (size === 0) throw new TartanError('ERR_ARGUMENT', `Cannot use '${path}' as a store: it is empty, and no size was given to make one`);
+  if (size === 0)
+    throw new TartanError(
+      'ERR_ARGUMENT',
+      `Cannot use '${path}' as a store: it is empty, and no size was given to make one`,
+    );
   return size;
 }
 
-/** Finds the end by bisection: Node can't ask a block device for its size, but reading beyond its end returns 0 bytes. */
+/**
+ * Finds the end by bisection: Node can't ask a block device for its size, but reading beyond its end returns 0 bytes.
+ */
 async function sizeOfBlockDevice(handle: FileHandle): Promise<number> {
   const probe = Buffer.alloc(1);
-  const readable = async (block: number): Promise<boolean> => (await handle.read(probe, 0, 1, block * BLOCK_BYTES)).bytesRead === 1;
-  let low = 0, high = 1;
-  while (await readable(high)) { low = high; high *= 2; }
+  const readable = async (block: number): Promise<boolean> =>
+    (await handle.read(probe, 0, 1, block * BLOCK_BYTES)).bytesRead === 1;
+  let low = 0,
+    high = 1;
+  while (await readable(high)) {
+    low = high;
+    high *= 2;
+  }
   while (high - low > 1) {
     const middle = Math.floor((low + high) / 2);
-    if (await readable(middle)) low = middle; else high = middle;
+    if (await readable(middle)) low = middle;
+    else high = middle;
   }
   return high * BLOCK_BYTES;
 }
@@ -169,4 +220,6 @@ async function openDirect(path: string, block: Uint8Array): Promise<FileHandle |
   }
 }
 
-function messageOf(error: unknown): string { return error instanceof Error ? error.message : String(error); }
+function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}

@@ -1,4 +1,7 @@
-/** What a store knows of one file besides its units: fence, commit mark, recorded missing units, and where its stripes lie. */
+/**
+ * What a store knows of one file besides its units: fence, commit mark, recorded missing units, and where its stripes
+ * lie.
+ */
 import { compareVersions } from '../wire/unit-header.js';
 
 /** Stripes of one page; a file remembers pages, not stripes. */
@@ -9,19 +12,28 @@ export class FileIndex {
   fence = 0;
   /** The fence as far as the disk has it. */
   durableFence = 0;
-  /** Highest commit mark any header carried: versions of markEpoch with counter ≤ markCounter, and what survives of older epochs. */
+  /**
+   * Highest commit mark any header carried: versions of markEpoch with counter ≤ markCounter, and what survives of
+   * older epochs.
+   */
   markEpoch = 0;
   markCounter = 0;
   /** Stripes with more than one version of a unit, for freeing once the mark passes. */
   readonly superseded = new Set<number>();
   /** Units recorded missing, by stripe and version. */
-  readonly missing = new Map<string, { readonly stripe: number; readonly writerEpoch: number; readonly counter: number; mask: bigint }>();
+  readonly missing = new Map<
+    string,
+    { readonly stripe: number; readonly writerEpoch: number; readonly counter: number; mask: bigint }
+  >();
   /** Stripes held. */
   stripes = 0;
   readonly pages = new PageList();
 
   /** @param number  what entries call the file: small, and reused when the file is gone */
-  constructor(readonly id: number, readonly number: number) {}
+  constructor(
+    readonly id: number,
+    readonly number: number,
+  ) {}
 
   /** Counter 0 says nothing: a new owner that has not decided yet. @returns true when the mark rose */
   raiseMark(epoch: number, counter: number): boolean {
@@ -32,13 +44,14 @@ export class FileIndex {
   }
 
   recordMissing(stripe: number, writerEpoch: number, counter: number, mask: bigint): void {
-    const key = keyOf(stripe, writerEpoch, counter), known = this.missing.get(key);
+    const key = keyOf(stripe, writerEpoch, counter),
+      known = this.missing.get(key);
     if (known === undefined) this.missing.set(key, { stripe, writerEpoch, counter, mask });
     else known.mask |= mask;
   }
 
   missingOf(stripe: number, writerEpoch: number, counter: number): bigint {
-    return this.missing.size === 0 ? 0n : this.missing.get(keyOf(stripe, writerEpoch, counter))?.mask ?? 0n;
+    return this.missing.size === 0 ? 0n : (this.missing.get(keyOf(stripe, writerEpoch, counter))?.mask ?? 0n);
   }
 
   /** The version is gone, and so is what was recorded of it. */
@@ -47,7 +60,9 @@ export class FileIndex {
   }
 }
 
-function keyOf(stripe: number, writerEpoch: number, counter: number): string { return `${stripe}/${writerEpoch}/${counter}`; }
+function keyOf(stripe: number, writerEpoch: number, counter: number): string {
+  return `${stripe}/${writerEpoch}/${counter}`;
+}
 
 /**
  * The pages in which a file holds stripes, ascending; some may have become empty. A file written from its beginning on
@@ -59,7 +74,9 @@ export class PageList {
   /** Pages that came out of order, until they are merged. */
   private late = new Set<number>();
 
-  get length(): number { return this.count + this.late.size; }
+  get length(): number {
+    return this.count + this.late.size;
+  }
 
   add(page: number): void {
     if (this.count > 0 && page <= this.order[this.count - 1]!) {
@@ -98,10 +115,12 @@ export class PageList {
 
   /** Index of the first page ≥ this one. */
   private lowerBound(page: number): number {
-    let low = 0, high = this.count;
+    let low = 0,
+      high = this.count;
     while (low < high) {
       const middle = (low + high) >>> 1;
-      if (this.order[middle]! < page) low = middle + 1; else high = middle;
+      if (this.order[middle]! < page) low = middle + 1;
+      else high = middle;
     }
     return low;
   }

@@ -1,11 +1,11 @@
 /**
  * What the store holds, in memory: a chain of unit versions for each stripe of each file. Knows nothing of disks.
  *
- * Intuition: an entry is 12 words in a slab of typed arrays, named by a number; a hash finds the first entry of a stripe's
- * chain. So a unit costs 48 bytes and its share of the hash, at most 64 in all, and no object.
+ * Intuition: an entry is 12 words in a slab of typed arrays, named by a number; a hash finds the first entry of a
+ * stripe's chain. So a unit costs 48 bytes and its share of the hash, at most 64 in all, and no object.
  *
- * Invariants: an entry marked PENDING is known for checks of names and versions, and invisible to reads and inventories;
- * entry numbers are reused after remove(), so whoever keeps one across an await must copy what it needs.
+ * Invariants: an entry marked PENDING is known for checks of names and versions, and invisible to reads and
+ * inventories; entry numbers are reused after remove(), so whoever keeps one across an await must copy what it needs.
  */
 import { TartanError } from '../wire/errors.js';
 import { compareVersions } from '../wire/unit-header.js';
@@ -22,10 +22,17 @@ export const E = {
   /** Block where the unit's header begins. While PENDING: the batch's id. */
   HEADER_BLOCK: 1,
   /** {@link FileIndex.number}; FREE_FILE in an entry that is not in use. */
-  FILE: 2, STRIPE_LOW: 3,
+  FILE: 2,
+  STRIPE_LOW: 3,
   /** header byte in its block / 8: 9 bits | stripe's high 21 bits */
   PLACE: 4,
-  WRITER_EPOCH: 5, COUNTER: 6, UNIT_LENGTH: 7, PAYLOAD_CRC: 8, STRIPE_LENGTH: 9, MAP_EPOCH: 10, NEXT: 11,
+  WRITER_EPOCH: 5,
+  COUNTER: 6,
+  UNIT_LENGTH: 7,
+  PAYLOAD_CRC: 8,
+  STRIPE_LENGTH: 9,
+  MAP_EPOCH: 10,
+  NEXT: 11,
 } as const;
 
 export const EntryFlag = {
@@ -46,19 +53,35 @@ const CHUNK_SHIFT = 12;
 const TWO_32 = 0x1_0000_0000;
 /** Numbers are given again as files go: a checkpoint that names a higher one is no checkpoint of ours. */
 const MOST_FILES = 1 << 22;
-const FLAG_SHIFT = 6, HEADER_SHIFT = 10, OFFSET_SHIFT = 16, PLACE_BITS = 9;
+const FLAG_SHIFT = 6,
+  HEADER_SHIFT = 10,
+  OFFSET_SHIFT = 16,
+  PLACE_BITS = 9;
 
 /** One entry to insert or compare. */
 export interface EntryFields {
-  unit: number; headerWords: number; writerEpoch: number; counter: number; unitLength: number; payloadCrc: number;
-  stripeLength: number; missingLow: number; missingHigh: number; mapEpoch: number;
+  unit: number;
+  headerWords: number;
+  writerEpoch: number;
+  counter: number;
+  unitLength: number;
+  payloadCrc: number;
+  stripeLength: number;
+  missingLow: number;
+  missingHigh: number;
+  mapEpoch: number;
 }
 
 /** The index as it was at one moment. Entries are copied only when somebody changes them before they were written. */
 export interface IndexSnapshot {
   /** Records as {@link IndexTable.restoreFile}, restoreDeleted, restoreMissing take them. */
-  readonly files: Uint32Array; readonly deleted: Uint32Array; readonly missing: Uint32Array;
-  /** Entries that were durable, some at a time, each valid until the next; masks as restoreMask takes them go into `masks`. */
+  readonly files: Uint32Array;
+  readonly deleted: Uint32Array;
+  readonly missing: Uint32Array;
+  /**
+   * Entries that were durable, some at a time, each valid until the next; masks as restoreMask takes them go into
+   * `masks`.
+   */
   entries(masks: number[]): Generator<Uint32Array>;
   /** Entries given so far. */
   readonly written: number;
@@ -73,7 +96,9 @@ export class IndexTable {
   private free = 0;
   private used = 1; // entry 0 means "none"
   private readonly chains = new ChainMap({
-    fileOf: (entry) => this.get(entry, E.FILE), stripeLowOf: (entry) => this.get(entry, E.STRIPE_LOW), stripeHighOf: (entry) => this.get(entry, E.PLACE) >>> PLACE_BITS,
+    fileOf: (entry) => this.get(entry, E.FILE),
+    stripeLowOf: (entry) => this.get(entry, E.STRIPE_LOW),
+    stripeHighOf: (entry) => this.get(entry, E.PLACE) >>> PLACE_BITS,
   });
   private readonly masks = new MaskTable();
   private readonly files = new Map<number, FileIndex>();
@@ -85,22 +110,50 @@ export class IndexTable {
   private frozen: (Uint32Array | undefined)[] | undefined;
 
   /** Words of an entry, for reading: the array, whose words begin at {@link at}. */
-  words(entry: number): Uint32Array { return this.chunks[entry >>> CHUNK_SHIFT]!; }
-  at(entry: number): number { return (entry & (CHUNK_ENTRIES - 1)) * ENTRY_WORDS; }
-  get(entry: number, word: number): number { return this.chunks[entry >>> CHUNK_SHIFT]![(entry & (CHUNK_ENTRIES - 1)) * ENTRY_WORDS + word]!; }
-  private set(entry: number, word: number, value: number): void { this.writable(entry)[(entry & (CHUNK_ENTRIES - 1)) * ENTRY_WORDS + word] = value; }
+  words(entry: number): Uint32Array {
+    return this.chunks[entry >>> CHUNK_SHIFT]!;
+  }
+  at(entry: number): number {
+    return (entry & (CHUNK_ENTRIES - 1)) * ENTRY_WORDS;
+  }
+  get(entry: number, word: number): number {
+    return this.chunks[entry >>> CHUNK_SHIFT]![(entry & (CHUNK_ENTRIES - 1)) * ENTRY_WORDS + word]!;
+  }
+  private set(entry: number, word: number, value: number): void {
+    this.writable(entry)[(entry & (CHUNK_ENTRIES - 1)) * ENTRY_WORDS + word] = value;
+  }
 
-  unit(entry: number): number { return this.get(entry, E.UNIT) & 0x3f; }
-  flags(entry: number): number { return (this.get(entry, E.UNIT) >>> FLAG_SHIFT) & 0xf; }
-  headerBytes(entry: number): number { return ((this.get(entry, E.UNIT) >>> HEADER_SHIFT) & 0x3f) << 2; }
-  stripe(entry: number): number { return (this.get(entry, E.PLACE) >>> PLACE_BITS) * TWO_32 + this.get(entry, E.STRIPE_LOW); }
-  headerBlock(entry: number): number { return this.get(entry, E.HEADER_BLOCK); }
-  headerByte(entry: number): number { return (this.get(entry, E.PLACE) & ((1 << PLACE_BITS) - 1)) << 3; }
-  payloadBlock(entry: number): number { return this.headerBlock(entry) + (this.get(entry, E.UNIT) >>> OFFSET_SHIFT); }
+  unit(entry: number): number {
+    return this.get(entry, E.UNIT) & 0x3f;
+  }
+  flags(entry: number): number {
+    return (this.get(entry, E.UNIT) >>> FLAG_SHIFT) & 0xf;
+  }
+  headerBytes(entry: number): number {
+    return ((this.get(entry, E.UNIT) >>> HEADER_SHIFT) & 0x3f) << 2;
+  }
+  stripe(entry: number): number {
+    return (this.get(entry, E.PLACE) >>> PLACE_BITS) * TWO_32 + this.get(entry, E.STRIPE_LOW);
+  }
+  headerBlock(entry: number): number {
+    return this.get(entry, E.HEADER_BLOCK);
+  }
+  headerByte(entry: number): number {
+    return (this.get(entry, E.PLACE) & ((1 << PLACE_BITS) - 1)) << 3;
+  }
+  payloadBlock(entry: number): number {
+    return this.headerBlock(entry) + (this.get(entry, E.UNIT) >>> OFFSET_SHIFT);
+  }
   /** Blocks of the payload on disk. */
-  payloadBlocks(entry: number): number { return (this.flags(entry) & (EntryFlag.PENDING | EntryFlag.NO_PAYLOAD)) !== 0 ? 0 : Math.ceil(this.get(entry, E.UNIT_LENGTH) / BLOCK_BYTES); }
+  payloadBlocks(entry: number): number {
+    return (this.flags(entry) & (EntryFlag.PENDING | EntryFlag.NO_PAYLOAD)) !== 0
+      ? 0
+      : Math.ceil(this.get(entry, E.UNIT_LENGTH) / BLOCK_BYTES);
+  }
   /** The units that the entry's header called missing. */
-  missing(entry: number): bigint { return (this.flags(entry) & EntryFlag.MASKED) === 0 ? 0n : this.masks.get(entry); }
+  missing(entry: number): bigint {
+    return (this.flags(entry) & EntryFlag.MASKED) === 0 ? 0n : this.masks.get(entry);
+  }
 
   setFlag(entry: number, flag: number, on: boolean): void {
     const word = this.get(entry, E.UNIT);
@@ -110,40 +163,60 @@ export class IndexTable {
   /** Where the unit lies; its payload begins at most 8191 blocks behind its header. */
   setPlace(entry: number, headerBlock: number, headerByte: number, payloadBlock: number): void {
     this.set(entry, E.HEADER_BLOCK, headerBlock);
-    this.set(entry, E.PLACE, (this.get(entry, E.PLACE) >>> PLACE_BITS << PLACE_BITS | headerByte >>> 3) >>> 0);
-    this.set(entry, E.UNIT, (this.get(entry, E.UNIT) & 0xffff | (payloadBlock - headerBlock) << OFFSET_SHIFT) >>> 0);
+    this.set(entry, E.PLACE, (((this.get(entry, E.PLACE) >>> PLACE_BITS) << PLACE_BITS) | (headerByte >>> 3)) >>> 0);
+    this.set(
+      entry,
+      E.UNIT,
+      ((this.get(entry, E.UNIT) & 0xffff) | ((payloadBlock - headerBlock) << OFFSET_SHIFT)) >>> 0,
+    );
   }
 
   /** For a PENDING entry: the batch that takes it. */
-  setBatch(entry: number, batch: number): void { this.set(entry, E.HEADER_BLOCK, batch); }
+  setBatch(entry: number, batch: number): void {
+    this.set(entry, E.HEADER_BLOCK, batch);
+  }
 
-  isDeleted(fileId: number): boolean { return this.deleted.has(fileId); }
-  peekFile(fileId: number): FileIndex | undefined { return this.files.get(fileId); }
+  isDeleted(fileId: number): boolean {
+    return this.deleted.has(fileId);
+  }
+  peekFile(fileId: number): FileIndex | undefined {
+    return this.files.get(fileId);
+  }
   file(fileId: number): FileIndex {
     let file = this.files.get(fileId);
     if (file === undefined) {
       const number = this.freeNumbers.pop() ?? this.byNumber.length;
-      this.files.set(fileId, file = this.byNumber[number] = new FileIndex(fileId, number));
+      this.files.set(fileId, (file = this.byNumber[number] = new FileIndex(fileId, number)));
     }
     return file;
   }
-  fileIds(): IterableIterator<number> { return this.files.keys(); }
+  fileIds(): IterableIterator<number> {
+    return this.files.keys();
+  }
 
   /** The first entry of a stripe's chain, or 0. */
-  first(file: FileIndex, stripe: number): number { return this.chains.first(file.number, stripe % TWO_32, Math.floor(stripe / TWO_32)); }
+  first(file: FileIndex, stripe: number): number {
+    return this.chains.first(file.number, stripe % TWO_32, Math.floor(stripe / TWO_32));
+  }
 
   /** Stripes held from `from` on, ascending; those that come or go meanwhile may be seen or not. */
   *stripesFrom(file: FileIndex, from: number): Generator<number> {
     for (let page = file.pages.from(Math.floor(from / PAGE_STRIPES)); page >= 0; page = file.pages.from(page + 1)) {
       const end = (page + 1) * PAGE_STRIPES;
-      for (let stripe = Math.max(from, page * PAGE_STRIPES); stripe < end; stripe++) if (this.first(file, stripe) !== 0) yield stripe;
+      for (let stripe = Math.max(from, page * PAGE_STRIPES); stripe < end; stripe++)
+        if (this.first(file, stripe) !== 0) yield stripe;
     }
   }
 
   /** The entry of exactly this name, or 0; of two, while a damaged one is being replaced, the new one. */
   find(file: FileIndex, stripe: number, unit: number, writerEpoch: number, counter: number): number {
     for (let entry = this.first(file, stripe); entry !== 0; entry = this.get(entry, E.NEXT)) {
-      if (this.unit(entry) === unit && this.get(entry, E.WRITER_EPOCH) === writerEpoch && this.get(entry, E.COUNTER) === counter) return entry;
+      if (
+        this.unit(entry) === unit &&
+        this.get(entry, E.WRITER_EPOCH) === writerEpoch &&
+        this.get(entry, E.COUNTER) === counter
+      )
+        return entry;
     }
     return 0;
   }
@@ -151,19 +224,33 @@ export class IndexTable {
   /** The entry whose header lies at this place, or 0. */
   findAt(file: FileIndex, stripe: number, headerBlock: number, headerByte: number): number {
     for (let entry = this.first(file, stripe); entry !== 0; entry = this.get(entry, E.NEXT)) {
-      if (this.headerBlock(entry) === headerBlock && this.headerByte(entry) === headerByte && (this.flags(entry) & EntryFlag.PENDING) === 0) return entry;
+      if (
+        this.headerBlock(entry) === headerBlock &&
+        this.headerByte(entry) === headerByte &&
+        (this.flags(entry) & EntryFlag.PENDING) === 0
+      )
+        return entry;
     }
     return 0;
   }
 
   /** The highest version of a unit at or below the given one, without entries that have any of `withoutFlags`; or 0. */
-  highest(file: FileIndex, stripe: number, unit: number, maxEpoch: number, maxCounter: number, withoutFlags: number): number {
+  highest(
+    file: FileIndex,
+    stripe: number,
+    unit: number,
+    maxEpoch: number,
+    maxCounter: number,
+    withoutFlags: number,
+  ): number {
     let best = 0;
     for (let entry = this.first(file, stripe); entry !== 0; entry = this.get(entry, E.NEXT)) {
       if (this.unit(entry) !== unit || (this.flags(entry) & withoutFlags) !== 0) continue;
-      const epoch = this.get(entry, E.WRITER_EPOCH), counter = this.get(entry, E.COUNTER);
+      const epoch = this.get(entry, E.WRITER_EPOCH),
+        counter = this.get(entry, E.COUNTER);
       if (compareVersions(epoch, counter, maxEpoch, maxCounter) > 0) continue;
-      if (best === 0 || compareVersions(epoch, counter, this.get(best, E.WRITER_EPOCH), this.get(best, E.COUNTER)) > 0) best = entry;
+      if (best === 0 || compareVersions(epoch, counter, this.get(best, E.WRITER_EPOCH), this.get(best, E.COUNTER)) > 0)
+        best = entry;
     }
     return best;
   }
@@ -171,9 +258,12 @@ export class IndexTable {
   /** Adds an entry in front of its stripe's chain. @returns its number */
   insert(file: FileIndex, stripe: number, fields: EntryFields, flags: number): number {
     const next = this.first(file, stripe);
-    const entry = this.take(), words = this.writable(entry), w = this.at(entry);
+    const entry = this.take(),
+      words = this.writable(entry),
+      w = this.at(entry);
     const isMasked = fields.missingLow !== 0 || fields.missingHigh !== 0;
-    words[w + E.UNIT] = fields.unit | (flags | (isMasked ? EntryFlag.MASKED : 0)) << FLAG_SHIFT | fields.headerWords << HEADER_SHIFT;
+    words[w + E.UNIT] =
+      fields.unit | ((flags | (isMasked ? EntryFlag.MASKED : 0)) << FLAG_SHIFT) | (fields.headerWords << HEADER_SHIFT);
     words[w + E.HEADER_BLOCK] = 0;
     words[w + E.FILE] = file.number;
     words[w + E.STRIPE_LOW] = stripe % TWO_32;
@@ -229,28 +319,55 @@ export class IndexTable {
   /**
    * The index as it is now, without entries that are PENDING, for a checkpoint. One at a time; release() it.
    *
-   * The fence is the durable one. The commit mark may be that of a header which is not durable yet: it is true all the same.
+   * The fence is the durable one. The commit mark may be that of a header which is not durable yet: it is true all the
+   * same.
    */
   snapshot(): IndexSnapshot {
-    const files: number[] = [], missing: number[] = [], deleted = new Uint32Array(this.deleted.size * 2);
-    [...this.deleted].forEach((id, i) => { writePair(deleted, i * 2, id); });
+    const files: number[] = [],
+      missing: number[] = [],
+      deleted = new Uint32Array(this.deleted.size * 2);
+    [...this.deleted].forEach((id, i) => {
+      writePair(deleted, i * 2, id);
+    });
     for (const file of this.files.values()) {
       if (file.durableFence === 0 && file.markEpoch === 0 && file.stripes === 0 && file.missing.size === 0) continue;
-      files.push(file.number, file.id % TWO_32, Math.floor(file.id / TWO_32), file.durableFence, file.markEpoch, file.markCounter);
+      files.push(
+        file.number,
+        file.id % TWO_32,
+        Math.floor(file.id / TWO_32),
+        file.durableFence,
+        file.markEpoch,
+        file.markCounter,
+      );
       for (const { stripe, writerEpoch, counter, mask } of file.missing.values()) {
-        missing.push(file.number, stripe % TWO_32, Math.floor(stripe / TWO_32), writerEpoch, counter, Number(mask & 0xffffffffn), Number(mask >> 32n));
+        missing.push(
+          file.number,
+          stripe % TWO_32,
+          Math.floor(stripe / TWO_32),
+          writerEpoch,
+          counter,
+          Number(mask & 0xffffffffn),
+          Number(mask >> 32n),
+        );
       }
     }
-    const frozen: (Uint32Array | undefined)[] = this.frozen = [...this.chunks], masks = this.masks.copy(), { used } = this;
+    const frozen: (Uint32Array | undefined)[] = (this.frozen = [...this.chunks]),
+      masks = this.masks.copy(),
+      { used } = this;
     const snapshot = {
-      files: Uint32Array.from(files), deleted, missing: Uint32Array.from(missing), written: 0,
+      files: Uint32Array.from(files),
+      deleted,
+      missing: Uint32Array.from(missing),
+      written: 0,
       *entries(into: number[]): Generator<Uint32Array> {
         const out = new Uint32Array(CHUNK_ENTRIES * ENTRY_WORDS);
         for (let chunk = 0; chunk < frozen.length; chunk++) {
-          const words = frozen[chunk]!, last = Math.min(CHUNK_ENTRIES, used - chunk * CHUNK_ENTRIES);
+          const words = frozen[chunk]!,
+            last = Math.min(CHUNK_ENTRIES, used - chunk * CHUNK_ENTRIES);
           let count = 0;
           for (let i = chunk === 0 ? 1 : 0; i < last; i++) {
-            const w = i * ENTRY_WORDS, flags = (words[w + E.UNIT]! >>> FLAG_SHIFT) & 0xf;
+            const w = i * ENTRY_WORDS,
+              flags = (words[w + E.UNIT]! >>> FLAG_SHIFT) & 0xf;
             if (words[w + E.FILE] === FREE_FILE || (flags & EntryFlag.PENDING) !== 0) continue;
             for (let j = 0; j < ENTRY_WORDS; j++) out[count * ENTRY_WORDS + j] = words[w + j]!;
             count++;
@@ -263,7 +380,9 @@ export class IndexTable {
           if (count > 0) yield out.subarray(0, count * ENTRY_WORDS);
         }
       },
-      release: () => { if (this.frozen === frozen) this.frozen = undefined; },
+      release: () => {
+        if (this.frozen === frozen) this.frozen = undefined;
+      },
     };
     return snapshot;
   }
@@ -272,32 +391,52 @@ export class IndexTable {
   get snapshotWords(): number {
     let missing = 0;
     for (const file of this.files.values()) missing += file.missing.size;
-    return this.count * ENTRY_WORDS + this.chunks.length * 2 + this.masks.size * 3 + this.files.size * 6 + this.deleted.size * 2 + missing * 7;
+    return (
+      this.count * ENTRY_WORDS +
+      this.chunks.length * 2 +
+      this.masks.size * 3 +
+      this.files.size * 6 +
+      this.deleted.size * 2 +
+      missing * 7
+    );
   }
 
   restoreFile(words: Uint32Array, w: number): void {
-    const id = readPair(words, w + 1), file = new FileIndex(id, words[w]!);
-    if (id > Number.MAX_SAFE_INTEGER || file.number >= MOST_FILES) throw senseless(`file ${id} has number ${file.number}`);
+    const id = readPair(words, w + 1),
+      file = new FileIndex(id, words[w]!);
+    if (id > Number.MAX_SAFE_INTEGER || file.number >= MOST_FILES)
+      throw senseless(`file ${id} has number ${file.number}`);
     file.fence = file.durableFence = words[w + 3]!;
     file.markEpoch = words[w + 4]!;
     file.markCounter = words[w + 5]!;
-    this.files.set(id, this.byNumber[file.number] = file);
+    this.files.set(id, (this.byNumber[file.number] = file));
   }
-  restoreDeleted(fileId: number): void { this.deleted.add(fileId); }
+  restoreDeleted(fileId: number): void {
+    this.deleted.add(fileId);
+  }
   private restoredFile(number: number): FileIndex {
     const file = this.byNumber[number];
     if (file === undefined) throw senseless(`nothing was said of file number ${number}`);
     return file;
   }
   restoreMissing(words: Uint32Array, w: number): void {
-    this.restoredFile(words[w]!).recordMissing(readPair(words, w + 1), words[w + 3]!, words[w + 4]!, BigInt(words[w + 5]!) | (BigInt(words[w + 6]!) << 32n));
+    this.restoredFile(words[w]!).recordMissing(
+      readPair(words, w + 1),
+      words[w + 3]!,
+      words[w + 4]!,
+      BigInt(words[w + 5]!) | (BigInt(words[w + 6]!) << 32n),
+    );
   }
   restoreEntry(words: Uint32Array, w: number): void {
-    const entry = this.take(), at = this.at(entry), own = this.words(entry);
+    const entry = this.take(),
+      at = this.at(entry),
+      own = this.words(entry);
     own.set(words.subarray(w, w + ENTRY_WORDS), at);
     const stripe = this.stripe(entry);
-    if (stripe > Number.MAX_SAFE_INTEGER) throw senseless(`a unit is of stripe ${stripe}`); // such a number cannot even be counted up
-    const file = this.restoredFile(words[w + E.FILE]!), next = this.first(file, stripe);
+    // such a number cannot even be counted up
+    if (stripe > Number.MAX_SAFE_INTEGER) throw senseless(`a unit is of stripe ${stripe}`);
+    const file = this.restoredFile(words[w + E.FILE]!),
+      next = this.first(file, stripe);
     own[at + E.NEXT] = next;
     if (next !== 0) file.superseded.add(stripe);
     this.link(file, stripe, entry, next);
@@ -307,7 +446,10 @@ export class IndexTable {
     this.masks.set(words[w]!, words[w + 1]!, words[w + 2]!);
   }
   /** All of a snapshot has been given back. */
-  restored(): void { for (let number = 0; number < this.byNumber.length; number++) if (this.byNumber[number] === undefined) this.freeNumbers.push(number); }
+  restored(): void {
+    for (let number = 0; number < this.byNumber.length; number++)
+      if (this.byNumber[number] === undefined) this.freeNumbers.push(number);
+  }
 
   /** Calls `visit` with every durable entry. */
   forEach(visit: (entry: number) => void): void {
@@ -317,7 +459,9 @@ export class IndexTable {
   }
 
   /** Bytes of the typed arrays. */
-  get bytes(): number { return this.chunks.length * CHUNK_ENTRIES * ENTRY_WORDS * 4 + this.chains.bytes + this.masks.bytes; }
+  get bytes(): number {
+    return this.chunks.length * CHUNK_ENTRIES * ENTRY_WORDS * 4 + this.chains.bytes + this.masks.bytes;
+  }
 
   private link(file: FileIndex, stripe: number, entry: number, next: number): void {
     this.chains.set(entry);
@@ -338,9 +482,10 @@ export class IndexTable {
 
   /** The chunk of an entry, for writing: what a snapshot has still to read is copied first. */
   private writable(entry: number): Uint32Array {
-    const chunk = entry >>> CHUNK_SHIFT, words = this.chunks[chunk]!;
+    const chunk = entry >>> CHUNK_SHIFT,
+      words = this.chunks[chunk]!;
     if (this.frozen === undefined || this.frozen[chunk] !== words) return words;
-    return this.chunks[chunk] = words.slice();
+    return (this.chunks[chunk] = words.slice());
   }
 
   private take(): number {
@@ -356,4 +501,6 @@ export class IndexTable {
 }
 
 /** A checkpoint whose checksums hold, and which can't be. */
-function senseless(what: string): TartanError { return new TartanError('ERR_CHECKSUM', `Cannot read the checkpoint: ${what}`); }
+function senseless(what: string): TartanError {
+  return new TartanError('ERR_CHECKSUM', `Cannot read the checkpoint: ${what}`);
+}

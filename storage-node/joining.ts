@@ -1,7 +1,8 @@
 /**
  * A node's place in the cluster: presence under a lease, an entry in the map, and the way to 'up'.
  *
- *     present (lease) ─▶ registered ─▶ map read, open files' writer epochs adopted ─▶ marked up ─▶ both read again ─▶ serving
+ *     present (lease) ─▶ registered ─▶ map read, open files' writer epochs adopted ─▶ marked up ─▶ both read again ─▶
+ *     serving
  *                                              ▲                                                                     │
  *                                              └──────────── found itself marked down ◀──────────────────────────────┘
  *
@@ -38,7 +39,10 @@ const POLL_MS = 100;
 
 export class Joining {
   private lease: Lease | undefined;
-  /** Granted to this process, with an unknown fate: a transaction that was never answered may have put the key under one. */
+  /**
+   * Granted to this process, with an unknown fate: a transaction that was never answered may have put the key under
+   * one.
+   */
   private readonly granted = new Map<string, Lease>();
   private readonly timers = new Set<TimerHandle>();
   private store: UnitStore | undefined;
@@ -59,17 +63,36 @@ export class Joining {
     const leaseMs = this.options.leaseMs ?? LEASE_MS;
     const deadline = clock.now() + 2 * leaseMs;
     while (!(await this.tryAppear(leaseMs))) {
-      if (clock.now() >= deadline) throw new TartanError('ERR_IN_USE', `Cannot start node '${id}': a process with that id runs in this cluster`);
+      if (clock.now() >= deadline)
+        throw new TartanError('ERR_IN_USE', `Cannot start node '${id}': a process with that id runs in this cluster`);
       await sleep(clock, POLL_MS);
     }
     this.every(leaseMs / 3, () => this.renew(leaseMs));
   }
 
-  /** Registers the address, adopts map and writer epochs, and marks the node up. @throws {TartanError} ERR_MAP_UNAVAILABLE, ERR_ARGUMENT */
-  async join(store: UnitStore, host: string, port: number, controlPort: number, packets?: PacketAddress): Promise<void> {
+  /**
+   * Registers the address, adopts map and writer epochs, and marks the node up.
+   * @throws {TartanError} ERR_MAP_UNAVAILABLE, ERR_ARGUMENT
+   */
+  async join(
+    store: UnitStore,
+    host: string,
+    port: number,
+    controlPort: number,
+    packets?: PacketAddress,
+  ): Promise<void> {
     const { clusterStore, id, maps } = this.options;
     this.store = store;
-    maps.adopt(await registerNode(clusterStore, { id, host, port, controlPort, store: store.superblock.storeUuid, ...(packets !== undefined && { packets }) }));
+    maps.adopt(
+      await registerNode(clusterStore, {
+        id,
+        host,
+        port,
+        controlPort,
+        store: store.superblock.storeUuid,
+        ...(packets !== undefined && { packets }),
+      }),
+    );
     await this.comeUp();
     this.rejoining = false;
     this.onMap();
@@ -78,7 +101,13 @@ export class Joining {
   /** A newer map: if it calls this node down, it comes up again after a while. */
   onMap(): void {
     const { maps, id, log } = this.options;
-    if (this.stopped || this.retired || this.rejoining || maps.map.nodes.find((node) => node.id === id)?.state !== 'down') return;
+    if (
+      this.stopped ||
+      this.retired ||
+      this.rejoining ||
+      maps.map.nodes.find((node) => node.id === id)?.state !== 'down'
+    )
+      return;
     this.rejoining = true;
     log(`node ${id} was marked down in map epoch ${maps.epoch}; it adopts what it missed and comes up again`);
     this.later(this.options.rejoinMs ?? REJOIN_MS, () => this.rejoin());
@@ -88,7 +117,9 @@ export class Joining {
   async retire(): Promise<void> {
     if (this.retired) return;
     this.retired = true;
-    this.options.log(`node ${this.options.id}: the disk takes no more writes; the node goes down and serves what it holds`);
+    this.options.log(
+      `node ${this.options.id}: the disk takes no more writes; the node goes down and serves what it holds`,
+    );
     try {
       this.options.maps.adopt(await setNodeState(this.options.clusterStore, this.options.id, 'down'));
     } catch (error) {
@@ -121,7 +152,8 @@ export class Joining {
   }
 
   private async adoptEpochs(): Promise<void> {
-    for (const record of await listFiles(this.options.clusterStore)) this.store!.adoptFence(record.id, record.writerEpoch);
+    for (const record of await listFiles(this.options.clusterStore))
+      this.store!.adoptFence(record.id, record.writerEpoch);
   }
 
   private async rejoin(): Promise<void> {
@@ -140,7 +172,10 @@ export class Joining {
     const { clusterStore, id } = this.options;
     const lease = await clusterStore.grantLease(leaseMs);
     this.granted.set(lease.id, lease);
-    const { succeeded } = await clusterStore.transact([{ key: nodeLeaseKey(id), modRevision: 0 }], [{ put: nodeLeaseKey(id), value: JSON.stringify({ id }), lease: lease.id }]);
+    const { succeeded } = await clusterStore.transact(
+      [{ key: nodeLeaseKey(id), modRevision: 0 }],
+      [{ put: nodeLeaseKey(id), value: JSON.stringify({ id }), lease: lease.id }],
+    );
     this.lease = succeeded ? lease : this.granted.get((await clusterStore.get(nodeLeaseKey(id)))?.lease ?? '');
     for (const other of this.granted.values()) {
       if (other === this.lease) continue;
@@ -161,7 +196,10 @@ export class Joining {
     }
     if (this.lease !== undefined || this.stopped) return;
     // A store that goes away in between is asked again at the next renewal.
-    const taken = await this.tryAppear(leaseMs).then((appeared) => !appeared, () => false);
+    const taken = await this.tryAppear(leaseMs).then(
+      (appeared) => !appeared,
+      () => false,
+    );
     if (taken && !this.stopped) this.options.onDisplaced();
   }
 

@@ -9,10 +9,17 @@ export class MapKeeper {
   private refreshing: Promise<boolean> | undefined;
 
   /** @param onMap called after each newer map was adopted */
-  constructor(private readonly store: ClusterStore, private readonly onMap: (map: ClusterMap) => void) {}
+  constructor(
+    private readonly store: ClusterStore,
+    private readonly onMap: (map: ClusterMap) => void,
+  ) {}
 
-  get map(): ClusterMap { return this.held; }
-  get epoch(): number { return this.held.epoch; }
+  get map(): ClusterMap {
+    return this.held;
+  }
+  get epoch(): number {
+    return this.held.epoch;
+  }
 
   adopt(map: ClusterMap): void {
     if (map.epoch <= this.held.epoch) return;
@@ -22,10 +29,17 @@ export class MapKeeper {
 
   /** Reads the map from the store; several callers share one reading. @returns false when the store can't be read */
   refresh(): Promise<boolean> {
-    return (this.refreshing ??= readMap(this.store).then(
-      (map) => { this.adopt(map); return true; },
-      () => false,
-    ).finally(() => { this.refreshing = undefined; }));
+    return (this.refreshing ??= readMap(this.store)
+      .then(
+        (map) => {
+          this.adopt(map);
+          return true;
+        },
+        () => false,
+      )
+      .finally(() => {
+        this.refreshing = undefined;
+      }));
   }
 
   /** @returns whether the map held is of `epoch` or newer, after asking the store if need be */
@@ -35,6 +49,12 @@ export class MapKeeper {
     return this.epoch >= epoch;
   }
 
-  watch(): void { this.watching = watchMap(this.store, (map) => { this.adopt(map); }); }
-  close(): void { this.watching?.close(); }
+  watch(): void {
+    this.watching = watchMap(this.store, (map) => {
+      this.adopt(map);
+    });
+  }
+  close(): void {
+    this.watching?.close();
+  }
 }

@@ -1,6 +1,6 @@
 /**
- * Which entries' headers call units of their stripe missing: entry number → 64-bit mask. Most units are written with every
- * node up, so this stays out of the entries; a unit that is in it costs 18 to 36 bytes more.
+ * Which entries' headers call units of their stripe missing: entry number → 64-bit mask. Most units are written with
+ * every node up, so this stays out of the entries; a unit that is in it costs 18 to 36 bytes more.
  *
  * Open addressing with three words a slot; entry 0 is "empty".
  */
@@ -10,8 +10,12 @@ export class MaskTable {
   private slots = new Uint32Array(16 * SLOT_WORDS);
   private taken = 0;
 
-  get bytes(): number { return this.slots.byteLength; }
-  get size(): number { return this.taken; }
+  get bytes(): number {
+    return this.slots.byteLength;
+  }
+  get size(): number {
+    return this.taken;
+  }
 
   get(entry: number): bigint {
     const at = this.place(entry) * SLOT_WORDS;
@@ -32,7 +36,8 @@ export class MaskTable {
   }
 
   delete(entry: number): void {
-    const { slots } = this, mask = slots.length / SLOT_WORDS - 1;
+    const { slots } = this,
+      mask = slots.length / SLOT_WORDS - 1;
     let hole = this.place(entry);
     if (slots[hole * SLOT_WORDS] === 0) return;
     this.taken--;

@@ -1,7 +1,7 @@
 /**
- * A disk in memory, for tests and the simulation, with the faults of a real one. What was written but not synced is kept
- * as a list beside the synced image, so that a crash can lose any subset of it, sector by sector: a disk reorders, and
- * tears a block that was being written.
+ * A disk in memory, for tests and the simulation, with the faults of a real one. What was written but not synced is
+ * kept as a list beside the synced image, so that a crash can lose any subset of it, sector by sector: a disk reorders,
+ * and tears a block that was being written.
  */
 import { TartanError } from '../wire/errors.js';
 import { BLOCK_BYTES, type Disk } from './disk.js';
@@ -13,7 +13,10 @@ const WHOLE_BLOCK = 0xff;
 /** What of an unsynced block survives a crash: all, nothing, or (a number) the sectors whose bits are set. */
 export type Survives = (index: number, block: number) => boolean | number;
 
-interface PendingBlock { readonly block: number; readonly bytes: Uint8Array }
+interface PendingBlock {
+  readonly block: number;
+  readonly bytes: Uint8Array;
+}
 
 /** What to do with one operation before it starts: nothing, fail it, or delay it. */
 export interface DiskFaults {
@@ -27,7 +30,9 @@ export class MemoryDisk implements Disk {
   /** Set by a test; throwing (a TartanError) fails the operation, a promise delays it. */
   faults: DiskFaults = {};
   /** Counts since creation. */
-  writes = 0; syncs = 0; bytesWritten = 0;
+  writes = 0;
+  syncs = 0;
+  bytesWritten = 0;
   /** What survives a crash; blocks never written are absent and read as zero. */
   private readonly synced = new Map<number, Uint8Array>();
   /** Unsynced blocks in the order of writing; the newest counts. */
@@ -38,7 +43,9 @@ export class MemoryDisk implements Disk {
   private readonly underWay = new Set<{ readonly views: readonly Uint8Array[]; readonly position: number }>();
   private closed = false;
 
-  constructor(sizeBytes: number) { this.size = Math.floor(sizeBytes / BLOCK_BYTES) * BLOCK_BYTES; }
+  constructor(sizeBytes: number) {
+    this.size = Math.floor(sizeBytes / BLOCK_BYTES) * BLOCK_BYTES;
+  }
 
   async read(into: Uint8Array, position: number): Promise<void> {
     this.check('read', into.length, position);
@@ -48,7 +55,8 @@ export class MemoryDisk implements Disk {
     for (let at = 0; at < into.length; at += BLOCK_BYTES) {
       const block = (position + at) / BLOCK_BYTES;
       const bytes = latest.get(block) ?? this.synced.get(block);
-      if (bytes === undefined) into.fill(0, at, at + BLOCK_BYTES); else into.set(bytes, at);
+      if (bytes === undefined) into.fill(0, at, at + BLOCK_BYTES);
+      else into.set(bytes, at);
     }
   }
 
@@ -57,8 +65,13 @@ export class MemoryDisk implements Disk {
     this.check('write', length, position);
     const write = { views, position };
     this.underWay.add(write);
-    try { await this.faults.beforeWrite?.(position, length); } finally { this.underWay.delete(write); }
-    // Memory is read here, after the delay: a caller that reuses it too early writes the wrong bytes, as on a real disk.
+    try {
+      await this.faults.beforeWrite?.(position, length);
+    } finally {
+      this.underWay.delete(write);
+    }
+    // Memory is read here, after the delay: a caller that reuses it too early writes the wrong bytes, as on a real
+    // disk.
     for (const each of blocksOf(write)) this.pending.push(each);
     this.latest.clear();
     this.writes++;
@@ -75,13 +88,18 @@ export class MemoryDisk implements Disk {
     this.latest.clear();
   }
 
-  async close(): Promise<void> { this.closed = true; }
+  async close(): Promise<void> {
+    this.closed = true;
+  }
 
   /** Blocks written and not yet synced. */
-  get unsyncedBlocks(): number { return this.pending.length; }
+  get unsyncedBlocks(): number {
+    return this.pending.length;
+  }
 
   /**
-   * The machine loses power: of the unsynced blocks, those of writes under way included, only what `survives` says is there.
+   * The machine loses power: of the unsynced blocks, those of writes under way included, only what `survives` says is
+   * there.
    *
    * @param survives  gets the index of the block among the unsynced ones and its number; default: none survives
    * @returns the disk as the next start finds it; this one is closed
@@ -110,7 +128,9 @@ export class MemoryDisk implements Disk {
   }
 
   /** Numbers of the blocks that are synced. */
-  syncedBlocks(): number[] { return [...this.synced.keys()]; }
+  syncedBlocks(): number[] {
+    return [...this.synced.keys()];
+  }
 
   /** Changes bytes under the store's nose. */
   corrupt(position: number, change: (bytes: Uint8Array) => void): void {
@@ -131,18 +151,28 @@ export class MemoryDisk implements Disk {
   private check(what: string, length: number, position: number): void {
     if (this.closed) throw new TartanError('ERR_DISK', `Cannot ${what} at ${position}: the disk is closed`);
     if (length % BLOCK_BYTES !== 0 || position % BLOCK_BYTES !== 0 || position < 0 || position + length > this.size) {
-      throw new TartanError('ERR_DISK', `Cannot ${what} ${length} bytes at ${position}: expected whole blocks within ${this.size} bytes`);
+      throw new TartanError(
+        'ERR_DISK',
+        `Cannot ${what} ${length} bytes at ${position}: expected whole blocks within ${this.size} bytes`,
+      );
     }
   }
 }
 
-function blocksOf({ views, position }: { readonly views: readonly Uint8Array[]; readonly position: number }): PendingBlock[] {
+function blocksOf({
+  views,
+  position,
+}: {
+  readonly views: readonly Uint8Array[];
+  readonly position: number;
+}): PendingBlock[] {
   const blocks: PendingBlock[] = [];
   let block = position / BLOCK_BYTES;
   for (const view of views) {
     // One copy of the whole, of which the blocks are views: memory of its own for each costs more than the bytes.
     const copy = view.slice();
-    for (let at = 0; at < copy.length; at += BLOCK_BYTES) blocks.push({ block: block++, bytes: copy.subarray(at, at + BLOCK_BYTES) });
+    for (let at = 0; at < copy.length; at += BLOCK_BYTES)
+      blocks.push({ block: block++, bytes: copy.subarray(at, at + BLOCK_BYTES) });
   }
   return blocks;
 }

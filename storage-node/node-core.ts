@@ -1,13 +1,27 @@
 /**
- * A storage node: connections, their rings, the unit store behind them. Device, clock, cluster store and disk are passed
- * in, so that the same node runs in the simulation.
+ * A storage node: connections, their rings, the unit store behind them. Device, clock, cluster store and disk are
+ * passed in, so that the same node runs in the simulation.
  *
  *     peer ══ring══▶ UnitRing ─▶ UnitStore ─▶ Disk          requests ─▶ answerRequest
  *     peer ◀═reads══ ReadServer ◀── UnitStore                map, lease ─▶ Joining, MapKeeper
  *
- * Nothing is served before the node holds the map and the open files' writer epochs. Ring memory is bounded by one budget.
+ * Nothing is served before the node holds the map and the open files' writer epochs. Ring memory is bounded by one
+ * budget.
  */
-import { Access, Opcode, RdmaError, ipv4Of, type Coder, type CodingQueue, type Device, type Listener, type MemoryRegion, type PacketCounters, type PacketSocket, type QueuePair } from 'tartan-rdma';
+import {
+  Access,
+  Opcode,
+  RdmaError,
+  ipv4Of,
+  type Coder,
+  type CodingQueue,
+  type Device,
+  type Listener,
+  type MemoryRegion,
+  type PacketCounters,
+  type PacketSocket,
+  type QueuePair,
+} from 'tartan-rdma';
 import type { ClusterStore } from '../cluster/cluster-store.js';
 import { readFile } from '../cluster/files.js';
 import { readIdentity } from '../cluster/membership.js';
@@ -66,8 +80,17 @@ export interface StorageNodeOptions {
 }
 
 export interface NodeCounters {
-  unitsReceived: number; bytesReceived: number; unitsRefused: number; unitsAcknowledged: number; unitsRead: number; bytesRead: number;
-  readsFailed: number; checksumFailures: number; protocolErrors: number; requests: number; connections: number;
+  unitsReceived: number;
+  bytesReceived: number;
+  unitsRefused: number;
+  unitsAcknowledged: number;
+  unitsRead: number;
+  bytesRead: number;
+  readsFailed: number;
+  checksumFailures: number;
+  protocolErrors: number;
+  requests: number;
+  connections: number;
 }
 
 export const NODE_PROGRAM = { name: 'node', version: '1' } as const;
@@ -81,13 +104,29 @@ const MAX_REQUESTS = 64;
 const READ_VERIFY = 0x8000_0000;
 const MAX_RINGS = 1 << 15;
 
-interface Connection extends Reader { ring: UnitRing | undefined; ringBytes: number; requests: number; heardAt: number; name: string; ended: boolean }
+interface Connection extends Reader {
+  ring: UnitRing | undefined;
+  ringBytes: number;
+  requests: number;
+  heardAt: number;
+  name: string;
+  ended: boolean;
+}
 
 export class StorageNode {
   readonly id: string;
   readonly counters: NodeCounters = {
-    unitsReceived: 0, bytesReceived: 0, unitsRefused: 0, unitsAcknowledged: 0, unitsRead: 0, bytesRead: 0,
-    readsFailed: 0, checksumFailures: 0, protocolErrors: 0, requests: 0, connections: 0,
+    unitsReceived: 0,
+    bytesReceived: 0,
+    unitsRefused: 0,
+    unitsAcknowledged: 0,
+    unitsRead: 0,
+    bytesRead: 0,
+    readsFailed: 0,
+    checksumFailures: 0,
+    protocolErrors: 0,
+    requests: 0,
+    connections: 0,
   };
   readonly memory: RingMemory;
   /** The port listened on, once started. */
@@ -120,17 +159,24 @@ export class StorageNode {
     this.maxSlots = options.maxSlots ?? MAX_SLOTS;
     this.log = options.log ?? (() => undefined);
     this.memory = new RingMemory(options.ringMemoryBytes ?? RING_MEMORY_BYTES);
-    this.maps = new MapKeeper(options.clusterStore, (map) => { this.adopted(map); });
+    this.maps = new MapKeeper(options.clusterStore, (map) => {
+      this.adopted(map);
+    });
   }
 
   /**
    * Opens the store, joins the cluster and serves. When it rejects, nothing is left running; the disk is closed.
    *
-   * @throws {TartanError} ERR_FOREIGN_STORE, ERR_STORE_VERSION, ERR_DISK, ERR_IN_USE, ERR_LISTEN, ERR_MAP_UNAVAILABLE, ERR_NOT_FOUND
+   * @throws {TartanError} ERR_FOREIGN_STORE, ERR_STORE_VERSION, ERR_DISK, ERR_IN_USE, ERR_LISTEN, ERR_MAP_UNAVAILABLE,
+   *         ERR_NOT_FOUND
    */
   async start(): Promise<void> {
-    let served = (): void => undefined, failed: (error: unknown) => void = () => undefined;
-    this.serving = new Promise<void>((resolve, reject) => { served = resolve; failed = reject; });
+    let served = (): void => undefined,
+      failed: (error: unknown) => void = () => undefined;
+    this.serving = new Promise<void>((resolve, reject) => {
+      served = resolve;
+      failed = reject;
+    });
     this.serving.catch(() => undefined);
     try {
       await this.open();
@@ -143,53 +189,130 @@ export class StorageNode {
   }
 
   /** Leaves the cluster, writes what is queued, closes everything but the device. Idempotent. */
-  stop(): Promise<void> { return (this.stopping ??= this.close()); }
+  stop(): Promise<void> {
+    return (this.stopping ??= this.close());
+  }
 
-  get mapEpoch(): number { return this.maps.epoch; }
-  get map(): ClusterMap { return this.maps.map; }
+  get mapEpoch(): number {
+    return this.maps.epoch;
+  }
+  get map(): ClusterMap {
+    return this.maps.map;
+  }
   /** As the map held here says. */
-  get state(): 'up' | 'down' { return this.maps.map.nodes.find((node) => node.id === this.id)?.state ?? 'down'; }
-  storeStats(): StoreStats { return this.store.stats(); }
-  get connectionCount(): number { return this.connections.size; }
+  get state(): 'up' | 'down' {
+    return this.maps.map.nodes.find((node) => node.id === this.id)?.state ?? 'down';
+  }
+  storeStats(): StoreStats {
+    return this.store.stats();
+  }
+  get connectionCount(): number {
+    return this.connections.size;
+  }
   /** Undefined when it takes no packets. */
-  packetCounters(): PacketCounters | undefined { return this.packetSocket?.counters(); }
+  packetCounters(): PacketCounters | undefined {
+    return this.packetSocket?.counters();
+  }
 
   private async open(): Promise<void> {
     const { id, device, clock, clusterStore, disk, host, durability, nowMs } = this.options;
     const identity = await readIdentity(clusterStore);
     this.joining = new Joining({
-      clusterStore, clock, id, maps: this.maps, log: this.log, onDisplaced: () => { this.displaced(); },
-      ...(this.options.leaseMs !== undefined && { leaseMs: this.options.leaseMs }), ...(this.options.rejoinMs !== undefined && { rejoinMs: this.options.rejoinMs }),
+      clusterStore,
+      clock,
+      id,
+      maps: this.maps,
+      log: this.log,
+      onDisplaced: () => {
+        this.displaced();
+      },
+      ...(this.options.leaseMs !== undefined && { leaseMs: this.options.leaseMs }),
+      ...(this.options.rejoinMs !== undefined && { rejoinMs: this.options.rejoinMs }),
     });
     // Before the disk is touched: two processes on one store would destroy it.
     await this.joining.appear();
     this.store = await UnitStore.open({
-      disk, clusterUuid: identity.uuid, clusterId: identity.clusterId, nodeId: id, random: () => clock.random(),
-      allocate: (bytes) => deviceMemory(device, bytes), ...(durability !== undefined && { durability }), ...(nowMs !== undefined && { nowMs }),
+      disk,
+      clusterUuid: identity.uuid,
+      clusterId: identity.clusterId,
+      nodeId: id,
+      random: () => clock.random(),
+      allocate: (bytes) => deviceMemory(device, bytes),
+      ...(durability !== undefined && { durability }),
+      ...(nowMs !== undefined && { nowMs }),
     });
-    this.store.onBatch = () => { if (this.store.failed) void this.joining?.retire(); };
+    this.store.onBatch = () => {
+      if (this.store.failed) void this.joining?.retire();
+    };
     const { recovery } = this.store;
-    if (recovery.torn > 0 || recovery.badHeaders > 0) this.log(`node ${id}: ${recovery.torn} torn units dropped at the log's end, ${recovery.badHeaders} unit headers damaged`);
-    this.placements = new Placements(clusterStore, id, (record) => { this.store.adoptFence(record.id, record.writerEpoch); });
-    this.coder = device.createCoder({ k: 1, inputUnits: [0], outputUnits: [], matrix: new Uint8Array(0), digest: digestLayout });
-    this.coding = device.createCodingQueue((opcode, status, wrId) => { if (opcode === Opcode.VERIFY) this.verified(wrId, status); });
+    if (recovery.torn > 0 || recovery.badHeaders > 0)
+      this.log(
+        `node ${id}: ${recovery.torn} torn units dropped at the log's end, ${recovery.badHeaders} unit headers damaged`,
+      );
+    this.placements = new Placements(clusterStore, id, (record) => {
+      this.store.adoptFence(record.id, record.writerEpoch);
+    });
+    this.coder = device.createCoder({
+      k: 1,
+      inputUnits: [0],
+      outputUnits: [],
+      matrix: new Uint8Array(0),
+      digest: digestLayout,
+    });
+    this.coding = device.createCodingQueue((opcode, status, wrId) => {
+      if (opcode === Opcode.VERIFY) this.verified(wrId, status);
+    });
     const readBytes = this.options.readMemoryBytes ?? Math.min(READ_MEMORY_BYTES, this.memory.limit / 4);
-    const onDamage = (fileId: number, stripe: number, unit: number): void => { this.log(`node ${id}: unit ${unit} of stripe ${stripe} of file ${fileId} fails its checksum on disk`); };
-    this.reads = new ReadServer(this.store, device, this.coding, this.coder, this.memory, this.counters, readBytes, READ_VERIFY, onDamage);
+    const onDamage = (fileId: number, stripe: number, unit: number): void => {
+      this.log(`node ${id}: unit ${unit} of stripe ${stripe} of file ${fileId} fails its checksum on disk`);
+    };
+    this.reads = new ReadServer(
+      this.store,
+      device,
+      this.coding,
+      this.coder,
+      this.memory,
+      this.counters,
+      readBytes,
+      READ_VERIFY,
+      onDamage,
+    );
     this.scrubber = new Scrubber(this.store, device, this.coder, this.memory, onDamage);
     this.ringHost = {
-      clusterId: identity.clusterId, store: this.store, maps: this.maps, placements: this.placements, counters: this.counters,
+      clusterId: identity.clusterId,
+      store: this.store,
+      maps: this.maps,
+      placements: this.placements,
+      counters: this.counters,
       verify: (ring, slot, headerOffset, headerBytes, payloadOffset, payloadBytes) => {
-        this.coding.postVerify(((ring.id << 16) | slot) >>> 0, this.coder, ring.region, headerOffset, headerBytes, payloadOffset, payloadBytes);
+        this.coding.postVerify(
+          ((ring.id << 16) | slot) >>> 0,
+          this.coder,
+          ring.region,
+          headerOffset,
+          headerBytes,
+          payloadOffset,
+          payloadBytes,
+        );
         this.hub.wake();
       },
-      violation: (channel, reason) => { this.violation(channel, reason); },
+      violation: (channel, reason) => {
+        this.violation(channel, reason);
+      },
     };
     const context = { device, hub: this.hub, clock, secret: this.options.secret, clusterId: identity.clusterId };
-    this.listener = await listen(device, host, this.options.port ?? 0, (qp) => { acceptSession(context, qp, this.maxSlots, (hello, channel) => this.decide(hello, channel)); });
+    this.listener = await listen(device, host, this.options.port ?? 0, (qp) => {
+      acceptSession(context, qp, this.maxSlots, (hello, channel) => this.decide(hello, channel));
+    });
     this.port = this.listener.port;
     this.packetSocket = await this.openPackets();
-    await this.joining.join(this.store, host, this.port, this.options.controlPort ?? 0, this.packetSocket && { host: this.packetSocket.address, port: this.packetSocket.port });
+    await this.joining.join(
+      this.store,
+      host,
+      this.port,
+      this.options.controlPort ?? 0,
+      this.packetSocket && { host: this.packetSocket.address, port: this.packetSocket.port },
+    );
     this.maps.watch();
     this.dropSilent();
   }
@@ -197,7 +320,11 @@ export class StorageNode {
   private async openPackets(): Promise<PacketSocket | undefined> {
     const { device, host, packetPort } = this.options;
     if (packetPort === undefined) return undefined;
-    if (device.openPacketSocket === undefined) throw new TartanError('ERR_DEVICE_KIND', `Cannot take packets on node ${this.id}: a ${device.kind} device has no packet sockets, a soft one has`);
+    if (device.openPacketSocket === undefined)
+      throw new TartanError(
+        'ERR_DEVICE_KIND',
+        `Cannot take packets on node ${this.id}: a ${device.kind} device has no packet sockets, a soft one has`,
+      );
     try {
       return await device.openPacketSocket(host, packetPort);
     } catch (cause) {
@@ -207,7 +334,9 @@ export class StorageNode {
 
   private displaced(): void {
     this.log(`node ${this.id}: another process has taken this id; this one stops`);
-    void this.stop().then(() => { this.options.onDisplaced?.(); });
+    void this.stop().then(() => {
+      this.options.onDisplaced?.();
+    });
   }
 
   private async close(): Promise<void> {
@@ -228,90 +357,195 @@ export class StorageNode {
   // ---- connections
 
   private async decide(hello: Hello, channel: MessageChannel): Promise<Grant> {
-    await this.serving.catch((cause: unknown) => { throw new TartanError('ERR_CLOSED', `Cannot serve '${hello.name}': node ${this.id} could not start`, { cause }); });
-    if (this.stopping !== undefined) throw new TartanError('ERR_CLOSED', `Cannot serve '${hello.name}': node ${this.id} is stopping`);
-    const connection: Connection = { channel, ring: undefined, ringBytes: 0, reads: 0, requests: 0, heardAt: this.options.clock.now(), name: hello.name, ended: false };
+    await this.serving.catch((cause: unknown) => {
+      throw new TartanError('ERR_CLOSED', `Cannot serve '${hello.name}': node ${this.id} could not start`, { cause });
+    });
+    if (this.stopping !== undefined)
+      throw new TartanError('ERR_CLOSED', `Cannot serve '${hello.name}': node ${this.id} is stopping`);
+    const connection: Connection = {
+      channel,
+      ring: undefined,
+      ringBytes: 0,
+      reads: 0,
+      requests: 0,
+      heardAt: this.options.clock.now(),
+      name: hello.name,
+      ended: false,
+    };
     const rebuilds = hello.role === 'rebuilder' ? await readFile(this.options.clusterStore, hello.fileId) : undefined;
     const peerAddress = this.packetPeer(hello, channel);
-    const granted = hello.unitBytes > 0 ? this.grantRing(connection, hello, rebuilds) : { rkey: 0, slots: 0, slotBytes: 0 };
-    const packets = peerAddress !== undefined && connection.ring !== undefined ? this.takePackets(connection.ring, hello, peerAddress) : {};
+    const granted =
+      hello.unitBytes > 0 ? this.grantRing(connection, hello, rebuilds) : { rkey: 0, slots: 0, slotBytes: 0 };
+    const packets =
+      peerAddress !== undefined && connection.ring !== undefined
+        ? this.takePackets(connection.ring, hello, peerAddress)
+        : {};
     this.connections.add(connection);
     this.counters.connections++;
     channel.mapEpoch = this.maps.epoch;
-    channel.onControl = (message, mapEpoch) => { this.control(connection, message, mapEpoch); };
-    channel.onRecords = (type, words, w, count, mapEpoch) => { this.records(connection, type, words, w, count, mapEpoch); };
+    channel.onControl = (message, mapEpoch) => {
+      this.control(connection, message, mapEpoch);
+    };
+    channel.onRecords = (type, words, w, count, mapEpoch) => {
+      this.records(connection, type, words, w, count, mapEpoch);
+    };
     channel.onWrite = (imm, byteLength) => {
       connection.heardAt = this.options.clock.now();
-      if (connection.ring === undefined) this.violation(channel, 'a write with immediate without a ring'); else connection.ring.arrive(imm, byteLength);
+      if (connection.ring === undefined) this.violation(channel, 'a write with immediate without a ring');
+      else connection.ring.arrive(imm, byteLength);
     };
-    channel.onWritten = (wrId) => { this.reads.written(wrId); };
-    channel.onClosed = (reason) => { this.end(connection, reason); };
+    channel.onWritten = (wrId) => {
+      this.reads.written(wrId);
+    };
+    channel.onClosed = (reason) => {
+      this.end(connection, reason);
+    };
     if (channel.closed) this.end(connection, 'closed during the handshake');
     return { name: this.id, ...granted, ...packets, mapEpoch: this.maps.epoch, state: '' };
   }
 
   /** @throws {TartanError} ERR_RING_MEMORY, ERR_UNIT_BYTES */
-  private grantRing(connection: Connection, { name, unitBytes, slots: wanted }: Hello, rebuilds: FileRecord | undefined): Pick<Grant, 'rkey' | 'slots' | 'slotBytes'> {
+  private grantRing(
+    connection: Connection,
+    { name, unitBytes, slots: wanted }: Hello,
+    rebuilds: FileRecord | undefined,
+  ): Pick<Grant, 'rkey' | 'slots' | 'slotBytes'> {
     const attempt = `grant '${name}' a ring on node ${this.id}`;
     if (unitBytes < MIN_UNIT_BYTES || unitBytes > MAX_UNIT_BYTES || !Number.isInteger(Math.log2(unitBytes))) {
-      throw new TartanError('ERR_UNIT_BYTES', `Cannot ${attempt}: units of ${unitBytes} bytes, expected a power of two from ${MIN_UNIT_BYTES} to ${MAX_UNIT_BYTES}`);
+      throw new TartanError(
+        'ERR_UNIT_BYTES',
+        `Cannot ${attempt}: units of ${unitBytes} bytes, expected a power of two ` +
+          `from ${MIN_UNIT_BYTES} to ${MAX_UNIT_BYTES}`,
+      );
     }
     const slotBytes = unitSlotBytes(unitBytes);
-    const most = Math.max(2, Math.min(wanted === 0 ? this.maxSlots : wanted, this.maxSlots, Math.floor(RING_BYTES / slotBytes)));
+    const most = Math.max(
+      2,
+      Math.min(wanted === 0 ? this.maxSlots : wanted, this.maxSlots, Math.floor(RING_BYTES / slotBytes)),
+    );
     const bytes = this.memory.take(most * slotBytes, slotBytes, 2 * slotBytes, attempt);
     let region: MemoryRegion;
     try {
       region = this.options.device.allocate(bytes, Access.REMOTE_WRITE);
     } catch (cause) {
       this.memory.give(bytes);
-      throw cause instanceof RdmaError ? new TartanError('ERR_RING_MEMORY', `Cannot ${attempt}: ${cause.message}`, { cause }) : cause;
+      throw cause instanceof RdmaError
+        ? new TartanError('ERR_RING_MEMORY', `Cannot ${attempt}: ${cause.message}`, { cause })
+        : cause;
     }
-    do this.nextRing = (this.nextRing + 1) % MAX_RINGS; while (this.rings.has(this.nextRing));
-    const ring = new UnitRing(this.ringHost, this.nextRing, connection.channel, region, bytes / slotBytes, unitBytes, rebuilds);
+    do this.nextRing = (this.nextRing + 1) % MAX_RINGS;
+    while (this.rings.has(this.nextRing));
+    const ring = new UnitRing(
+      this.ringHost,
+      this.nextRing,
+      connection.channel,
+      region,
+      bytes / slotBytes,
+      unitBytes,
+      rebuilds,
+    );
     this.rings.set(ring.id, ring);
     connection.ring = ring;
     connection.ringBytes = bytes;
     return { rkey: region.rkey, slots: ring.slots, slotBytes };
   }
 
-  /** Where packets of this session will come from; undefined: there are none, or this node takes none. @throws {TartanError} ERR_ARGUMENT */
+  /**
+   * Where packets of this session will come from; undefined: there are none, or this node takes none.
+   * @throws {TartanError} ERR_ARGUMENT
+   */
   private packetPeer({ name, packetPort, packetHost }: Hello, { qp }: MessageChannel): number | undefined {
     if (packetPort === undefined || this.packetSocket === undefined) return undefined;
     const host = packetHost ?? qp.remote.slice(0, qp.remote.lastIndexOf(':'));
-    try { return ipv4Of(host); } catch { throw new TartanError('ERR_ARGUMENT', `Cannot take packets of '${name}' on node ${this.id}: its address is '${host}', an IPv4 address is expected`); }
+    try {
+      return ipv4Of(host);
+    } catch {
+      throw new TartanError(
+        'ERR_ARGUMENT',
+        `Cannot take packets of '${name}' on node ${this.id}: its address is '${host}', an IPv4 address is expected`,
+      );
+    }
   }
 
   /** Units of this writer come as packets: the ring's memory is filled by the packet socket, no longer by the peer. */
   private takePackets(ring: UnitRing, hello: Hello, peerAddress: number): { rkey: number; packetPort: number } {
     const socket = this.packetSocket!;
-    ring.packets = socket.createReceiver({
-      peerAddress, peerPort: hello.packetPort!, fileId: hello.fileId, writerEpoch: hello.writerEpoch ?? 0, region: ring.region, slots: ring.slots, slotBytes: ring.slotBytes, unitBytes: hello.unitBytes,
-    }, (slot, headerBytes, byteLength) => { ring.arrive(unitImm(slot, headerBytes), byteLength); }, (unit, stripe, counter, mapEpoch) => { ring.repeat(unit, stripe, hello.writerEpoch ?? 0, counter, mapEpoch); });
+    ring.packets = socket.createReceiver(
+      {
+        peerAddress,
+        peerPort: hello.packetPort!,
+        fileId: hello.fileId,
+        writerEpoch: hello.writerEpoch ?? 0,
+        region: ring.region,
+        slots: ring.slots,
+        slotBytes: ring.slotBytes,
+        unitBytes: hello.unitBytes,
+      },
+      (slot, headerBytes, byteLength) => {
+        ring.arrive(unitImm(slot, headerBytes), byteLength);
+      },
+      (unit, stripe, counter, mapEpoch) => {
+        ring.repeat(unit, stripe, hello.writerEpoch ?? 0, counter, mapEpoch);
+      },
+    );
     return { rkey: 0, packetPort: socket.port };
   }
 
   private control(connection: Connection, message: Control, mapEpoch: number): void {
     connection.heardAt = this.options.clock.now();
     const kind = message.kind;
-    if (kind?.$case === 'probe') { answerProbe(connection.channel, kind.value.id, NODE_PROGRAM); return; }
-    if (kind?.$case !== 'request') { this.violation(connection.channel, `an unexpected ${kind?.$case ?? 'empty'} message`); return; }
-    if (connection.requests >= MAX_REQUESTS) { this.violation(connection.channel, `more than ${MAX_REQUESTS} requests at once`); return; }
+    if (kind?.$case === 'probe') {
+      answerProbe(connection.channel, kind.value.id, NODE_PROGRAM);
+      return;
+    }
+    if (kind?.$case !== 'request') {
+      this.violation(connection.channel, `an unexpected ${kind?.$case ?? 'empty'} message`);
+      return;
+    }
+    if (connection.requests >= MAX_REQUESTS) {
+      this.violation(connection.channel, `more than ${MAX_REQUESTS} requests at once`);
+      return;
+    }
     void this.serve(connection, kind.value, mapEpoch);
   }
 
   private async serve(connection: Connection, request: Request, mapEpoch: number): Promise<void> {
     connection.requests++;
     this.counters.requests++;
-    const reply = await answerRequest({ store: this.store, maps: this.maps, placements: this.placements, scrubber: this.scrubber, id: this.id, log: this.log }, request, mapEpoch);
+    const reply = await answerRequest(
+      {
+        store: this.store,
+        maps: this.maps,
+        placements: this.placements,
+        scrubber: this.scrubber,
+        id: this.id,
+        log: this.log,
+      },
+      request,
+      mapEpoch,
+    );
     connection.requests--;
     connection.channel.sendControl({ kind: { $case: 'reply', value: reply } });
   }
 
-  private records(connection: Connection, type: number, words: Uint32Array, w: number, count: number, mapEpoch: number): void {
+  private records(
+    connection: Connection,
+    type: number,
+    words: Uint32Array,
+    w: number,
+    count: number,
+    mapEpoch: number,
+  ): void {
     connection.heardAt = this.options.clock.now();
-    if (type !== MessageType.READ) { this.violation(connection.channel, `an unexpected message of type ${type}`); return; }
+    if (type !== MessageType.READ) {
+      this.violation(connection.channel, `an unexpected message of type ${type}`);
+      return;
+    }
     for (let i = 0; i < count; i++) {
-      if (!this.reads.request(connection, words, w + i * READ_WORDS, mapEpoch < this.maps.epoch)) { this.violation(connection.channel, 'more reads at once than a connection may have'); return; }
+      if (!this.reads.request(connection, words, w + i * READ_WORDS, mapEpoch < this.maps.epoch)) {
+        this.violation(connection.channel, 'more reads at once than a connection may have');
+        return;
+      }
     }
   }
 
@@ -324,7 +558,9 @@ export class StorageNode {
     if (channel.qp.state !== 'connected') return;
     this.counters.protocolErrors++;
     const name = [...this.connections].find((connection) => connection.channel === channel)?.name;
-    this.log(`node ${this.id}: '${name}' at ${channel.qp.remote} broke the protocol, its connection is closed: ${reason}`);
+    this.log(
+      `node ${this.id}: '${name}' at ${channel.qp.remote} broke the protocol, its connection is closed: ${reason}`,
+    );
     channel.qp.toError(reason);
   }
 
@@ -332,7 +568,9 @@ export class StorageNode {
     if (connection.ended) return;
     connection.ended = true;
     this.connections.delete(connection);
-    const ending = this.bury(connection, reason).finally(() => { this.ending.delete(ending); });
+    const ending = this.bury(connection, reason).finally(() => {
+      this.ending.delete(ending);
+    });
     this.ending.add(ending);
   }
 
@@ -352,7 +590,8 @@ export class StorageNode {
     const { clock } = this.options;
     const silentMs = this.options.silentMs ?? SILENT_MS;
     this.silenceTimer = clock.setTimer(silentMs / 2, () => {
-      for (const connection of this.connections) if (clock.now() - connection.heardAt > silentMs) this.end(connection, `nothing heard for ${silentMs} ms`);
+      for (const connection of this.connections)
+        if (clock.now() - connection.heardAt > silentMs) this.end(connection, `nothing heard for ${silentMs} ms`);
       this.dropSilent();
     });
   }
@@ -368,10 +607,20 @@ export class StorageNode {
 /** Page-aligned memory from the device: what an O_DIRECT disk needs. */
 function deviceMemory(device: Device, bytes: number): AlignedMemory {
   const region = device.allocate(Math.max(bytes, PAGE_BYTES));
-  return { bytes: new Uint8Array(region.buffer), release: () => { void region.deregister(); } };
+  return {
+    bytes: new Uint8Array(region.buffer),
+    release: () => {
+      void region.deregister();
+    },
+  };
 }
 
-async function listen(device: Device, host: string, port: number, onConnection: (qp: QueuePair) => void): Promise<Listener> {
+async function listen(
+  device: Device,
+  host: string,
+  port: number,
+  onConnection: (qp: QueuePair) => void,
+): Promise<Listener> {
   try {
     return await device.listen(host, port, onConnection);
   } catch (cause) {

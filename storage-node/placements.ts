@@ -26,19 +26,31 @@ export class Placement {
     this.codeId = code.id;
     this.layout = layoutOf(record, code);
     const index = record.nodes.indexOf(nodeId);
-    this.index = index >= 0 ? index : record.moves?.find(({ to }) => to === nodeId)?.index ?? -1;
-    const scattered = record.moves?.find(({ to }) => to === NOBODY), layout = scattered && scatteredLayout(record, scattered.index, code.k + code.m);
+    this.index = index >= 0 ? index : (record.moves?.find(({ to }) => to === nodeId)?.index ?? -1);
+    const scattered = record.moves?.find(({ to }) => to === NOBODY),
+      layout = scattered && scatteredLayout(record, scattered.index, code.k + code.m);
     this.next = layout === undefined ? undefined : layoutOf({ ...record, layout }, code);
   }
 
-  /** Whether a unit of this file belongs here. @returns NONE, NOT_MINE, or MALFORMED when it isn't of the file's shape */
+  /**
+   * Whether a unit of this file belongs here.
+   * @returns NONE, NOT_MINE, or MALFORMED when it isn't of the file's shape
+   */
   judge(words: Uint32Array, w: number): number {
     const { k, m, unitBytes } = this.layout;
-    const fits = headerK(words, w) === k && headerM(words, w) === m && headerUnitBytes(words, w) === unitBytes && ((words[w + W.SHAPE]! >>> 8) & 0xff) === this.codeId;
+    const fits =
+      headerK(words, w) === k &&
+      headerM(words, w) === m &&
+      headerUnitBytes(words, w) === unitBytes &&
+      ((words[w + W.SHAPE]! >>> 8) & 0xff) === this.codeId;
     if (!fits) return Refusal.MALFORMED;
     if (this.index < 0) return Refusal.NOT_MINE;
-    const stripe = headerStripe(words, w), unit = headerUnit(words, w);
-    return unitOfNode(this.layout, stripe, this.index) === unit || (this.next !== undefined && unitOfNode(this.next, stripe, this.index) === unit) ? Refusal.NONE : Refusal.NOT_MINE;
+    const stripe = headerStripe(words, w),
+      unit = headerUnit(words, w);
+    return unitOfNode(this.layout, stripe, this.index) === unit ||
+      (this.next !== undefined && unitOfNode(this.next, stripe, this.index) === unit)
+      ? Refusal.NONE
+      : Refusal.NOT_MINE;
   }
 }
 
@@ -49,21 +61,34 @@ export class Placements {
   private generation = 0;
 
   /** @param onRecord each record read, before it is used */
-  constructor(private readonly store: ClusterStore, private readonly nodeId: string, private readonly onRecord: (record: FileRecord) => void) {}
+  constructor(
+    private readonly store: ClusterStore,
+    private readonly nodeId: string,
+    private readonly onRecord: (record: FileRecord) => void,
+  ) {}
 
-  get(fileId: number): Placement | undefined { return this.kept.get(fileId); }
+  get(fileId: number): Placement | undefined {
+    return this.kept.get(fileId);
+  }
 
-  /** Reads a file's record. @returns its placement, or a refusal: NO_UNIT (no such file, or deleted), MAP_UNAVAILABLE */
+  /**
+   * Reads a file's record.
+   * @returns its placement, or a refusal: NO_UNIT (no such file, or deleted), MAP_UNAVAILABLE
+   */
   fetch(fileId: number): Promise<Placement | number> {
     let fetching = this.fetching.get(fileId);
     if (fetching === undefined) {
-      fetching = this.read(fileId).finally(() => { this.fetching.delete(fileId); });
+      fetching = this.read(fileId).finally(() => {
+        this.fetching.delete(fileId);
+      });
       this.fetching.set(fileId, fetching);
     }
     return fetching;
   }
 
-  forget(fileId: number): void { this.kept.delete(fileId); }
+  forget(fileId: number): void {
+    this.kept.delete(fileId);
+  }
   forgetAll(): void {
     this.generation++;
     this.kept.clear();

@@ -28,17 +28,37 @@ export const MAX_READS = 4096;
 const HEADER_WRITE = 0x4000_0000;
 
 /** One connection's reads. */
-export interface Reader { readonly channel: MessageChannel; reads: number }
-
-export interface ReadCounters { unitsRead: number; bytesRead: number; readsFailed: number; checksumFailures: number }
-
-interface ReadSlot {
-  readonly index: number; readonly region: MemoryRegion; readonly offset: number; readonly large: boolean;
-  readonly header: Uint8Array; readonly payload: Uint8Array; readonly location: UnitLocation;
-  reader: Reader | undefined; fileId: number; stripe: number; unit: number; request: Uint32Array;
+export interface Reader {
+  readonly channel: MessageChannel;
+  reads: number;
 }
 
-interface Waiting { readonly reader: Reader; readonly request: Uint32Array }
+export interface ReadCounters {
+  unitsRead: number;
+  bytesRead: number;
+  readsFailed: number;
+  checksumFailures: number;
+}
+
+interface ReadSlot {
+  readonly index: number;
+  readonly region: MemoryRegion;
+  readonly offset: number;
+  readonly large: boolean;
+  readonly header: Uint8Array;
+  readonly payload: Uint8Array;
+  readonly location: UnitLocation;
+  reader: Reader | undefined;
+  fileId: number;
+  stripe: number;
+  unit: number;
+  request: Uint32Array;
+}
+
+interface Waiting {
+  readonly reader: Reader;
+  readonly request: Uint32Array;
+}
 
 export class ReadServer {
   private readonly regions: MemoryRegion[] = [];
@@ -54,8 +74,17 @@ export class ReadServer {
    * @param budget  bytes to take of `memory`, at least one large slot
    * @param onDamage  told of each unit whose checksum failed
    */
-  constructor(private readonly store: UnitStore, device: Device, private readonly coding: CodingQueue, private readonly coder: Coder, private readonly memory: RingMemory,
-    private readonly counters: ReadCounters, budget: number, private readonly wrIdBase: number, private readonly onDamage: (fileId: number, stripe: number, unit: number) => void) {
+  constructor(
+    private readonly store: UnitStore,
+    device: Device,
+    private readonly coding: CodingQueue,
+    private readonly coder: Coder,
+    private readonly memory: RingMemory,
+    private readonly counters: ReadCounters,
+    budget: number,
+    private readonly wrIdBase: number,
+    private readonly onDamage: (fileId: number, stripe: number, unit: number) => void,
+  ) {
     const large = Math.max(1, Math.floor((budget * 3) / 4 / LARGE_SLOT_BYTES));
     const small = Math.max(0, Math.min(256, Math.floor((budget - large * LARGE_SLOT_BYTES) / SMALL_SLOT_BYTES)));
     const bytes = large * LARGE_SLOT_BYTES + small * SMALL_SLOT_BYTES;
@@ -95,8 +124,12 @@ export class ReadServer {
   /** Resolves when no slot is in use, and gives the memory back. */
   async stop(): Promise<void> {
     this.stopped = true;
-    for (const list of [this.waiting.small, this.waiting.large]) for (const { reader } of list.splice(0)) reader.reads--;
-    if (this.free.small.length + this.free.large.length < this.slots.length) await new Promise<void>((resolve) => { this.onIdle = resolve; });
+    for (const list of [this.waiting.small, this.waiting.large])
+      for (const { reader } of list.splice(0)) reader.reads--;
+    if (this.free.small.length + this.free.large.length < this.slots.length)
+      await new Promise<void>((resolve) => {
+        this.onIdle = resolve;
+      });
     await Promise.all(this.regions.map((region) => region.deregister()));
     this.memory.give(this.bytesTaken);
   }
@@ -107,28 +140,56 @@ export class ReadServer {
     for (let i = 0; i < count; i++) {
       const offset = i * slotBytes;
       const slot: ReadSlot = {
-        index: this.slots.length, region, offset, large, location: emptyLocation(), reader: undefined, fileId: 0, stripe: 0, unit: 0, request: noRequest,
-        header: new Uint8Array(region.buffer, offset, HEADER_AREA_BYTES), payload: new Uint8Array(region.buffer, offset + HEADER_AREA_BYTES, slotBytes - HEADER_AREA_BYTES),
+        index: this.slots.length,
+        region,
+        offset,
+        large,
+        location: emptyLocation(),
+        reader: undefined,
+        fileId: 0,
+        stripe: 0,
+        unit: 0,
+        request: noRequest,
+        header: new Uint8Array(region.buffer, offset, HEADER_AREA_BYTES),
+        payload: new Uint8Array(region.buffer, offset + HEADER_AREA_BYTES, slotBytes - HEADER_AREA_BYTES),
       };
       this.slots.push(slot);
       this.pool(slot).push(slot);
     }
   }
 
-  private pool(slot: ReadSlot): ReadSlot[] { return slot.large ? this.free.large : this.free.small; }
+  private pool(slot: ReadSlot): ReadSlot[] {
+    return slot.large ? this.free.large : this.free.small;
+  }
 
   private begin(reader: Reader, request: Uint32Array): void {
-    if (this.stopped) { this.refuse(reader, request, Refusal.CLOSED); return; }
-    const fileId = pair(request, 1), stripe = pair(request, 3), unit = request[5]! & 0xff;
-    const exactEpoch = request[12]!, exactCounter = request[13]!;
-    const held = exactEpoch !== 0 || exactCounter !== 0
-      ? this.store.lookupExact(fileId, stripe, unit, exactEpoch, exactCounter, this.found)
-      : this.store.lookup(fileId, stripe, unit, request[6]!, request[7]!, this.found);
-    if (!held) { this.refuse(reader, request, Refusal.NO_UNIT); return; }
-    if (this.found.unitLength > request[10]!) { this.refuse(reader, request, Refusal.CAPACITY); return; }
+    if (this.stopped) {
+      this.refuse(reader, request, Refusal.CLOSED);
+      return;
+    }
+    const fileId = pair(request, 1),
+      stripe = pair(request, 3),
+      unit = request[5]! & 0xff;
+    const exactEpoch = request[12]!,
+      exactCounter = request[13]!;
+    const held =
+      exactEpoch !== 0 || exactCounter !== 0
+        ? this.store.lookupExact(fileId, stripe, unit, exactEpoch, exactCounter, this.found)
+        : this.store.lookup(fileId, stripe, unit, request[6]!, request[7]!, this.found);
+    if (!held) {
+      this.refuse(reader, request, Refusal.NO_UNIT);
+      return;
+    }
+    if (this.found.unitLength > request[10]!) {
+      this.refuse(reader, request, Refusal.CAPACITY);
+      return;
+    }
     const small = this.found.unitLength <= SMALL_UNIT_BYTES && this.hasSmall;
     const slot = (small ? this.free.small : this.free.large).pop();
-    if (slot === undefined) { (small ? this.waiting.small : this.waiting.large).push({ reader, request }); return; }
+    if (slot === undefined) {
+      (small ? this.waiting.small : this.waiting.large).push({ reader, request });
+      return;
+    }
     slot.reader = reader;
     slot.request = request;
     slot.fileId = fileId;
@@ -138,7 +199,9 @@ export class ReadServer {
     void this.load(slot);
   }
 
-  private get hasSmall(): boolean { return this.regions.length > 1; }
+  private get hasSmall(): boolean {
+    return this.regions.length > 1;
+  }
 
   private async load(slot: ReadSlot): Promise<void> {
     try {
@@ -148,26 +211,57 @@ export class ReadServer {
       this.fail(slot, Refusal.DISK);
       return;
     }
-    if (slot.reader!.channel.closed || this.stopped) { this.release(slot); return; }
+    if (slot.reader!.channel.closed || this.stopped) {
+      this.release(slot);
+      return;
+    }
     // The header is at a place of its own in two blocks; a misplaced or stale one shows here, a damaged one in VERIFY.
-    if (!this.isNamed(slot)) { this.damaged(slot); return; }
+    if (!this.isNamed(slot)) {
+      this.damaged(slot);
+      return;
+    }
     const { location, offset, region } = slot;
-    this.coding.postVerify((this.wrIdBase | slot.index) >>> 0, this.coder, region, offset + location.headerByte, location.headerBytes, offset + HEADER_AREA_BYTES, location.unitLength);
+    this.coding.postVerify(
+      (this.wrIdBase | slot.index) >>> 0,
+      this.coder,
+      region,
+      offset + location.headerByte,
+      location.headerBytes,
+      offset + HEADER_AREA_BYTES,
+      location.unitLength,
+    );
     slot.reader!.channel.hub.wake();
   }
 
   private isNamed({ header, location, fileId, stripe, unit }: ReadSlot): boolean {
-    return isUnit(new Uint32Array(header.buffer, header.byteOffset + location.headerByte, location.headerBytes >> 2), 0, location, fileId, stripe, unit);
+    return isUnit(
+      new Uint32Array(header.buffer, header.byteOffset + location.headerByte, location.headerBytes >> 2),
+      0,
+      location,
+      fileId,
+      stripe,
+      unit,
+    );
   }
 
   private send(slot: ReadSlot): void {
     const { request, location, offset, region, index } = slot;
     const { qp, hub } = slot.reader!.channel;
-    const requestId = request[0]!, rkey = request[8]!;
+    const requestId = request[0]!,
+      rkey = request[8]!;
     this.counters.unitsRead++;
     this.counters.bytesRead += location.unitLength;
     qp.postWrite(index | HEADER_WRITE, region, offset + location.headerByte, location.headerBytes, rkey, request[11]!);
-    qp.postWriteWithImm(index, region, offset + HEADER_AREA_BYTES, location.unitLength, rkey, request[9]!, requestId, Flag.SIGNALED);
+    qp.postWriteWithImm(
+      index,
+      region,
+      offset + HEADER_AREA_BYTES,
+      location.unitLength,
+      rkey,
+      request[9]!,
+      requestId,
+      Flag.SIGNALED,
+    );
     hub.wake();
   }
 
@@ -193,7 +287,8 @@ export class ReadServer {
     if (channel.closed) return;
     const mark = this.store.fileMark(pair(request, 1));
     const queue = channel.records(MessageType.READ_FAILED);
-    const at = queue.push(), record = queue.words;
+    const at = queue.push(),
+      record = queue.words;
     record[at] = request[0]!;
     record[at + 1] = refusal;
     record[at + 2] = mark.commitEpoch;
@@ -212,19 +307,41 @@ export class ReadServer {
     }
     const list = slot.large ? this.waiting.large : this.waiting.small;
     for (let next = list.shift(); next !== undefined; next = list.shift()) {
-      if (next.reader.channel.closed) { next.reader.reads--; continue; }
+      if (next.reader.channel.closed) {
+        next.reader.reads--;
+        continue;
+      }
       this.begin(next.reader, next.request);
       if (this.pool(slot).length === 0) break;
     }
   }
 }
 
-/** Whether the header at `w`, as read from the disk, names what the index has at this place. Its seal is for VERIFY to check. */
-export function isUnit(words: Uint32Array, w: number, location: UnitLocation, fileId: number, stripe: number, unit: number): boolean {
-  return words[w] === UNIT_MAGIC && headerFileId(words, w) === fileId && headerStripe(words, w) === stripe && headerUnit(words, w) === unit
-    && words[w + W.WRITER_EPOCH] === location.writerEpoch && words[w + W.COUNTER] === location.counter
-    && words[w + W.UNIT_LENGTH] === location.unitLength && words[w + W.PAYLOAD_CRC] === location.payloadCrc;
+/**
+ * Whether the header at `w`, as read from the disk, names what the index has at this place. Its seal is for VERIFY to
+ * check.
+ */
+export function isUnit(
+  words: Uint32Array,
+  w: number,
+  location: UnitLocation,
+  fileId: number,
+  stripe: number,
+  unit: number,
+): boolean {
+  return (
+    words[w] === UNIT_MAGIC &&
+    headerFileId(words, w) === fileId &&
+    headerStripe(words, w) === stripe &&
+    headerUnit(words, w) === unit &&
+    words[w + W.WRITER_EPOCH] === location.writerEpoch &&
+    words[w + W.COUNTER] === location.counter &&
+    words[w + W.UNIT_LENGTH] === location.unitLength &&
+    words[w + W.PAYLOAD_CRC] === location.payloadCrc
+  );
 }
 
 const noRequest = new Uint32Array(READ_WORDS);
-function pair(words: Uint32Array, w: number): number { return words[w + 1]! * 0x1_0000_0000 + words[w]!; }
+function pair(words: Uint32Array, w: number): number {
+  return words[w + 1]! * 0x1_0000_0000 + words[w]!;
+}

@@ -7,20 +7,50 @@ import { discardVersions, freeSuperseded } from './versions.js';
 export class Replay implements LogReader {
   constructor(private readonly index: IndexTable) {}
 
-  unit(words: Uint32Array, w: number, headerBytes: number, headerBlock: number, headerByte: number, payloadBlock: number): UnitPlace | undefined {
-    const fileId = headerFileId(words, w), stripe = headerStripe(words, w), unit = headerUnit(words, w);
+  unit(
+    words: Uint32Array,
+    w: number,
+    headerBytes: number,
+    headerBlock: number,
+    headerByte: number,
+    payloadBlock: number,
+  ): UnitPlace | undefined {
+    const fileId = headerFileId(words, w),
+      stripe = headerStripe(words, w),
+      unit = headerUnit(words, w);
     if (this.index.isDeleted(fileId)) return undefined;
     const file = this.index.file(fileId);
-    const writerEpoch = words[w + W.WRITER_EPOCH]!, counter = words[w + W.COUNTER]!;
+    const writerEpoch = words[w + W.WRITER_EPOCH]!,
+      counter = words[w + W.COUNTER]!;
     file.fence = file.durableFence = Math.max(file.fence, writerEpoch);
     // The same name again: the first copy had been damaged, so the later one counts.
     const known = this.index.find(file, stripe, unit, writerEpoch, counter);
-    const replaced = known === 0 ? undefined : { headerBlock: this.index.headerBlock(known), headerByte: this.index.headerByte(known), payloadBlock: this.index.payloadBlock(known) };
+    const replaced =
+      known === 0
+        ? undefined
+        : {
+            headerBlock: this.index.headerBlock(known),
+            headerByte: this.index.headerByte(known),
+            payloadBlock: this.index.payloadBlock(known),
+          };
     if (known !== 0) this.index.remove(file, stripe, known);
-    const entry = this.index.insert(file, stripe, {
-      unit, headerWords: headerBytes >> 2, writerEpoch, counter, unitLength: words[w + W.UNIT_LENGTH]!, payloadCrc: words[w + W.PAYLOAD_CRC]!,
-      stripeLength: words[w + W.STRIPE_LENGTH]!, missingLow: words[w + W.MISSING_LO]!, missingHigh: words[w + W.MISSING_HI]!, mapEpoch: words[w + W.MAP_EPOCH]!,
-    }, 0);
+    const entry = this.index.insert(
+      file,
+      stripe,
+      {
+        unit,
+        headerWords: headerBytes >> 2,
+        writerEpoch,
+        counter,
+        unitLength: words[w + W.UNIT_LENGTH]!,
+        payloadCrc: words[w + W.PAYLOAD_CRC]!,
+        stripeLength: words[w + W.STRIPE_LENGTH]!,
+        missingLow: words[w + W.MISSING_LO]!,
+        missingHigh: words[w + W.MISSING_HI]!,
+        mapEpoch: words[w + W.MAP_EPOCH]!,
+      },
+      0,
+    );
     this.index.setPlace(entry, headerBlock, headerByte, payloadBlock);
     if (this.index.get(entry, E.NEXT) !== 0) file.superseded.add(stripe);
     file.raiseMark(writerEpoch, words[w + W.COMMIT_MARK]!);
@@ -29,7 +59,8 @@ export class Replay implements LogReader {
 
   moved(words: Uint32Array, w: number, from: HeaderPlace, to: UnitPlace): UnitPlace | undefined {
     const file = this.index.peekFile(headerFileId(words, w));
-    const entry = file === undefined ? 0 : this.index.findAt(file, headerStripe(words, w), from.headerBlock, from.headerByte);
+    const entry =
+      file === undefined ? 0 : this.index.findAt(file, headerStripe(words, w), from.headerBlock, from.headerByte);
     // Discarded, deleted or replaced while it was being moved: then it stays so.
     if (entry === 0) return undefined;
     const fallback = { ...from, payloadBlock: this.index.payloadBlock(entry) };
@@ -50,7 +81,9 @@ export class Replay implements LogReader {
   discard(fileId: number, fromStripe: number, writerEpoch: number): void {
     if (this.index.isDeleted(fileId)) return;
     const file = this.index.file(fileId);
-    discardVersions(this.index, file, fromStripe, writerEpoch, (stripe, entry) => { this.index.remove(file, stripe, entry); });
+    discardVersions(this.index, file, fromStripe, writerEpoch, (stripe, entry) => {
+      this.index.remove(file, stripe, entry);
+    });
     this.fence(fileId, writerEpoch);
   }
 
@@ -59,13 +92,16 @@ export class Replay implements LogReader {
   }
 
   voided(fileId: number, stripe: number, place: HeaderPlace, fallback: UnitPlace | undefined): void {
-    const file = this.index.peekFile(fileId), entry = this.entryAt(fileId, stripe, place);
+    const file = this.index.peekFile(fileId),
+      entry = this.entryAt(fileId, stripe, place);
     if (file === undefined || entry === 0) return;
     if (fallback === undefined) this.index.remove(file, stripe, entry);
     else this.index.setPlace(entry, fallback.headerBlock, fallback.headerByte, fallback.payloadBlock);
   }
 
-  holdsAt(fileId: number, stripe: number, place: HeaderPlace): boolean { return this.entryAt(fileId, stripe, place) !== 0; }
+  holdsAt(fileId: number, stripe: number, place: HeaderPlace): boolean {
+    return this.entryAt(fileId, stripe, place) !== 0;
+  }
 
   private entryAt(fileId: number, stripe: number, { headerBlock, headerByte }: HeaderPlace): number {
     const file = this.index.peekFile(fileId);
@@ -76,7 +112,10 @@ export class Replay implements LogReader {
   finish(): void {
     for (const id of this.index.fileIds()) {
       const file = this.index.peekFile(id)!;
-      if (file.superseded.size > 0) freeSuperseded(this.index, file, (stripe, entry) => { this.index.remove(file, stripe, entry); });
+      if (file.superseded.size > 0)
+        freeSuperseded(this.index, file, (stripe, entry) => {
+          this.index.remove(file, stripe, entry);
+        });
     }
   }
 }

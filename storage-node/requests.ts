@@ -7,7 +7,14 @@ import type { Placements } from './placements.js';
 import type { Checked, Scrubber } from './scrubber.js';
 import type { UnitStore } from './unit-store.js';
 
-export interface RequestHost { readonly store: UnitStore; readonly maps: MapKeeper; readonly placements: Placements; readonly scrubber: Scrubber; readonly id: string; readonly log: (message: string) => void }
+export interface RequestHost {
+  readonly store: UnitStore;
+  readonly maps: MapKeeper;
+  readonly placements: Placements;
+  readonly scrubber: Scrubber;
+  readonly id: string;
+  readonly log: (message: string) => void;
+}
 
 /** An entry takes up to about 60 bytes encoded: so many are tried, fewer when they don't fit. */
 const MOST_ENTRIES = 128;
@@ -19,10 +26,23 @@ const MESSAGE_ROOM = MESSAGE_BYTES - FRAME_WORDS * 4;
  * @param mapEpoch  of the sender, as its frame told
  */
 export async function answerRequest(host: RequestHost, request: Request, mapEpoch: number): Promise<Reply> {
-  const reply: Reply = { id: request.id, code: '', message: '', mapEpoch: host.maps.epoch, units: [], more: false, writerEpoch: 0, commitEpoch: 0, commitCounter: 0 };
+  const reply: Reply = {
+    id: request.id,
+    code: '',
+    message: '',
+    mapEpoch: host.maps.epoch,
+    units: [],
+    more: false,
+    writerEpoch: 0,
+    commitEpoch: 0,
+    commitCounter: 0,
+  };
   try {
     if (mapEpoch < host.maps.epoch && request.op?.$case !== 'adoptMap') {
-      throw new TartanError('ERR_STALE_MAP', `Cannot do '${request.op?.$case}' on node ${host.id}: map epoch is ${mapEpoch}, ${host.maps.epoch} is required`);
+      throw new TartanError(
+        'ERR_STALE_MAP',
+        `Cannot do '${request.op?.$case}' on node ${host.id}: map epoch is ${mapEpoch}, ${host.maps.epoch} is required`,
+      );
     }
     await answer(host, request, reply);
   } catch (error) {
@@ -35,7 +55,11 @@ export async function answerRequest(host: RequestHost, request: Request, mapEpoc
   return reply;
 }
 
-async function answer({ store, maps, placements, scrubber, id, log }: RequestHost, request: Request, reply: Reply): Promise<void> {
+async function answer(
+  { store, maps, placements, scrubber, id, log }: RequestHost,
+  request: Request,
+  reply: Reply,
+): Promise<void> {
   const op = request.op;
   switch (op?.$case) {
     case 'fence':
@@ -45,13 +69,21 @@ async function answer({ store, maps, placements, scrubber, id, log }: RequestHos
       takeInventory(store, op.value.fileId, op.value.fromStripe, op.value.limit, op.value.verify === true, reply);
       if (op.value.verify === true) {
         // A scrub begins: the log's headers, too, lie there for long.
-        if (op.value.fromStripe === 0 && !await store.checkTail()) log(`node ${id}: headers of the log are damaged; a checkpoint takes their place`);
+        if (op.value.fromStripe === 0 && !(await store.checkTail()))
+          log(`node ${id}: headers of the log are damaged; a checkpoint takes their place`);
         reply.units = withChecks(reply.units, await scrubber.check(op.value.fileId, reply.units));
       }
       return;
     case 'recordMissing': {
       const { fileId, stripe, writerEpoch, counter, mask, requestEpoch } = op.value;
-      await store.recordMissing(fileId, stripe, writerEpoch, counter, BigInt(mask), requestEpoch === 0 ? writerEpoch : requestEpoch);
+      await store.recordMissing(
+        fileId,
+        stripe,
+        writerEpoch,
+        counter,
+        BigInt(mask),
+        requestEpoch === 0 ? writerEpoch : requestEpoch,
+      );
       return;
     }
     case 'deleteFile':
@@ -59,7 +91,12 @@ async function answer({ store, maps, placements, scrubber, id, log }: RequestHos
       placements.forget(op.value.fileId);
       return;
     case 'adoptMap':
-      if (!(await maps.reach(op.value.mapEpoch))) throw new TartanError('ERR_MAP_UNAVAILABLE', `Cannot adopt map epoch ${op.value.mapEpoch} on node ${id}: it holds ${maps.epoch}, and the cluster store shows no newer one`);
+      if (!(await maps.reach(op.value.mapEpoch)))
+        throw new TartanError(
+          'ERR_MAP_UNAVAILABLE',
+          `Cannot adopt map epoch ${op.value.mapEpoch} on node ${id}: it holds ${maps.epoch}, and the cluster ` +
+            'store shows no newer one',
+        );
       return;
     case 'fileMark':
       Object.assign(reply, store.fileMark(op.value.fileId));
@@ -74,18 +111,36 @@ async function answer({ store, maps, placements, scrubber, id, log }: RequestHos
       return;
     }
     default:
-      throw new TartanError('ERR_MALFORMED', `Cannot serve a request on node ${id}: it names no operation that this version knows`);
+      throw new TartanError(
+        'ERR_MALFORMED',
+        `Cannot serve a request on node ${id}: it names no operation that this version knows`,
+      );
   }
 }
 
 /** Whole stripes, as many as fit one message. */
-function takeInventory(store: UnitStore, fileId: number, fromStripe: number, wanted: number, verify: boolean, reply: Reply): void {
+function takeInventory(
+  store: UnitStore,
+  fileId: number,
+  fromStripe: number,
+  wanted: number,
+  verify: boolean,
+  reply: Reply,
+): void {
   for (let limit = wanted === 0 ? MOST_ENTRIES : Math.min(wanted, MOST_ENTRIES); ; limit = Math.floor(limit / 2)) {
     const { units, more } = store.inventory(fileId, fromStripe, limit);
-    reply.units = units.map((unit): UnitEntry => ({ ...unit, missing: Number(unit.missing), summary: verify ? SUMMARY_ROOM : NONE, dataCrcs: verify ? CRCS_ROOM : NONE }));
+    reply.units = units.map(
+      (unit): UnitEntry => ({
+        ...unit,
+        missing: Number(unit.missing),
+        summary: verify ? SUMMARY_ROOM : NONE,
+        dataCrcs: verify ? CRCS_ROOM : NONE,
+      }),
+    );
     reply.more = more;
     // The longest form of what is filled in afterwards.
-    const size = Control.encode({ kind: { $case: 'reply', value: { ...reply, mapEpoch: 0xffffffff } } }).finish().length;
+    const size = Control.encode({ kind: { $case: 'reply', value: { ...reply, mapEpoch: 0xffffffff } } }).finish()
+      .length;
     if (size <= MESSAGE_ROOM || limit <= 1) return;
   }
 }
@@ -95,10 +150,15 @@ function withChecks(units: readonly UnitEntry[], checked: readonly Checked[]): U
   return units.flatMap((unit, i) => {
     const found = checked[i];
     if (found === undefined) return [];
-    return [found === 'damaged' ? { ...unit, damaged: true, summary: NONE, dataCrcs: NONE } : { ...unit, summary: Buffer.from(found.summary), dataCrcs: Buffer.from(found.dataCrcs) }];
+    return [
+      found === 'damaged'
+        ? { ...unit, damaged: true, summary: NONE, dataCrcs: NONE }
+        : { ...unit, summary: Buffer.from(found.summary), dataCrcs: Buffer.from(found.dataCrcs) },
+    ];
   });
 }
 
 const NONE = Buffer.alloc(0);
 /** These take the room of what is not known yet: a summary, the CRCs of 32 data units. */
-const SUMMARY_ROOM = Buffer.alloc(16), CRCS_ROOM = Buffer.alloc(128);
+const SUMMARY_ROOM = Buffer.alloc(16),
+  CRCS_ROOM = Buffer.alloc(128);

@@ -38,20 +38,32 @@ export interface StorageNodeSettings {
   readonly onDisplaced?: () => void;
 }
 
-export interface RunningStorageNode { readonly node: StorageNode; readonly port: number; readonly controlPort: number; stop(): Promise<void> }
+export interface RunningStorageNode {
+  readonly node: StorageNode;
+  readonly port: number;
+  readonly controlPort: number;
+  stop(): Promise<void>;
+}
 
 /**
  * Runs a storage node until stop().
  *
- * @throws {TartanError} ERR_SECRET_REQUIRED, ERR_NOT_FOUND, ERR_IN_USE, ERR_FOREIGN_STORE, ERR_STORE_VERSION, ERR_DISK, ERR_LISTEN …;
+ * @throws {TartanError} ERR_SECRET_REQUIRED, ERR_NOT_FOUND, ERR_IN_USE, ERR_FOREIGN_STORE, ERR_STORE_VERSION, ERR_DISK,
+ *         ERR_LISTEN …;
  *         then nothing of it is left running
  */
 export async function runStorageNode(settings: StorageNodeSettings): Promise<RunningStorageNode> {
   const { cluster, id, host, secret, log } = settings;
-  if (secret === undefined && !isLoopback(host)) throw new TartanError('ERR_SECRET_REQUIRED', `Cannot listen on ${host}: beyond loopback a cluster secret is required (TARTAN_SECRET or --secret-file)`);
+  if (secret === undefined && !isLoopback(host))
+    throw new TartanError(
+      'ERR_SECRET_REQUIRED',
+      `Cannot listen on ${host}: beyond loopback a cluster secret is required (TARTAN_SECRET or --secret-file)`,
+    );
   // Closed in the opposite order, whether this start fails or the node stops.
   const opened: (() => Promise<void>)[] = [];
-  const closeAll = async (): Promise<void> => { for (let close = opened.pop(); close !== undefined; close = opened.pop()) await close(); };
+  const closeAll = async (): Promise<void> => {
+    for (let close = opened.pop(); close !== undefined; close = opened.pop()) await close();
+  };
   try {
     const clusterStore = await openClusterStore(cluster);
     opened.push(() => clusterStore.close());
@@ -61,22 +73,61 @@ export async function runStorageNode(settings: StorageNodeSettings): Promise<Run
     const lock = await lockStore(path);
     opened.push(() => lock.release());
     const probe = device.allocate(BLOCK_BYTES);
-    const disk = await openFileDisk(path, { create: true, sizeBytes: settings.sizeBytes, alignedBlock: new Uint8Array(probe.buffer) });
+    const disk = await openFileDisk(path, {
+      create: true,
+      sizeBytes: settings.sizeBytes,
+      alignedBlock: new Uint8Array(probe.buffer),
+    });
     await probe.deregister();
-    log(`store ${path}: ${disk.size} bytes, ${disk.direct ? 'O_DIRECT' : 'through the page cache'}, durability ${settings.durability}`);
+    log(
+      `store ${path}: ${disk.size} bytes, ${disk.direct ? 'O_DIRECT' : 'through the page cache'}, ` +
+        `durability ${settings.durability}`,
+    );
     // The control port must be known before the node registers itself; until then it answers that it is down.
     let node: StorageNode | undefined;
-    const control = await serveControl({ host, port: settings.controlPort, secret, services: { node: {
-      status: () => ({
-        id, state: node?.state ?? 'down', version: NODE_PROGRAM.version, mapEpoch: node?.mapEpoch ?? 0, ringMemoryUsed: node?.memory.used ?? 0,
-        ringMemoryLimit: settings.ringMemoryBytes, counters: node === undefined ? {} : nodeCounters(node, device),
-      }),
-    } } }).catch(async (error: unknown) => { await disk.close(); throw error; });
+    const control = await serveControl({
+      host,
+      port: settings.controlPort,
+      secret,
+      services: {
+        node: {
+          status: () => ({
+            id,
+            state: node?.state ?? 'down',
+            version: NODE_PROGRAM.version,
+            mapEpoch: node?.mapEpoch ?? 0,
+            ringMemoryUsed: node?.memory.used ?? 0,
+            ringMemoryLimit: settings.ringMemoryBytes,
+            counters: node === undefined ? {} : nodeCounters(node, device),
+          }),
+        },
+      },
+    }).catch(async (error: unknown) => {
+      await disk.close();
+      throw error;
+    });
     opened.push(() => control.close());
     const starting = new StorageNode({
-      id, device, hub: new Hub(device, setImmediate), clock: realClock, clusterStore, disk, host, port: settings.port, ...(settings.packetPort !== undefined && { packetPort: settings.packetPort }), controlPort: control.port, secret, durability: settings.durability,
-      ringMemoryBytes: settings.ringMemoryBytes, log, nowMs: Date.now(),
-      onDisplaced: () => { void closeAll().then(() => { settings.onDisplaced?.(); }); },
+      id,
+      device,
+      hub: new Hub(device, setImmediate),
+      clock: realClock,
+      clusterStore,
+      disk,
+      host,
+      port: settings.port,
+      ...(settings.packetPort !== undefined && { packetPort: settings.packetPort }),
+      controlPort: control.port,
+      secret,
+      durability: settings.durability,
+      ringMemoryBytes: settings.ringMemoryBytes,
+      log,
+      nowMs: Date.now(),
+      onDisplaced: () => {
+        void closeAll().then(() => {
+          settings.onDisplaced?.();
+        });
+      },
     });
     await starting.start();
     node = starting;
@@ -88,4 +139,6 @@ export async function runStorageNode(settings: StorageNodeSettings): Promise<Run
   }
 }
 
-function isDirectory(path: string): boolean { return statSync(path, { throwIfNoEntry: false })?.isDirectory() ?? false; }
+function isDirectory(path: string): boolean {
+  return statSync(path, { throwIfNoEntry: false })?.isDirectory() ?? false;
+}

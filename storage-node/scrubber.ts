@@ -1,6 +1,6 @@
 /**
- * Reads units back from the disk and checks them, for scrub: seal, payload CRC, summary, and that they are what the index
- * says. Payloads stay here; only summaries leave, and they show whether a stripe's units belong together.
+ * Reads units back from the disk and checks them, for scrub: seal, payload CRC, summary, and that they are what the
+ * index says. Payloads stay here; only summaries leave, and they show whether a stripe's units belong together.
  *
  * One unit at a time: scrub is to disturb nobody.
  */
@@ -18,8 +18,8 @@ const HEADER_AREA_BYTES = 2 * BLOCK_BYTES;
 export type NamedUnit = Pick<HeldUnit, 'stripe' | 'unit' | 'writerEpoch' | 'counter' | 'stripeLength'>;
 
 /**
- * What scrub found of one unit: its summary (16 bytes) and, of a parity unit, the CRC32Cs of its data units (4 bytes each); or
- * that it is damaged; undefined: freed meanwhile.
+ * What scrub found of one unit: its summary (16 bytes) and, of a parity unit, the CRC32Cs of its data units (4 bytes
+ * each); or that it is damaged; undefined: freed meanwhile.
  */
 export type Checked = { readonly summary: Uint8Array; readonly dataCrcs: Uint8Array } | 'damaged' | undefined;
 
@@ -29,9 +29,16 @@ export class Scrubber {
   private waiting: ((status: number) => void) | undefined;
   private turn: Promise<unknown> = Promise.resolve();
 
-  constructor(private readonly store: UnitStore, private readonly device: Device, private readonly coder: Coder, private readonly memory: RingMemory,
-    private readonly onDamage: (fileId: number, stripe: number, unit: number) => void) {
-    this.coding = device.createCodingQueue((_opcode, status) => { this.waiting?.(status); });
+  constructor(
+    private readonly store: UnitStore,
+    private readonly device: Device,
+    private readonly coder: Coder,
+    private readonly memory: RingMemory,
+    private readonly onDamage: (fileId: number, stripe: number, unit: number) => void,
+  ) {
+    this.coding = device.createCodingQueue((_opcode, status) => {
+      this.waiting?.(status);
+    });
   }
 
   /**
@@ -68,23 +75,35 @@ export class Scrubber {
     }
   }
 
-  private async one(region: MemoryRegion, fileId: number, { stripe, unit, writerEpoch, counter }: NamedUnit): Promise<Checked> {
+  private async one(
+    region: MemoryRegion,
+    fileId: number,
+    { stripe, unit, writerEpoch, counter }: NamedUnit,
+  ): Promise<Checked> {
     const location = emptyLocation();
     if (!this.store.lookupExact(fileId, stripe, unit, writerEpoch, counter, location)) return undefined;
-    const header = new Uint8Array(region.buffer, 0, HEADER_AREA_BYTES), payload = new Uint8Array(region.buffer, HEADER_AREA_BYTES);
-    const words = new Uint32Array(region.buffer, 0, HEADER_AREA_BYTES >> 2), w = location.headerByte >> 2;
+    const header = new Uint8Array(region.buffer, 0, HEADER_AREA_BYTES),
+      payload = new Uint8Array(region.buffer, HEADER_AREA_BYTES);
+    const words = new Uint32Array(region.buffer, 0, HEADER_AREA_BYTES >> 2),
+      w = location.headerByte >> 2;
     this.counters.unitsScrubbed++;
     this.counters.bytesScrubbed += location.unitLength;
     let holds = false;
     try {
       await this.store.read(location, header, payload);
-      holds = isUnit(words, w, location, fileId, stripe, unit) && await this.verify(region, location.headerByte, location.headerBytes, location.unitLength);
+      holds =
+        isUnit(words, w, location, fileId, stripe, unit) &&
+        (await this.verify(region, location.headerByte, location.headerBytes, location.unitLength));
     } catch (error) {
-      if (codeOf(error) === undefined) throw error;  // a sector that can't be read is damaged as well
+      if (codeOf(error) === undefined) throw error; // a sector that can't be read is damaged as well
     }
     if (holds) {
-      const at = w * 4, list = at + W.CRC_LIST * 4;
-      return { summary: new Uint8Array(region.buffer.slice(at + W.SUMMARY * 4, at + W.SUMMARY * 4 + 16)), dataCrcs: new Uint8Array(region.buffer.slice(list, Math.max(list, at + location.headerBytes))) };
+      const at = w * 4,
+        list = at + W.CRC_LIST * 4;
+      return {
+        summary: new Uint8Array(region.buffer.slice(at + W.SUMMARY * 4, at + W.SUMMARY * 4 + 16)),
+        dataCrcs: new Uint8Array(region.buffer.slice(list, Math.max(list, at + location.headerBytes))),
+      };
     }
     this.counters.unitsDamaged++;
     this.store.markDamaged(fileId, stripe, unit, location);
@@ -92,10 +111,17 @@ export class Scrubber {
     return 'damaged';
   }
 
-  private async verify(region: MemoryRegion, headerByte: number, headerBytes: number, payloadBytes: number): Promise<boolean> {
-    const status = new Promise<number>((resolve) => { this.waiting = resolve; });
+  private async verify(
+    region: MemoryRegion,
+    headerByte: number,
+    headerBytes: number,
+    payloadBytes: number,
+  ): Promise<boolean> {
+    const status = new Promise<number>((resolve) => {
+      this.waiting = resolve;
+    });
     this.coding.postVerify(0, this.coder, region, headerByte, headerBytes, HEADER_AREA_BYTES, payloadBytes);
     this.device.ring();
-    return await status === Status.SUCCESS;
+    return (await status) === Status.SUCCESS;
   }
 }

@@ -1,7 +1,8 @@
 /**
  * The log's segments: how the disk is divided, and what each part is used for and holds.
  *
- *      FREE ──take()──▶ LOG  (announced, filled, sealed) ──▶ nothing live, two checkpoints behind it ──release()──▶ FREE
+ *      FREE ──take()──▶ LOG  (announced, filled, sealed) ──▶ nothing live, two checkpoints behind it ──release()──▶
+ *      FREE
  *        └────take()──▶ CHECKPOINT ──a newer one is durable──release()──▶ FREE
  *
  * Invariants: a segment's live counts only fall once the log has left it; a segment that somebody reads is not taken.
@@ -15,17 +16,29 @@ const LARGEST_BATCH_BLOCKS = 1040;
 export const FEWEST_SEGMENTS = 16;
 export const FEWEST_BLOCKS = 4;
 
-export const SegmentState = { FREE: 0, LOG: 1, CHECKPOINT: 2, /** In a checkpoint only: LOG, left by the log, nothing live. */ EMPTY: 3 } as const;
+export const SegmentState = {
+  FREE: 0,
+  LOG: 1,
+  CHECKPOINT: 2,
+  /** In a checkpoint only: LOG, left by the log, nothing live. */ EMPTY: 3,
+} as const;
 
 /**
  * Blocks of a segment for a log of so many: 64 MiB, but at most a 128th of the log, so that what is set aside for
  * checkpoints and cleaning stays small; not below a batch of the largest unit, unless that would make fewer than 16.
  */
 export function segmentBlocksFor(logBlocks: number): number {
-  return Math.max(Math.min(MOST_BLOCKS, Math.floor(logBlocks / 128)), Math.min(LARGEST_BATCH_BLOCKS, Math.floor(logBlocks / FEWEST_SEGMENTS)));
+  return Math.max(
+    Math.min(MOST_BLOCKS, Math.floor(logBlocks / 128)),
+    Math.min(LARGEST_BATCH_BLOCKS, Math.floor(logBlocks / FEWEST_SEGMENTS)),
+  );
 }
 
-export interface Geometry { readonly firstBlock: number; readonly segmentBlocks: number; readonly segmentCount: number }
+export interface Geometry {
+  readonly firstBlock: number;
+  readonly segmentBlocks: number;
+  readonly segmentCount: number;
+}
 
 export class Segments {
   readonly count: number;
@@ -58,13 +71,20 @@ export class Segments {
     this.pins = new Uint16Array(this.count);
   }
 
-  first(segment: number): number { return this.geometry.firstBlock + segment * this.blocks; }
-  of(block: number): number { return Math.floor((block - this.geometry.firstBlock) / this.blocks); }
-  get bytes(): number { return this.blocks * BLOCK_BYTES; }
+  first(segment: number): number {
+    return this.geometry.firstBlock + segment * this.blocks;
+  }
+  of(block: number): number {
+    return Math.floor((block - this.geometry.firstBlock) / this.blocks);
+  }
+  get bytes(): number {
+    return this.blocks * BLOCK_BYTES;
+  }
 
   /** Sets what a segment is used for; opening and take() do. */
   mark(segment: number, state: number): void {
-    if ((this.states[segment] === SegmentState.FREE) !== (state === SegmentState.FREE)) this.freeCount += state === SegmentState.FREE ? 1 : -1;
+    if ((this.states[segment] === SegmentState.FREE) !== (state === SegmentState.FREE))
+      this.freeCount += state === SegmentState.FREE ? 1 : -1;
     this.states[segment] = state;
   }
 
@@ -81,7 +101,9 @@ export class Segments {
     return -1;
   }
 
-  release(segment: number): void { this.mark(segment, SegmentState.FREE); }
+  release(segment: number): void {
+    this.mark(segment, SegmentState.FREE);
+  }
 
   /** A unit with its header in `block` has become live, or no longer is. */
   add(block: number, payloadBlocks: number): void {
@@ -100,20 +122,32 @@ export class Segments {
   }
 
   /** Keeps a segment from being taken while it is read. */
-  pin(segment: number): void { this.pins[segment]!++; }
-  unpin(segment: number): void { this.pins[segment]!--; }
+  pin(segment: number): void {
+    this.pins[segment]!++;
+  }
+  unpin(segment: number): void {
+    this.pins[segment]!--;
+  }
 
-  /** Blocks of the log, and its segments but for those in use: with next to nothing dead in them (an eighth), and the others. */
+  /**
+   * Blocks of the log, and its segments but for those in use: with next to nothing dead in them (an eighth), and the
+   * others.
+   */
   summary(inUse: readonly number[]): { used: number; clean: number; dirty: number } {
-    let used = 0, clean = 0, dirty = 0;
+    let used = 0,
+      clean = 0,
+      dirty = 0;
     for (const segment of this.withState(SegmentState.LOG)) {
       used += this.filled[segment]!;
       if (inUse.includes(segment)) continue;
-      if (this.live[segment]! + this.blocks / 8 >= this.filled[segment]!) clean++; else dirty++;
+      if (this.live[segment]! + this.blocks / 8 >= this.filled[segment]!) clean++;
+      else dirty++;
     }
     return { used, clean, dirty };
   }
 
   /** Segments of a state. */
-  *withState(state: number): Generator<number> { for (let segment = 0; segment < this.count; segment++) if (this.states[segment] === state) yield segment; }
+  *withState(state: number): Generator<number> {
+    for (let segment = 0; segment < this.count; segment++) if (this.states[segment] === state) yield segment;
+  }
 }

@@ -1,19 +1,22 @@
 /**
- * One process per store file: a file beside it names who has it open. The cluster's lease keeps two nodes of one id apart
- * too, but it runs out when a process is merely stopped; this doesn't.
+ * One process per store file: a file beside it names who has it open. The cluster's lease keeps two nodes of one id
+ * apart too, but it runs out when a process is merely stopped; this doesn't.
  */
 import { link, readFile, rm, writeFile } from 'node:fs/promises';
 import { isRunning, ownIdentity, type ProcessIdentity } from '../cluster/process-identity.js';
 import { codeOf, TartanError } from '../wire/errors.js';
 
-export interface StoreLock { release(): Promise<void> }
+export interface StoreLock {
+  release(): Promise<void>;
+}
 
 /**
  * @param path  the store's file
  * @throws {TartanError} ERR_IN_USE while the process that holds it exists; ERR_DISK when the lock can't be written
  */
 export async function lockStore(path: string): Promise<StoreLock> {
-  const lock = `${path}.lock`, own = `${lock}.${process.pid}`;
+  const lock = `${path}.lock`,
+    own = `${lock}.${process.pid}`;
   try {
     // Made under another name and then linked: whoever sees the lock sees the whole of it.
     await writeFile(own, JSON.stringify(ownIdentity()), { mode: 0o600 });
@@ -25,12 +28,17 @@ export async function lockStore(path: string): Promise<StoreLock> {
         if (codeOf(cause) !== 'EEXIST') throw cause;
       }
       const holder = await holderOf(lock);
-      if (holder !== undefined && isRunning(holder)) throw new TartanError('ERR_IN_USE', `Cannot open the store '${path}': process ${holder.pid} has it open`);
+      if (holder !== undefined && isRunning(holder))
+        throw new TartanError('ERR_IN_USE', `Cannot open the store '${path}': process ${holder.pid} has it open`);
       await rm(lock, { force: true });
     }
   } catch (cause) {
     if (cause instanceof TartanError) throw cause;
-    throw new TartanError('ERR_DISK', `Cannot lock the store '${path}': ${cause instanceof Error ? cause.message : String(cause)}`, { cause });
+    throw new TartanError(
+      'ERR_DISK',
+      `Cannot lock the store '${path}': ${cause instanceof Error ? cause.message : String(cause)}`,
+      { cause },
+    );
   } finally {
     await rm(own, { force: true });
   }
@@ -41,7 +49,9 @@ export async function lockStore(path: string): Promise<StoreLock> {
 async function holderOf(lock: string): Promise<ProcessIdentity | undefined> {
   try {
     const holder = JSON.parse(await readFile(lock, 'utf8')) as Partial<ProcessIdentity>;
-    return typeof holder.pid === 'number' && typeof holder.bootId === 'string' && typeof holder.startTime === 'string' ? holder as ProcessIdentity : undefined;
+    return typeof holder.pid === 'number' && typeof holder.bootId === 'string' && typeof holder.startTime === 'string'
+      ? (holder as ProcessIdentity)
+      : undefined;
   } catch {
     return undefined;
   }

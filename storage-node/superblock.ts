@@ -43,7 +43,13 @@ export interface Superblock extends StoreIdentity {
  * @param memory  at least one block, aligned as the disk needs it; used as scratch
  * @throws {TartanError} ERR_FOREIGN_STORE, ERR_STORE_VERSION, ERR_DISK, ERR_ARGUMENT
  */
-export async function openSuperblock(disk: Disk, identity: StoreIdentity, random: () => number, nowMs: number, memory: Uint8Array): Promise<Superblock> {
+export async function openSuperblock(
+  disk: Disk,
+  identity: StoreIdentity,
+  random: () => number,
+  nowMs: number,
+  memory: Uint8Array,
+): Promise<Superblock> {
   const block = memory.subarray(0, BLOCK_BYTES);
   const copies: (Superblock | 'blank' | 'torn' | 'foreign')[] = [];
   for (const at of COPY_BLOCKS) {
@@ -53,13 +59,21 @@ export async function openSuperblock(disk: Disk, identity: StoreIdentity, random
   const good = copies.find((copy): copy is Superblock => typeof copy === 'object');
   if (good === undefined) {
     // One torn copy beside a blank one: the power went while the store was being made, and nothing can be in it yet.
-    const unfinished = copies.includes('blank') && !copies.includes('foreign') && await restIsBlank(disk, block);
+    const unfinished = copies.includes('blank') && !copies.includes('foreign') && (await restIsBlank(disk, block));
     if (unfinished) return format(disk, identity, random, nowMs, block);
-    throw new TartanError('ERR_FOREIGN_STORE', 'Cannot open the store: the disk holds something else than a Tartan store, expected a blank one or a valid superblock');
+    throw new TartanError(
+      'ERR_FOREIGN_STORE',
+      'Cannot open the store: the disk holds something else than a Tartan store, expected a blank one or a ' +
+        'valid superblock',
+    );
   }
   checkIdentity(good, identity);
   const blocks = good.geometry.firstBlock + good.geometry.segmentBlocks * good.geometry.segmentCount;
-  if (blocks * BLOCK_BYTES > disk.size) throw new TartanError('ERR_DISK', `Cannot open the store: the disk has ${disk.size} bytes, and ${blocks * BLOCK_BYTES} when the store was made`);
+  if (blocks * BLOCK_BYTES > disk.size)
+    throw new TartanError(
+      'ERR_DISK',
+      `Cannot open the store: the disk has ${disk.size} bytes, and ${blocks * BLOCK_BYTES} when the store was made`,
+    );
   if (copies.some((copy) => typeof copy === 'string')) await writeCopies(disk, good, block);
   return good;
 }
@@ -75,18 +89,47 @@ async function restIsBlank(disk: Disk, block: Uint8Array): Promise<boolean> {
   return true;
 }
 
-function isBlank(bytes: Uint8Array): boolean { return bytes.every((byte) => byte === 0); }
+function isBlank(bytes: Uint8Array): boolean {
+  return bytes.every((byte) => byte === 0);
+}
 
-async function format(disk: Disk, identity: StoreIdentity, random: () => number, nowMs: number, block: Uint8Array): Promise<Superblock> {
+async function format(
+  disk: Disk,
+  identity: StoreIdentity,
+  random: () => number,
+  nowMs: number,
+  block: Uint8Array,
+): Promise<Superblock> {
   const fewest = LOG_FIRST_BLOCK + FEWEST_SEGMENTS * FEWEST_BLOCKS;
-  if (disk.size < fewest * BLOCK_BYTES) throw new TartanError('ERR_ARGUMENT', `Cannot make a store of ${disk.size} bytes: at least ${fewest * BLOCK_BYTES} are required`);
+  if (disk.size < fewest * BLOCK_BYTES)
+    throw new TartanError(
+      'ERR_ARGUMENT',
+      `Cannot make a store of ${disk.size} bytes: at least ${fewest * BLOCK_BYTES} are required`,
+    );
   // Blocks are named by 32 bits: what lies beyond 16 TiB is left unused.
-  const logBlocks = Math.min(disk.size / BLOCK_BYTES, 2 ** 32) - LOG_FIRST_BLOCK, segmentBlocks = segmentBlocksFor(logBlocks);
+  const logBlocks = Math.min(disk.size / BLOCK_BYTES, 2 ** 32) - LOG_FIRST_BLOCK,
+    segmentBlocks = segmentBlocksFor(logBlocks);
   const geometry = { firstBlock: LOG_FIRST_BLOCK, segmentBlocks, segmentCount: Math.floor(logBlocks / segmentBlocks) };
   const uuid = Uint8Array.from({ length: 16 }, () => Math.floor(random() * 256));
   const superblock: Superblock = { ...identity, ...uuidFields(uuid), createdMs: nowMs, geometry };
   // First the pointer to nothing, then the superblocks: where there is a superblock, there has been a pointer.
-  await writePointer(disk, 0, { generation: 0, words: 0, segments: [], segment: 0, block: LOG_FIRST_BLOCK, sequence: 1, chain: 0, next: 1, after: 2 }, superblock, block);
+  await writePointer(
+    disk,
+    0,
+    {
+      generation: 0,
+      words: 0,
+      segments: [],
+      segment: 0,
+      block: LOG_FIRST_BLOCK,
+      sequence: 1,
+      chain: 0,
+      next: 1,
+      after: 2,
+    },
+    superblock,
+    block,
+  );
   await disk.sync();
   await writeCopies(disk, superblock, block);
   return superblock;
@@ -103,8 +146,16 @@ async function writeCopies(disk: Disk, superblock: Superblock, block: Uint8Array
 
 function checkIdentity(found: Superblock, expected: StoreIdentity): void {
   const same = normal(found.clusterUuid) === normal(expected.clusterUuid) && found.clusterId === expected.clusterId;
-  if (!same) throw new TartanError('ERR_FOREIGN_STORE', `Cannot open the store: it belongs to cluster ${found.clusterUuid}, expected ${normal(expected.clusterUuid)}`);
-  if (found.nodeId !== expected.nodeId) throw new TartanError('ERR_FOREIGN_STORE', `Cannot open the store: it belongs to node '${found.nodeId}', expected '${expected.nodeId}'`);
+  if (!same)
+    throw new TartanError(
+      'ERR_FOREIGN_STORE',
+      `Cannot open the store: it belongs to cluster ${found.clusterUuid}, expected ${normal(expected.clusterUuid)}`,
+    );
+  if (found.nodeId !== expected.nodeId)
+    throw new TartanError(
+      'ERR_FOREIGN_STORE',
+      `Cannot open the store: it belongs to node '${found.nodeId}', expected '${expected.nodeId}'`,
+    );
 }
 
 function decode(block: Uint8Array): Superblock | 'blank' | 'torn' | 'foreign' {
@@ -112,24 +163,50 @@ function decode(block: Uint8Array): Superblock | 'blank' | 'torn' | 'foreign' {
   if (isBlank(block)) return 'blank';
   if (Buffer.from(block.subarray(0, 8)).toString('latin1') !== MAGIC) return 'foreign';
   if (view.getUint32(CRC_OFFSET, true) !== crc32c(block.subarray(0, CRC_OFFSET))) return 'torn';
-  const version = view.getUint32(8, true), blockBytes = view.getUint32(12, true);
+  const version = view.getUint32(8, true),
+    blockBytes = view.getUint32(12, true);
   // A newer version keeps magic, version and CRC where they are, so that an older program can say so.
-  if (version === 1) throw new TartanError('ERR_STORE_VERSION', `Cannot open the store: its format is version 1, which nothing converts; expected version ${STORE_FORMAT_VERSION}. Copy what it holds with the program that made it`);
+  if (version === 1)
+    throw new TartanError(
+      'ERR_STORE_VERSION',
+      'Cannot open the store: its format is version 1, which nothing converts; expected ' +
+        `version ${STORE_FORMAT_VERSION}. Copy what it holds with the program that made it`,
+    );
   if (version !== STORE_FORMAT_VERSION || blockBytes !== BLOCK_BYTES || view.getUint32(52, true) !== LOG_FIRST_BLOCK) {
-    throw new TartanError('ERR_STORE_VERSION', `Cannot open the store: its format is version ${version} with blocks of ${blockBytes} bytes, expected version ${STORE_FORMAT_VERSION} with ${BLOCK_BYTES}`);
+    throw new TartanError(
+      'ERR_STORE_VERSION',
+      `Cannot open the store: its format is version ${version} with blocks of ${blockBytes} bytes, expected ` +
+        `version ${STORE_FORMAT_VERSION} with ${BLOCK_BYTES}`,
+    );
   }
   const length = Math.min(view.getUint32(64, true), MAX_NODE_ID_BYTES);
   return {
-    clusterUuid: hex(block.subarray(16, 32)), clusterId: view.getUint32(48, true),
+    clusterUuid: hex(block.subarray(16, 32)),
+    clusterId: view.getUint32(48, true),
     nodeId: Buffer.from(block.subarray(68, 68 + length)).toString('utf8'),
-    createdMs: Number(view.getBigUint64(56, true)), geometry: { firstBlock: LOG_FIRST_BLOCK, segmentBlocks: view.getUint32(200, true), segmentCount: view.getUint32(204, true) }, ...uuidFields(block.slice(32, 48)),
+    createdMs: Number(view.getBigUint64(56, true)),
+    geometry: {
+      firstBlock: LOG_FIRST_BLOCK,
+      segmentBlocks: view.getUint32(200, true),
+      segmentCount: view.getUint32(204, true),
+    },
+    ...uuidFields(block.slice(32, 48)),
   };
 }
 
 function encode(superblock: Superblock, block: Uint8Array): void {
-  const nodeId = Buffer.from(superblock.nodeId, 'utf8'), cluster = Buffer.from(normal(superblock.clusterUuid), 'hex');
-  if (nodeId.length === 0 || nodeId.length > MAX_NODE_ID_BYTES) throw new TartanError('ERR_ARGUMENT', `Cannot make a store for node '${superblock.nodeId}': an id has 1 to ${MAX_NODE_ID_BYTES} bytes`);
-  if (cluster.length !== 16) throw new TartanError('ERR_ARGUMENT', `Cannot make a store for cluster '${superblock.clusterUuid}': expected 32 hex digits`);
+  const nodeId = Buffer.from(superblock.nodeId, 'utf8'),
+    cluster = Buffer.from(normal(superblock.clusterUuid), 'hex');
+  if (nodeId.length === 0 || nodeId.length > MAX_NODE_ID_BYTES)
+    throw new TartanError(
+      'ERR_ARGUMENT',
+      `Cannot make a store for node '${superblock.nodeId}': an id has 1 to ${MAX_NODE_ID_BYTES} bytes`,
+    );
+  if (cluster.length !== 16)
+    throw new TartanError(
+      'ERR_ARGUMENT',
+      `Cannot make a store for cluster '${superblock.clusterUuid}': expected 32 hex digits`,
+    );
   block.fill(0, 0, BLOCK_BYTES);
   block.set(Buffer.from(MAGIC, 'latin1'), 0);
   const view = new DataView(block.buffer, block.byteOffset, SUPERBLOCK_BYTES);
@@ -152,5 +229,9 @@ function uuidFields(uuid: Uint8Array): { storeUuid: string; tagLow: number; tagH
   return { storeUuid: hex(uuid), tagLow: view.getUint32(0, true), tagHigh: view.getUint32(4, true) };
 }
 
-function hex(bytes: Uint8Array): string { return Buffer.from(bytes).toString('hex'); }
-function normal(uuid: string): string { return uuid.replaceAll('-', '').toLowerCase(); }
+function hex(bytes: Uint8Array): string {
+  return Buffer.from(bytes).toString('hex');
+}
+function normal(uuid: string): string {
+  return uuid.replaceAll('-', '').toLowerCase();
+}

@@ -1,6 +1,7 @@
 /**
- * Reads the log's own headers back, as the next opening would: a batch that doesn't hold there would pass for lost, and the store
- * could not be opened. What is in memory knows better; so a checkpoint is taken, and the damage lies before it.
+ * Reads the log's own headers back, as the next opening would: a batch that doesn't hold there would pass for lost, and
+ * the store could not be opened. What is in memory knows better; so a checkpoint is taken, and the damage lies before
+ * it.
  *
  * One walk at a time, one batch at a time: nobody is disturbed.
  */
@@ -15,7 +16,12 @@ import type { Segments } from './segments.js';
 import type { SegmentsKeeper } from './segments-keeper.js';
 
 export interface TailCheckOptions {
-  readonly disk: Disk; readonly tag: Tag; readonly segments: Segments; readonly log: LogWriter; readonly checkpointer: Checkpointer; readonly keeper: SegmentsKeeper;
+  readonly disk: Disk;
+  readonly tag: Tag;
+  readonly segments: Segments;
+  readonly log: LogWriter;
+  readonly checkpointer: Checkpointer;
+  readonly keeper: SegmentsKeeper;
   readonly allocate: (bytes: number) => AlignedMemory;
 }
 
@@ -24,15 +30,25 @@ export class TailCheck {
 
   constructor(private readonly options: TailCheckOptions) {}
 
-  /** @returns false: something was damaged, and a checkpoint has been asked for; whoever comes while it runs shares its answer */
-  check(): Promise<boolean> { return (this.running ??= this.run().finally(() => { this.running = undefined; })); }
+  /**
+   * @returns false: something was damaged, and a checkpoint has been asked for; whoever comes while it runs shares its
+   *   answer
+   */
+  check(): Promise<boolean> {
+    return (this.running ??= this.run().finally(() => {
+      this.running = undefined;
+    }));
+  }
 
   private async run(): Promise<boolean> {
     const { checkpointer, keeper, log, allocate } = this.options;
     // What is being written now is not read: it may not be there yet.
-    const from = checkpointer.tailStart, upTo = log.position.sequence, memory = allocate(MAX_HEADER_AREA_BYTES);
+    const from = checkpointer.tailStart,
+      upTo = log.position.sequence,
+      memory = allocate(MAX_HEADER_AREA_BYTES);
     try {
-      if (await this.holds(from, upTo, memory.bytes) || checkpointer.tailStart !== from) return true; // a newer checkpoint: these may have been used again
+      // a newer checkpoint: these may have been used again
+      if ((await this.holds(from, upTo, memory.bytes)) || checkpointer.tailStart !== from) return true;
       keeper.wantCheckpoint();
       return false;
     } finally {
@@ -41,15 +57,21 @@ export class TailCheck {
   }
 
   private async holds(from: LogPosition, upTo: number, memory: Uint8Array): Promise<boolean> {
-    const { disk, segments, tag } = this.options, words = new Uint32Array(memory.buffer, memory.byteOffset, MAX_HEADER_AREA_BYTES >> 2);
+    const { disk, segments, tag } = this.options,
+      words = new Uint32Array(memory.buffer, memory.byteOffset, MAX_HEADER_AREA_BYTES >> 2);
     let { segment, block, sequence, chain, next } = from;
     for (; sequence < upTo; sequence++) {
       let headerBytes = 0;
-      for (const [at, inside] of [[block, segment], [next < 0 ? -1 : segments.first(next), next]] as const) {
+      for (const [at, inside] of [
+        [block, segment],
+        [next < 0 ? -1 : segments.first(next), next],
+      ] as const) {
         const blocksLeft = at < 0 ? 0 : segments.first(inside) + segments.blocks - at;
-        if (blocksLeft <= 0 || !await this.read(disk, memory, 0, 1, at)) continue;
-        const size = plausibleBatch(words, { ...tag, sequence, chain, blocksLeft }), more = headerBlocksOf(size) - 1;
-        if (size === 0 || (more > 0 && !await this.read(disk, memory, 1, more, at + 1)) || !batchHolds(words)) continue;
+        if (blocksLeft <= 0 || !(await this.read(disk, memory, 0, 1, at))) continue;
+        const size = plausibleBatch(words, { ...tag, sequence, chain, blocksLeft }),
+          more = headerBlocksOf(size) - 1;
+        if (size === 0 || (more > 0 && !(await this.read(disk, memory, 1, more, at + 1))) || !batchHolds(words))
+          continue;
         [headerBytes, block, segment] = [size, at, inside];
         break;
       }

@@ -1,4 +1,7 @@
-/** Which versions of a unit go, by the file's commit mark or its owner's decision. The same at run time and when the log is replayed. */
+/**
+ * Which versions of a unit go, by the file's commit mark or its owner's decision. The same at run time and when the log
+ * is replayed.
+ */
 import { compareVersions } from '../wire/unit-header.js';
 import type { FileIndex } from './file-index.js';
 import { E, EntryFlag, type IndexTable } from './index-table.js';
@@ -8,17 +11,35 @@ import { E, EntryFlag, type IndexTable } from './index-table.js';
  *
  * @param remove  takes a durable entry out of the index
  */
-export function freeSuperseded(index: IndexTable, file: FileIndex, remove: (stripe: number, entry: number) => void): void {
+export function freeSuperseded(
+  index: IndexTable,
+  file: FileIndex,
+  remove: (stripe: number, entry: number) => void,
+): void {
   for (const stripe of file.superseded) {
     const old: number[] = [];
     for (let entry = index.first(file, stripe); entry !== 0; entry = index.get(entry, E.NEXT)) {
-      const committed = index.highest(file, stripe, index.unit(entry), file.markEpoch, file.markCounter, EntryFlag.PENDING);
+      const committed = index.highest(
+        file,
+        stripe,
+        index.unit(entry),
+        file.markEpoch,
+        file.markCounter,
+        EntryFlag.PENDING,
+      );
       if (committed === 0 || (index.flags(entry) & EntryFlag.PENDING) !== 0) continue;
-      const older = compareVersions(index.get(entry, E.WRITER_EPOCH), index.get(entry, E.COUNTER), index.get(committed, E.WRITER_EPOCH), index.get(committed, E.COUNTER)) < 0;
+      const older =
+        compareVersions(
+          index.get(entry, E.WRITER_EPOCH),
+          index.get(entry, E.COUNTER),
+          index.get(committed, E.WRITER_EPOCH),
+          index.get(committed, E.COUNTER),
+        ) < 0;
       if (older) old.push(entry);
     }
     for (const entry of old) {
-      const writerEpoch = index.get(entry, E.WRITER_EPOCH), counter = index.get(entry, E.COUNTER);
+      const writerEpoch = index.get(entry, E.WRITER_EPOCH),
+        counter = index.get(entry, E.COUNTER);
       remove(stripe, entry);
       if (!holds(index, file, stripe, writerEpoch, counter)) file.forgetMissing(stripe, writerEpoch, counter);
     }
@@ -44,13 +65,22 @@ function repeats(index: IndexTable, file: FileIndex, stripe: number): boolean {
   return false;
 }
 
-/** Drops versions of writer epochs below `writerEpoch` in stripes from `fromStripe` on, and what was recorded of them. */
-export function discardVersions(index: IndexTable, file: FileIndex, fromStripe: number, writerEpoch: number, remove: (stripe: number, entry: number) => void): void {
+/**
+ * Drops versions of writer epochs below `writerEpoch` in stripes from `fromStripe` on, and what was recorded of them.
+ */
+export function discardVersions(
+  index: IndexTable,
+  file: FileIndex,
+  fromStripe: number,
+  writerEpoch: number,
+  remove: (stripe: number, entry: number) => void,
+): void {
   for (const stripe of index.stripesFrom(file, fromStripe)) {
     for (let entry = index.first(file, stripe), next = 0; entry !== 0; entry = next) {
       next = index.get(entry, E.NEXT);
       if (index.get(entry, E.WRITER_EPOCH) < writerEpoch) remove(stripe, entry);
     }
   }
-  for (const [key, missing] of file.missing) if (missing.stripe >= fromStripe && missing.writerEpoch < writerEpoch) file.missing.delete(key);
+  for (const [key, missing] of file.missing)
+    if (missing.stripe >= fromStripe && missing.writerEpoch < writerEpoch) file.missing.delete(key);
 }

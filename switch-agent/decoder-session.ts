@@ -1,10 +1,10 @@
 /**
  * The software switch's side of a reader or rebuilder that lacks a unit: k units go into the switch, one comes out.
  *
- * The peer asks as it would ask the unit's node, with READ records (wire/ring-messages.ts); the switch reads k others from
- * their nodes into slots of its own, decodes, checks what a parity header says of the result, completes its header, and writes
- * header and payload into the peer's ring. So the peer's link carries the unit once, not k times. Soft state, as everything
- * here: when it is lost, or refuses, the peer reads k units itself.
+ * The peer asks as it would ask the unit's node, with READ records (wire/ring-messages.ts); the switch reads k others
+ * from their nodes into slots of its own, decodes, checks what a parity header says of the result, completes its
+ * header, and writes header and payload into the peer's ring. So the peer's link carries the unit once, not k times.
+ * Soft state, as everything here: when it is lost, or refuses, the peer reads k units itself.
  */
 import { Flag } from 'tartan-rdma';
 import { epochFloor } from '../cluster/files.js';
@@ -30,21 +30,34 @@ export class DecoderSession {
   private ended: Promise<void> | undefined;
 
   /** @throws {TartanError} ERR_RING_MEMORY, ERR_UNKNOWN_CODE, ERR_UNKNOWN_LAYOUT */
-  constructor(private readonly channel: MessageChannel, context: ReaderContext, private readonly file: FileRecord, map: ClusterMap, private readonly onProtocolError: (reason: string) => void) {
+  constructor(
+    private readonly channel: MessageChannel,
+    context: ReaderContext,
+    private readonly file: FileRecord,
+    map: ClusterMap,
+    private readonly onProtocolError: (reason: string) => void,
+  ) {
     const code = parseCode(file.code);
     this.units = code.k + code.m;
     this.reader = new StripeReader(context, file, code, layoutOf(file, code), map);
   }
 
-  async connect(): Promise<void> { await this.reader.connect(); }
+  async connect(): Promise<void> {
+    await this.reader.connect();
+  }
 
   /** From now on reads are served. */
   serve(): void {
     this.channel.onRecords = (type, words, w, count) => {
-      if (type !== MessageType.READ) { this.protocolError(`an unexpected message of type ${type}`); return; }
+      if (type !== MessageType.READ) {
+        this.protocolError(`an unexpected message of type ${type}`);
+        return;
+      }
       for (let i = 0; i < count; i++) this.request(words.slice(w + i * READ_WORDS, w + (i + 1) * READ_WORDS));
     };
-    this.channel.onWritten = (wrId) => { this.written(wrId); };
+    this.channel.onWritten = (wrId) => {
+      this.written(wrId);
+    };
   }
 
   adopt(map: ClusterMap): void {
@@ -65,9 +78,14 @@ export class DecoderSession {
 
   private request(request: Uint32Array): void {
     const unit = request[5]! & 0xff;
-    if (this.underWay >= MOST_READS || unit >= this.units || pair(request, 1) !== this.file.id) { this.protocolError(`a read of unit ${unit} of file ${pair(request, 1)}, with ${this.underWay} under way`); return; }
+    if (this.underWay >= MOST_READS || unit >= this.units || pair(request, 1) !== this.file.id) {
+      this.protocolError(`a read of unit ${unit} of file ${pair(request, 1)}, with ${this.underWay} under way`);
+      return;
+    }
     this.underWay++;
-    void this.decode(request, pair(request, 3), unit).finally(() => { this.underWay--; });
+    void this.decode(request, pair(request, 3), unit).finally(() => {
+      this.underWay--;
+    });
   }
 
   private async decode(request: Uint32Array, stripe: number, unit: number): Promise<void> {
@@ -75,7 +93,13 @@ export class DecoderSession {
     let result: StripeResult;
     try {
       result = await this.reader.read({
-        stripe, dataLength: undefined, epoch: request[exact ? 12 : 6]!, counter: request[exact ? 13 : 7]!, exact, make: unit, floorEpoch: epochFloor(this.file, stripe),
+        stripe,
+        dataLength: undefined,
+        epoch: request[exact ? 12 : 6]!,
+        counter: request[exact ? 13 : 7]!,
+        exact,
+        make: unit,
+        floorEpoch: epochFloor(this.file, stripe),
       });
     } catch (error) {
       if (codeOf(error) === undefined) throw error;
@@ -83,15 +107,32 @@ export class DecoderSession {
       return;
     }
     const made = result.made!;
-    if (this.channel.closed) { result.release(); return; }
-    if (made.payloadBytes > request[10]!) { result.release(); this.fail(request, Refusal.CAPACITY); return; }
-    const { qp, hub } = this.channel, id = this.nextWrite;
+    if (this.channel.closed) {
+      result.release();
+      return;
+    }
+    if (made.payloadBytes > request[10]!) {
+      result.release();
+      this.fail(request, Refusal.CAPACITY);
+      return;
+    }
+    const { qp, hub } = this.channel,
+      id = this.nextWrite;
     this.nextWrite = id === HEADER_WRITE - 1 ? 1 : id + 1;
     this.posted.set(id, result);
     this.counters.unitsDecoded++;
     this.counters.bytesDecoded += made.payloadBytes;
     qp.postWrite(id | HEADER_WRITE, made.region, made.headerOffset, made.headerBytes, request[8]!, request[11]!);
-    qp.postWriteWithImm(id, made.region, made.payloadOffset, made.payloadBytes, request[8]!, request[9]!, request[0]!, Flag.SIGNALED);
+    qp.postWriteWithImm(
+      id,
+      made.region,
+      made.payloadOffset,
+      made.payloadBytes,
+      request[8]!,
+      request[9]!,
+      request[0]!,
+      Flag.SIGNALED,
+    );
     hub.wake();
   }
 
@@ -105,7 +146,8 @@ export class DecoderSession {
   private fail(request: Uint32Array, refusal: number): void {
     this.counters.decodesFailed++;
     if (this.channel.closed) return;
-    const queue = this.channel.records(MessageType.READ_FAILED), at = queue.push();
+    const queue = this.channel.records(MessageType.READ_FAILED),
+      at = queue.push();
     queue.words.set([request[0]!, refusal, 0, 0], at);
     this.channel.touch();
   }
@@ -116,4 +158,6 @@ export class DecoderSession {
   }
 }
 
-function pair(words: Uint32Array, w: number): number { return words[w + 1]! * 0x1_0000_0000 + words[w]!; }
+function pair(words: Uint32Array, w: number): number {
+  return words[w + 1]! * 0x1_0000_0000 + words[w]!;
+}

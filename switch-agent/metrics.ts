@@ -5,7 +5,10 @@ import type { Device } from 'tartan-rdma';
 import { Gauge, Registry } from 'prom-client';
 import type { SwitchCore } from './switch-core.js';
 
-export interface MetricsServer { readonly port: number; close(): Promise<void> }
+export interface MetricsServer {
+  readonly port: number;
+  close(): Promise<void>;
+}
 
 /** All counters of a switch, by metric name: its own, then its device's. */
 export function switchCounters(core: SwitchCore, device: Device): Record<string, number> {
@@ -17,36 +20,78 @@ export function switchCounters(core: SwitchCore, device: Device): Record<string,
   return out;
 }
 
-export interface Sample { readonly name: string; readonly labels?: Readonly<Record<string, string>>; readonly value: number }
+export interface Sample {
+  readonly name: string;
+  readonly labels?: Readonly<Record<string, string>>;
+  readonly value: number;
+}
 
 /**
  * @param counters  by metric name, asked for at every request
  * @param labelled  more, of those that come in several: each name always with the same labels
  * @param port      0: any free one
  */
-export async function serveMetrics(counters: () => Record<string, number> | Promise<Record<string, number>>, host: string, port: number, labelled: () => readonly Sample[] = () => []): Promise<MetricsServer> {
+export async function serveMetrics(
+  counters: () => Record<string, number> | Promise<Record<string, number>>,
+  host: string,
+  port: number,
+  labelled: () => readonly Sample[] = () => [],
+): Promise<MetricsServer> {
   const registry = new Registry();
   const gauges = new Map<string, Gauge>();
   const answer = async (): Promise<string> => {
-    const samples: Sample[] = [...Object.entries(await counters()).map(([name, value]) => ({ name, value })), ...labelled()];
+    const samples: Sample[] = [
+      ...Object.entries(await counters()).map(([name, value]) => ({ name, value })),
+      ...labelled(),
+    ];
     // Of what comes with labels, what is gone must not show.
     for (const each of gauges.values()) each.reset();
     for (const { name, labels, value } of samples) {
       let gauge = gauges.get(name);
-      if (gauge === undefined) gauges.set(name, gauge = new Gauge({ name, help: name.replaceAll('_', ' '), registers: [registry], labelNames: Object.keys(labels ?? {}) }));
+      if (gauge === undefined)
+        gauges.set(
+          name,
+          (gauge = new Gauge({
+            name,
+            help: name.replaceAll('_', ' '),
+            registers: [registry],
+            labelNames: Object.keys(labels ?? {}),
+          })),
+        );
       gauge.set(labels ?? {}, value);
     }
     return registry.metrics();
   };
   const server = createServer((request, response) => {
-    if (request.url !== '/metrics' || request.method !== 'GET') { response.writeHead(404).end(); return; }
-    answer().then((text) => { response.writeHead(200, { 'content-type': registry.contentType }).end(text); }, () => { response.writeHead(503).end(); });
+    if (request.url !== '/metrics' || request.method !== 'GET') {
+      response.writeHead(404).end();
+      return;
+    }
+    answer().then(
+      (text) => {
+        response.writeHead(200, { 'content-type': registry.contentType }).end(text);
+      },
+      () => {
+        response.writeHead(503).end();
+      },
+    );
   });
   await new Promise<void>((resolve, reject) => {
     server.once('error', reject);
     server.listen(port, host, resolve);
   });
-  return { port: (server.address() as AddressInfo).port, close: () => new Promise((resolve) => { server.close(() => { resolve(); }); server.closeAllConnections(); }) };
+  return {
+    port: (server.address() as AddressInfo).port,
+    close: () =>
+      new Promise((resolve) => {
+        server.close(() => {
+          resolve();
+        });
+        server.closeAllConnections();
+      }),
+  };
 }
 
-function snake(name: string): string { return name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`); }
+function snake(name: string): string {
+  return name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
+}

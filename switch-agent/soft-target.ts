@@ -9,32 +9,70 @@ import { PROGRAM, SwitchCore } from './switch-core.js';
 import type { Target } from './target.js';
 
 export interface SoftTargetOptions {
-  readonly store: ClusterStore; readonly id: string; readonly host: string; readonly port: number; readonly ringMemoryBytes: number;
-  readonly transport: 'auto' | 'tcp' | 'shm'; readonly device: string; readonly deadlineMs: number; readonly secret: string | undefined;
+  readonly store: ClusterStore;
+  readonly id: string;
+  readonly host: string;
+  readonly port: number;
+  readonly ringMemoryBytes: number;
+  readonly transport: 'auto' | 'tcp' | 'shm';
+  readonly device: string;
+  readonly deadlineMs: number;
+  readonly secret: string | undefined;
   readonly log: (message: string) => void;
 }
 
-export async function softTarget({ store, id, host, port, ringMemoryBytes, transport, deadlineMs, secret, log, ...options }: SoftTargetOptions): Promise<Target> {
+export async function softTarget({
+  store,
+  id,
+  host,
+  port,
+  ringMemoryBytes,
+  transport,
+  deadlineMs,
+  secret,
+  log,
+  ...options
+}: SoftTargetOptions): Promise<Target> {
   const device = openDevice(options.device, { name: id, host, log });
   const { clusterId } = await readIdentity(store);
   // The control port must be known before the switch registers itself.
   let core: SwitchCore | undefined;
-  const counters = (): Record<string, number> => core === undefined ? {} : switchCounters(core, device);
+  const counters = (): Record<string, number> => (core === undefined ? {} : switchCounters(core, device));
   return {
     async start(controlPort) {
       core = new SwitchCore({
-        context: { device, hub: new Hub(device), clock: realClock, secret, clusterId }, store, id, host, port,
-        controlPort, ringMemoryBytes, transport, heartbeatMs: deadlineMs / 10, deadlineMs, log,
+        context: { device, hub: new Hub(device), clock: realClock, secret, clusterId },
+        store,
+        id,
+        host,
+        port,
+        controlPort,
+        ringMemoryBytes,
+        transport,
+        heartbeatMs: deadlineMs / 10,
+        deadlineMs,
+        log,
       });
       await core.start();
       return core.port;
     },
-    async load(program) { if (program === 'forward') await core?.unload(); else await core?.load(program); },
-    async unload() { await core?.unload(); },
+    async load(program) {
+      if (program === 'forward') await core?.unload();
+      else await core?.load(program);
+    },
+    async unload() {
+      await core?.unload();
+    },
     status() {
       return Promise.resolve({
-        id, state: core?.state ?? 'down', program: core?.state === 'programmable' ? PROGRAM.name : '', version: PROGRAM.version, mapEpoch: core?.map?.epoch ?? 0,
-        ringMemoryUsed: core?.counters().ringMemoryUsed ?? 0, ringMemoryLimit: ringMemoryBytes, counters: counters(),
+        id,
+        state: core?.state ?? 'down',
+        program: core?.state === 'programmable' ? PROGRAM.name : '',
+        version: PROGRAM.version,
+        mapEpoch: core?.map?.epoch ?? 0,
+        ringMemoryUsed: core?.counters().ringMemoryUsed ?? 0,
+        ringMemoryLimit: ringMemoryBytes,
+        counters: counters(),
       });
     },
     counters: () => Promise.resolve(counters()),

@@ -39,9 +39,21 @@ export interface SwitchCoreOptions {
 
 export type SwitchStateName = 'programmable' | 'forwarding' | 'down';
 
-export interface SwitchTotals { stripes: number; bytes: number; refused: number; protocolErrors: number; rolledBack: number; unitsCopied: number; buffers: number; sessions: number; ringMemoryUsed: number;
+export interface SwitchTotals {
+  stripes: number;
+  bytes: number;
+  refused: number;
+  protocolErrors: number;
+  rolledBack: number;
+  unitsCopied: number;
+  buffers: number;
+  sessions: number;
+  ringMemoryUsed: number;
   /** For readers and rebuilders. */
-  unitsDecoded: number; bytesDecoded: number; decodesFailed: number; decoders: number;
+  unitsDecoded: number;
+  bytesDecoded: number;
+  decodesFailed: number;
+  decoders: number;
 }
 
 export class SwitchCore {
@@ -54,7 +66,21 @@ export class SwitchCore {
   private readonly idle = new Set<MessageChannel>();
   /** Being torn down: their counts are not in the totals yet. */
   private readonly leaving = new Set<WriterSession | DecoderSession>();
-  private readonly totals: SwitchTotals = { stripes: 0, bytes: 0, refused: 0, protocolErrors: 0, rolledBack: 0, unitsCopied: 0, buffers: 0, sessions: 0, ringMemoryUsed: 0, unitsDecoded: 0, bytesDecoded: 0, decodesFailed: 0, decoders: 0 };
+  private readonly totals: SwitchTotals = {
+    stripes: 0,
+    bytes: 0,
+    refused: 0,
+    protocolErrors: 0,
+    rolledBack: 0,
+    unitsCopied: 0,
+    buffers: 0,
+    sessions: 0,
+    ringMemoryUsed: 0,
+    unitsDecoded: 0,
+    bytesDecoded: 0,
+    decodesFailed: 0,
+    decoders: 0,
+  };
   private listener: Listener | undefined;
   private watch: { close(): void } | undefined;
   private readonly ending = new Set<Promise<void>>();
@@ -69,7 +95,9 @@ export class SwitchCore {
   async start(): Promise<void> {
     const { context, store, id, host, port, controlPort } = this.options;
     this.map = await readMap(store);
-    this.listener = await context.device.listen(host, port, (qp) => { this.accept(qp); });
+    this.listener = await context.device.listen(host, port, (qp) => {
+      this.accept(qp);
+    });
     this.port = this.listener.port;
     this.state = 'programmable';
     this.map = await registerSwitch(store, { id, host, port: this.port, state: this.state, controlPort });
@@ -82,7 +110,8 @@ export class SwitchCore {
 
   /** Loads the parity program. Idempotent. @throws {TartanError} ERR_ARGUMENT for a program it does not have */
   async load(program: string = PROGRAM.name): Promise<void> {
-    if (program !== PROGRAM.name) throw new TartanError('ERR_ARGUMENT', `Cannot load program '${program}': this switch has '${PROGRAM.name}'`);
+    if (program !== PROGRAM.name)
+      throw new TartanError('ERR_ARGUMENT', `Cannot load program '${program}': this switch has '${PROGRAM.name}'`);
     if (this.state === 'programmable') return;
     this.state = 'programmable';
     this.announce(this.idle);
@@ -95,13 +124,22 @@ export class SwitchCore {
     this.state = 'forwarding';
     this.announce([...this.sessions.keys(), ...this.decoders.keys()]);
     // The notice leaves with the next ring; the connections end right after it.
-    this.options.context.clock.setTimer(5, () => { for (const channel of [...this.sessions.keys(), ...this.decoders.keys()]) this.end(channel, 'the switch lost its program'); });
+    this.options.context.clock.setTimer(5, () => {
+      for (const channel of [...this.sessions.keys(), ...this.decoders.keys()])
+        this.end(channel, 'the switch lost its program');
+    });
     await this.publishState();
   }
 
   counters(): SwitchTotals {
-    const sum = { ...this.totals, sessions: this.sessions.size, decoders: this.decoders.size, ringMemoryUsed: this.memory.used };
-    for (const session of [...this.sessions.values(), ...this.decoders.values(), ...this.leaving]) addCounters(sum, session);
+    const sum = {
+      ...this.totals,
+      sessions: this.sessions.size,
+      decoders: this.decoders.size,
+      ringMemoryUsed: this.memory.used,
+    };
+    for (const session of [...this.sessions.values(), ...this.decoders.values(), ...this.leaving])
+      addCounters(sum, session);
     return sum;
   }
 
@@ -109,7 +147,8 @@ export class SwitchCore {
     this.state = 'down';
     this.watch?.close();
     await this.listener?.close();
-    for (const channel of [...this.sessions.keys(), ...this.decoders.keys(), ...this.idle]) this.end(channel, 'the switch is stopping');
+    for (const channel of [...this.sessions.keys(), ...this.decoders.keys(), ...this.idle])
+      this.end(channel, 'the switch is stopping');
     await Promise.all(this.ending);
     await this.publishState().catch(() => {});
   }
@@ -126,14 +165,23 @@ export class SwitchCore {
     channel.onControl = (message) => {
       if (message.kind?.$case === 'probe') answerProbe(channel, message.kind.value.id, PROGRAM);
     };
-    channel.onClosed = (reason) => { this.end(channel, reason); };
+    channel.onClosed = (reason) => {
+      this.end(channel, reason);
+    };
     if (this.state === 'programmable' && hello.role === 'decoder') return await this.decodeFor(hello, channel, map);
     if (this.state !== 'programmable' || hello.role !== 'writer') {
       this.idle.add(channel);
       return { name: id, rkey: 0, slots: 0, slotBytes: 0, mapEpoch: map.epoch, state: this.state };
     }
     const session = new WriterSession(channel, {
-      context, id, hello, map, transport, heartbeatMs, deadlineMs, memory: this.memory,
+      context,
+      id,
+      hello,
+      map,
+      transport,
+      heartbeatMs,
+      deadlineMs,
+      memory: this.memory,
       onProtocolError: log,
     });
     this.sessions.set(channel, session);
@@ -143,20 +191,42 @@ export class SwitchCore {
       channel.onClosed = () => {};
       this.sessions.delete(channel);
       // The refusal must still leave: the channel is closed by the handshake, the rest here.
-      context.clock.setTimer(300, () => { void session.destroy('refused'); });
+      context.clock.setTimer(300, () => {
+        void session.destroy('refused');
+      });
       throw error;
     }
-    if (!this.sessions.has(channel)) throw new TartanError('ERR_NOT_PROGRAMMABLE', `Switch ${id} lost its program while '${hello.name}' connected`);
+    if (!this.sessions.has(channel))
+      throw new TartanError('ERR_NOT_PROGRAMMABLE', `Switch ${id} lost its program while '${hello.name}' connected`);
     session.serve();
-    log(`serving writer '${hello.name}': ${hello.code}, ${session.slots} slots of ${session.layout.slotBytes} bytes, over ${channel.qp.transport}`);
-    return { name: id, rkey: session.region.rkey, slots: session.slots, slotBytes: session.layout.slotBytes, mapEpoch: map.epoch, state: this.state };
+    log(
+      `serving writer '${hello.name}': ${hello.code}, ${session.slots} slots ` +
+        `of ${session.layout.slotBytes} bytes, over ${channel.qp.transport}`,
+    );
+    return {
+      name: id,
+      rkey: session.region.rkey,
+      slots: session.slots,
+      slotBytes: session.layout.slotBytes,
+      mapEpoch: map.epoch,
+      state: this.state,
+    };
   }
 
-  /** A peer that lacks units: reads it sends are answered with units decoded here. @throws {TartanError} what its file or memory forbids */
+  /**
+   * A peer that lacks units: reads it sends are answered with units decoded here.
+   * @throws {TartanError} what its file or memory forbids
+   */
   private async decodeFor(hello: Hello, channel: MessageChannel, map: ClusterMap): Promise<Grant> {
     const { context, store, id, transport, heartbeatMs, deadlineMs, log } = this.options;
     const file = await readFile(store, hello.fileId);
-    const session = new DecoderSession(channel, { ...context, store, name: `${id}/${hello.name}`, transport, heartbeatMs, deadlineMs, memory: this.memory }, file, map, log);
+    const session = new DecoderSession(
+      channel,
+      { ...context, store, name: `${id}/${hello.name}`, transport, heartbeatMs, deadlineMs, memory: this.memory },
+      file,
+      map,
+      log,
+    );
     this.decoders.set(channel, session);
     try {
       await session.connect();
@@ -164,10 +234,13 @@ export class SwitchCore {
       channel.onClosed = () => {};
       this.decoders.delete(channel);
       // As for writers: the refusal must still leave.
-      context.clock.setTimer(300, () => { void session.destroy('refused'); });
+      context.clock.setTimer(300, () => {
+        void session.destroy('refused');
+      });
       throw error;
     }
-    if (!this.decoders.has(channel)) throw new TartanError('ERR_NOT_PROGRAMMABLE', `Switch ${id} lost its program while '${hello.name}' connected`);
+    if (!this.decoders.has(channel))
+      throw new TartanError('ERR_NOT_PROGRAMMABLE', `Switch ${id} lost its program while '${hello.name}' connected`);
     session.serve();
     return { name: id, rkey: 0, slots: 0, slotBytes: 0, mapEpoch: map.epoch, state: 'decoding' };
   }
@@ -184,7 +257,10 @@ export class SwitchCore {
     this.sessions.delete(channel);
     this.decoders.delete(channel);
     const end = (async () => {
-      if (session === undefined) { await channel.destroy(reason); return; }
+      if (session === undefined) {
+        await channel.destroy(reason);
+        return;
+      }
       this.leaving.add(session);
       await session.destroy(reason);
       this.leaving.delete(session);

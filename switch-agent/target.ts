@@ -3,7 +3,10 @@ import type { OpenGroupsReply, OpenGroupsRequest, SwitchStatus } from '../wire/g
 import type { Sample } from './metrics.js';
 
 export interface Target {
-  /** @param controlPort  where the agent is reached by then  @returns the port to tell: of rings, or the control port */
+  /**
+   * @param controlPort  where the agent is reached by then
+   * @returns the port to tell: of rings, or the control port
+   */
   start(controlPort: number): Promise<number>;
   load(program: string): Promise<void>;
   unload(): Promise<void>;

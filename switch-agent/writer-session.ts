@@ -18,10 +18,28 @@ import type { SessionContext } from '../pipeline/session.js';
 import { StripePipeline } from '../pipeline/stripe-pipeline.js';
 import { TartanError } from '../wire/errors.js';
 import type { Hello } from '../wire/generated/ring.js';
-import { MAX_SWITCH_SLOTS, MAX_TAGS, MessageType, Refusal, stripeImmK, stripeImmSlot, stripeImmTag } from '../wire/ring-messages.js';
+import {
+  MAX_SWITCH_SLOTS,
+  MAX_TAGS,
+  MessageType,
+  Refusal,
+  stripeImmK,
+  stripeImmSlot,
+  stripeImmTag,
+} from '../wire/ring-messages.js';
 import type { StripeSlotLayout } from '../wire/slot-layout.js';
 import { stripeSlotLayout, unitSlotBytes } from '../wire/slot-layout.js';
-import { DATA_HEADER_BYTES, W, checkHeader, headerFileId, headerK, headerM, headerStripe, headerUnit, headerUnitBytes } from '../wire/unit-header.js';
+import {
+  DATA_HEADER_BYTES,
+  W,
+  checkHeader,
+  headerFileId,
+  headerK,
+  headerM,
+  headerStripe,
+  headerUnit,
+  headerUnitBytes,
+} from '../wire/unit-header.js';
 
 /** Bytes of ring granted to a writer when the budget allows. */
 const RING_BYTES = 16 << 20;
@@ -69,14 +87,35 @@ export class WriterSession {
     this.channel = channel;
     this.writerName = hello.name;
     this.code = parseCode(hello.code);
-    if (this.code.k !== hello.k || this.code.m !== hello.m) throw new TartanError('ERR_MALFORMED', `Cannot serve '${hello.name}': ${hello.code} is not ${hello.k}+${hello.m}`);
-    const layout = layoutOf({ id: hello.fileId, nodes: hello.nodes, unitBytes: hello.unitBytes, ...(hello.layout !== undefined && { layout: hello.layout }) }, this.code);
-    if (hello.tags < 1 || hello.tags > MAX_TAGS) throw new TartanError('ERR_MALFORMED', `Cannot serve '${hello.name}': it wants ${hello.tags} tags, 1 to ${MAX_TAGS} are possible`);
+    if (this.code.k !== hello.k || this.code.m !== hello.m)
+      throw new TartanError(
+        'ERR_MALFORMED',
+        `Cannot serve '${hello.name}': ${hello.code} is not ${hello.k}+${hello.m}`,
+      );
+    const layout = layoutOf(
+      {
+        id: hello.fileId,
+        nodes: hello.nodes,
+        unitBytes: hello.unitBytes,
+        ...(hello.layout !== undefined && { layout: hello.layout }),
+      },
+      this.code,
+    );
+    if (hello.tags < 1 || hello.tags > MAX_TAGS)
+      throw new TartanError(
+        'ERR_MALFORMED',
+        `Cannot serve '${hello.name}': it wants ${hello.tags} tags, 1 to ${MAX_TAGS} are possible`,
+      );
     this.tags = hello.tags;
     this.layout = stripeSlotLayout(hello.k, hello.m, hello.unitBytes);
     const { slotBytes } = this.layout;
     const wanted = Math.max(2, Math.min(hello.slots, MAX_SWITCH_SLOTS, hello.tags, Math.floor(RING_BYTES / slotBytes)));
-    this.ringBytes = options.memory.take(wanted * slotBytes, slotBytes, 2 * slotBytes, `serve '${hello.name}' with ${hello.code} on switch ${id}`);
+    this.ringBytes = options.memory.take(
+      wanted * slotBytes,
+      slotBytes,
+      2 * slotBytes,
+      `serve '${hello.name}' with ${hello.code} on switch ${id}`,
+    );
     this.slots = this.ringBytes / slotBytes;
     this.region = context.device.allocate(this.ringBytes, Access.REMOTE_WRITE);
     this.words = new Uint32Array(this.region.buffer);
@@ -87,20 +126,47 @@ export class WriterSession {
     this.tagMissing = new Float64Array(this.tags);
     let pipeline: StripePipeline | undefined;
     this.nodes = new NodeSet(options.map, {
-      context, nodes: hello.nodes, role: 'switch', name: `${id}/${hello.name}`, fileId: hello.fileId, unitBytes: hello.unitBytes,
-      slots: Math.max(2, Math.min(NODE_SLOTS, Math.floor(NODE_RING_BYTES / unitSlotBytes(hello.unitBytes)))), receiveSlots: 0,
-      transport: options.transport, heartbeatMs: options.heartbeatMs, deadlineMs: options.deadlineMs,
+      context,
+      nodes: hello.nodes,
+      role: 'switch',
+      name: `${id}/${hello.name}`,
+      fileId: hello.fileId,
+      unitBytes: hello.unitBytes,
+      slots: Math.max(2, Math.min(NODE_SLOTS, Math.floor(NODE_RING_BYTES / unitSlotBytes(hello.unitBytes)))),
+      receiveSlots: 0,
+      transport: options.transport,
+      heartbeatMs: options.heartbeatMs,
+      deadlineMs: options.deadlineMs,
       owner: {
-        locate: (op, unit, place) => { pipeline!.locate(op, unit, place); },
-        onWritten: (link, op, unit, ok) => { pipeline!.onWritten(link, op, unit, ok); },
-        onAnswer: (link, op, unit, refusal, epoch) => { pipeline!.onAnswer(link, op, unit, refusal, epoch); },
+        locate: (op, unit, place) => {
+          pipeline!.locate(op, unit, place);
+        },
+        onWritten: (link, op, unit, ok) => {
+          pipeline!.onWritten(link, op, unit, ok);
+        },
+        onAnswer: (link, op, unit, refusal, epoch) => {
+          pipeline!.onAnswer(link, op, unit, refusal, epoch);
+        },
         onLinkDown: () => {},
       },
     });
     this.pipeline = pipeline = new StripePipeline({
-      hub: context.hub, code: this.code, layout, slots: this.layout, region: this.region, maxOps: this.tags, sealed: true,
+      hub: context.hub,
+      code: this.code,
+      layout,
+      slots: this.layout,
+      region: this.region,
+      maxOps: this.tags,
+      sealed: true,
       linkTo: (index) => this.nodes.linkTo(index),
-      owner: { onReleased: (tag) => { this.credit(tag); }, onSettled: (tag, refusal, unit, epoch) => { this.settled(tag, refusal, unit, epoch); } },
+      owner: {
+        onReleased: (tag) => {
+          this.credit(tag);
+        },
+        onSettled: (tag, refusal, unit, epoch) => {
+          this.settled(tag, refusal, unit, epoch);
+        },
+      },
     });
   }
 
@@ -108,11 +174,20 @@ export class WriterSession {
   async connect(): Promise<void> {
     const failures = await this.nodes.connectUp(this.options.deadlineMs);
     const first = failures[0];
-    if (first !== undefined) throw new TartanError('ERR_CONNECT', `Switch ${this.options.id} cannot reach node ${this.options.hello.nodes[first.index]}`, { cause: first.error });
+    if (first !== undefined)
+      throw new TartanError(
+        'ERR_CONNECT',
+        `Switch ${this.options.id} cannot reach node ${this.options.hello.nodes[first.index]}`,
+        { cause: first.error },
+      );
   }
 
   /** From now on stripes that arrive are served. */
-  serve(): void { this.channel.onWrite = (imm, byteLength) => { this.arrive(imm, byteLength); }; }
+  serve(): void {
+    this.channel.onWrite = (imm, byteLength) => {
+      this.arrive(imm, byteLength);
+    };
+  }
 
   /** A new map: links for nodes that came up; those that went down fail by themselves. */
   adopt(map: ClusterMap): void {
@@ -135,15 +210,28 @@ export class WriterSession {
   }
 
   private arrive(imm: number, byteLength: number): void {
-    const slot = stripeImmSlot(imm), tag = stripeImmTag(imm);
-    if (slot >= this.slots || this.slotBusy[slot] === 1 || tag >= this.tags || stripeImmK(imm) !== this.layout.k || this.pipeline.busy(tag)) {
+    const slot = stripeImmSlot(imm),
+      tag = stripeImmTag(imm);
+    if (
+      slot >= this.slots ||
+      this.slotBusy[slot] === 1 ||
+      tag >= this.tags ||
+      stripeImmK(imm) !== this.layout.k ||
+      this.pipeline.busy(tag)
+    ) {
       this.protocolError(`stripe in slot ${slot} with tag ${tag}: out of range or in use`);
       return;
     }
-    const at = slot * this.layout.slotBytes, w = (at + this.layout.dataHeadersOffset) >> 2;
-    if (!this.plausible(w, byteLength)) { this.protocolError(`stripe in slot ${slot}: headers do not fit ${byteLength} bytes received`); return; }
-    const stripe = headerStripe(this.words, w), stripeLength = this.words[w + W.STRIPE_LENGTH]!;
-    const missingLo = this.words[w + W.MISSING_LO]!, missingHi = this.words[w + W.MISSING_HI]!;
+    const at = slot * this.layout.slotBytes,
+      w = (at + this.layout.dataHeadersOffset) >> 2;
+    if (!this.plausible(w, byteLength)) {
+      this.protocolError(`stripe in slot ${slot}: headers do not fit ${byteLength} bytes received`);
+      return;
+    }
+    const stripe = headerStripe(this.words, w),
+      stripeLength = this.words[w + W.STRIPE_LENGTH]!;
+    const missingLo = this.words[w + W.MISSING_LO]!,
+      missingHi = this.words[w + W.MISSING_HI]!;
     this.slotBusy[slot] = 1;
     this.tagSlot[tag] = slot;
     this.tagEpoch[tag] = this.words[w + W.WRITER_EPOCH]!;
@@ -161,15 +249,25 @@ export class WriterSession {
 
   private plausible(w: number, byteLength: number): boolean {
     const { k, m, unitBytes } = this.layout;
-    const words = this.words, stripeLength = words[w + W.STRIPE_LENGTH]!;
+    const words = this.words,
+      stripeLength = words[w + W.STRIPE_LENGTH]!;
     if (byteLength !== k * DATA_HEADER_BYTES + stripeLength) return false;
     for (let unit = 0, h = w; unit < k; unit++, h += DATA_HEADER_BYTES / 4) {
       if (checkHeader(words, h, DATA_HEADER_BYTES, words[h + W.UNIT_LENGTH]!) !== undefined) return false;
-      if (headerUnit(words, h) !== unit || headerK(words, h) !== k || headerM(words, h) !== m || headerUnitBytes(words, h) !== unitBytes
-        || ((words[h + W.SHAPE]! >>> 8) & 0xff) !== this.code.id || headerFileId(words, h) !== this.options.hello.fileId
-        || words[h + W.STRIPE_LENGTH] !== stripeLength || words[h + W.COUNTER] !== words[w + W.COUNTER]
-        || words[h + W.WRITER_EPOCH] !== words[w + W.WRITER_EPOCH] || words[h + W.STRIPE_LO] !== words[w + W.STRIPE_LO]
-        || words[h + W.STRIPE_HI] !== words[w + W.STRIPE_HI]) return false;
+      if (
+        headerUnit(words, h) !== unit ||
+        headerK(words, h) !== k ||
+        headerM(words, h) !== m ||
+        headerUnitBytes(words, h) !== unitBytes ||
+        ((words[h + W.SHAPE]! >>> 8) & 0xff) !== this.code.id ||
+        headerFileId(words, h) !== this.options.hello.fileId ||
+        words[h + W.STRIPE_LENGTH] !== stripeLength ||
+        words[h + W.COUNTER] !== words[w + W.COUNTER] ||
+        words[h + W.WRITER_EPOCH] !== words[w + W.WRITER_EPOCH] ||
+        words[h + W.STRIPE_LO] !== words[w + W.STRIPE_LO] ||
+        words[h + W.STRIPE_HI] !== words[w + W.STRIPE_HI]
+      )
+        return false;
     }
     return true;
   }
@@ -186,12 +284,17 @@ export class WriterSession {
   private settled(tag: number, refusal: number, unit: number, mapEpoch: number): void {
     const { k, m } = this.layout;
     const queue = this.channel.records(MessageType.STRIPE_ACK);
-    const w = queue.push(), words = queue.words;
+    const w = queue.push(),
+      words = queue.words;
     const missing = this.tagMissing[tag]!;
-    const missingLo = missing % 0x1_0000_0000, missingHi = Math.floor(missing / 0x1_0000_0000);
+    const missingLo = missing % 0x1_0000_0000,
+      missingHi = Math.floor(missing / 0x1_0000_0000);
     words[w] = (tag | (refusal << 16) | (unit << 24)) >>> 0;
     words[w + 1] = refusal === 0 ? ((k === 32 ? 0xffff_ffff : (1 << k) - 1) & ~missingLo) >>> 0 : 0;
-    words[w + 2] = refusal === 0 ? (((1 << m) - 1) & ~(k === 32 ? missingHi : (missingLo >>> k) | (missingHi << (32 - k)))) >>> 0 : 0;
+    words[w + 2] =
+      refusal === 0
+        ? (((1 << m) - 1) & ~(k === 32 ? missingHi : (missingLo >>> k) | (missingHi << (32 - k)))) >>> 0
+        : 0;
     words[w + 3] = this.tagEpoch[tag]!;
     words[w + 4] = this.tagCounter[tag]!;
     words[w + 5] = mapEpoch;

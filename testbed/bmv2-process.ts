@@ -14,7 +14,10 @@ const START_MS = 200;
 /** @throws {TestbedError} ERR_MISSING_PACKAGE */
 export function requireBmv2(): void {
   if (spawnSync(PROGRAM, ['--version'], { stdio: 'ignore' }).error !== undefined) {
-    throw new TestbedError('ERR_MISSING_PACKAGE', `Cannot build a network with BMv2: ${PROGRAM} is not on PATH; the P4 consortium's packages have it (p4lang-bmv2)`);
+    throw new TestbedError(
+      'ERR_MISSING_PACKAGE',
+      `Cannot build a network with BMv2: ${PROGRAM} is not on PATH; the P4 consortium's packages have it (p4lang-bmv2)`,
+    );
   }
 }
 
@@ -26,31 +29,66 @@ export class Bmv2Process {
    * @param interfaces  those of ports 1, 2, …
    * @param folder      for its log and its notification socket
    */
-  constructor(private readonly enter: readonly string[], private readonly interfaces: readonly string[], private readonly folder: string) {}
+  constructor(
+    private readonly enter: readonly string[],
+    private readonly interfaces: readonly string[],
+    private readonly folder: string,
+  ) {}
 
-  get isRunning(): boolean { return this.child !== undefined && this.child.exitCode === null && this.child.signalCode === null; }
-  get pid(): number | undefined { return this.isRunning ? this.child?.pid : undefined; }
+  get isRunning(): boolean {
+    return this.child !== undefined && this.child.exitCode === null && this.child.signalCode === null;
+  }
+  get pid(): number | undefined {
+    return this.isRunning ? this.child?.pid : undefined;
+  }
 
   /** @throws {TestbedError} ERR_TESTBED when it ends at once */
   async start(): Promise<void> {
     const log = openSync(join(this.folder, 'bmv2.log'), 'a');
-    const command = ['setpriv', '--pdeathsig', 'KILL', ...this.enter, PROGRAM, '--no-p4', '--device-id', '1', ...this.interfaces.flatMap((name, index) => ['-i', `${index + 1}@${name}`]),
+    const command = [
+      'setpriv',
+      '--pdeathsig',
+      'KILL',
+      ...this.enter,
+      PROGRAM,
+      '--no-p4',
+      '--device-id',
+      '1',
+      ...this.interfaces.flatMap((name, index) => ['-i', `${index + 1}@${name}`]),
       // Its default is one path for every BMv2 of a machine.
-      '--notifications-addr', `ipc://${join(this.folder, 'bmv2.ipc')}`, '--log-level', 'error', '--', '--grpc-server-addr', P4RUNTIME];
+      '--notifications-addr',
+      `ipc://${join(this.folder, 'bmv2.ipc')}`,
+      '--log-level',
+      'error',
+      '--',
+      '--grpc-server-addr',
+      P4RUNTIME,
+    ];
     const child = spawn(command[0]!, command.slice(1), { stdio: ['ignore', log, log], detached: true });
     closeSync(log);
     let failure = '';
-    child.once('error', (error) => { failure = error.message; });
+    child.once('error', (error) => {
+      failure = error.message;
+    });
     this.child = child;
     await delay(START_MS);
-    if (!this.isRunning) throw new TestbedError('ERR_TESTBED', `Cannot start BMv2: it ended at once (${failure || (child.exitCode ?? child.signalCode)}), see ${join(this.folder, 'bmv2.log')}`);
+    if (!this.isRunning)
+      throw new TestbedError(
+        'ERR_TESTBED',
+        `Cannot start BMv2: it ended at once (${failure || (child.exitCode ?? child.signalCode)}), ` +
+          `see ${join(this.folder, 'bmv2.log')}`,
+      );
   }
 
   /** Ends it at once, as a crash does. Idempotent. */
   async kill(): Promise<void> {
     const { child } = this;
     if (child === undefined || !this.isRunning) return;
-    const gone = new Promise<void>((resolve) => { child.once('exit', () => { resolve(); }); });
+    const gone = new Promise<void>((resolve) => {
+      child.once('exit', () => {
+        resolve();
+      });
+    });
     child.kill('SIGKILL');
     await gone;
   }

@@ -121,7 +121,8 @@ def one_line(error):
 
 
 if __name__ == "__main__":
-    # Ctrl-C goes to the whole terminal group: who started this decides when the network ends, by closing standard input.
+    # Ctrl-C goes to the whole terminal group: who started this decides when the network ends, by closing standard
+    # input.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.stdin.close())
     sys.exit(main())

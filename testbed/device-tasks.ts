@@ -1,6 +1,6 @@
 /**
- * Raw device writes between two hosts: no codes, no storage, no cluster. One side listens, the other connects and says in
- * its first message (two uint32: its key, and whether it wants writes back) where it may be written to.
+ * Raw device writes between two hosts: no codes, no storage, no cluster. One side listens, the other connects and says
+ * in its first message (two uint32: its key, and whether it wants writes back) where it may be written to.
  */
 import type { Device, MemoryRegion, QueuePair } from 'tartan-rdma';
 import { Access, Flag, Opcode, Status, openSoftDevice } from 'tartan-rdma';
@@ -10,9 +10,20 @@ const RECEIVES = 2 * WINDOW;
 const HELLO_BYTES = 8;
 const RING_BYTES = 4 << 20;
 
-export interface Endpoint { readonly host: string; readonly port: number }
-export interface ExchangeResult { /** Both directions, between warm-up and end. */ readonly bytesPerSecond: number; readonly sentBytes: number; readonly receivedBytes: number }
-export interface RegistrationResult { readonly transfersPerSecond: number; readonly bytesPerSecond: number; readonly totalBytes: number }
+export interface Endpoint {
+  readonly host: string;
+  readonly port: number;
+}
+export interface ExchangeResult {
+  /** Both directions, between warm-up and end. */ readonly bytesPerSecond: number;
+  readonly sentBytes: number;
+  readonly receivedBytes: number;
+}
+export interface RegistrationResult {
+  readonly transfersPerSecond: number;
+  readonly bytesPerSecond: number;
+  readonly totalBytes: number;
+}
 
 const accepting = new Map<number, Device>();
 
@@ -21,19 +32,30 @@ export async function acceptWrites({ host, port }: Endpoint): Promise<void> {
   if (accepting.has(port)) return;
   const device = openSoftDevice({ name: 'accept' });
   accepting.set(port, device);
-  await device.listen(host, port, (qp) => { new RawPeer(device, qp, undefined); });
+  await device.listen(host, port, (qp) => {
+    new RawPeer(device, qp, undefined);
+  });
 }
 
 /** Writes to the listening side and is written to, both as fast as the link allows. */
-export async function exchangeWrites({ host, port, writeBytes, warmupSeconds, seconds }: Endpoint & { writeBytes: number; warmupSeconds: number; seconds: number }): Promise<ExchangeResult> {
+export async function exchangeWrites({
+  host,
+  port,
+  writeBytes,
+  warmupSeconds,
+  seconds,
+}: Endpoint & { writeBytes: number; warmupSeconds: number; seconds: number }): Promise<ExchangeResult> {
   const device = openSoftDevice({ name: 'exchange' });
   try {
-    const peer = new RawPeer(device, await device.connect(host, port, { transport: 'tcp' }), { writeBytes, isAnswered: true });
+    const peer = new RawPeer(device, await device.connect(host, port, { transport: 'tcp' }), {
+      writeBytes,
+      isAnswered: true,
+    });
     device.ring();
     await sleep(warmupSeconds * 1000);
     const from = { at: performance.now(), bytes: peer.sent + peer.received };
     await sleep(seconds * 1000);
-    const bytesPerSecond = (peer.sent + peer.received - from.bytes) / (performance.now() - from.at) * 1000;
+    const bytesPerSecond = ((peer.sent + peer.received - from.bytes) / (performance.now() - from.at)) * 1000;
     if (peer.failure !== undefined) throw new Error(peer.failure);
     await peer.close();
     return { bytesPerSecond, sentBytes: peer.sent, receivedBytes: peer.received };
@@ -43,13 +65,22 @@ export async function exchangeWrites({ host, port, writeBytes, warmupSeconds, se
 }
 
 /**
- * Transfers one after the other, each written and completed: from memory registered for it and released after it, or from
- * a ring that stays registered.
+ * Transfers one after the other, each written and completed: from memory registered for it and released after it, or
+ * from a ring that stays registered.
  */
-export async function registerOrReuse({ host, port, transferBytes, mode, seconds }: Endpoint & { transferBytes: number; mode: 'each' | 'ring'; seconds: number }): Promise<RegistrationResult> {
+export async function registerOrReuse({
+  host,
+  port,
+  transferBytes,
+  mode,
+  seconds,
+}: Endpoint & { transferBytes: number; mode: 'each' | 'ring'; seconds: number }): Promise<RegistrationResult> {
   const device = openSoftDevice({ name: 'register' });
   try {
-    const peer = new RawPeer(device, await device.connect(host, port, { transport: 'tcp' }), { writeBytes: transferBytes, isAnswered: false });
+    const peer = new RawPeer(device, await device.connect(host, port, { transport: 'tcp' }), {
+      writeBytes: transferBytes,
+      isAnswered: false,
+    });
     device.ring();
     await peer.ready;
     const ring = device.allocate(RING_BYTES);
@@ -65,12 +96,17 @@ export async function registerOrReuse({ host, port, transferBytes, mode, seconds
         await peer.write(region, 0, transferBytes);
         await region.deregister();
       }
-      if (mode === 'ring') new Uint8Array(ring.buffer, (transfers % slots) * transferBytes, transferBytes).fill(transfers & 0xff);
+      if (mode === 'ring')
+        new Uint8Array(ring.buffer, (transfers % slots) * transferBytes, transferBytes).fill(transfers & 0xff);
       transfers++;
     }
     const elapsed = (performance.now() - begun) / 1000;
     await peer.close();
-    return { transfersPerSecond: transfers / elapsed, bytesPerSecond: transfers * transferBytes / elapsed, totalBytes: transfers * transferBytes };
+    return {
+      transfersPerSecond: transfers / elapsed,
+      bytesPerSecond: (transfers * transferBytes) / elapsed,
+      totalBytes: transfers * transferBytes,
+    };
   } finally {
     await device.close();
   }
@@ -91,12 +127,20 @@ class RawPeer {
   private closing = false;
   private waiting: { resolve(): void; reject(error: Error): void } | undefined;
 
-  constructor(private readonly device: Device, private readonly qp: QueuePair, private readonly wish: { writeBytes: number; isAnswered: boolean } | undefined) {
-    this.ready = new Promise((resolve) => { this.isReady = resolve; });
+  constructor(
+    private readonly device: Device,
+    private readonly qp: QueuePair,
+    private readonly wish: { writeBytes: number; isAnswered: boolean } | undefined,
+  ) {
+    this.ready = new Promise((resolve) => {
+      this.isReady = resolve;
+    });
     // The ring that is written to, then a page of hellos: received ones, and the own one at its end.
     this.memory = device.allocate(RING_BYTES + 4096, Access.REMOTE_WRITE);
     this.words = new Uint32Array(this.memory.buffer);
-    qp.handler = (opcode, status, wrId, byteLength) => { this.completed(opcode, status, wrId, byteLength); };
+    qp.handler = (opcode, status, wrId, byteLength) => {
+      this.completed(opcode, status, wrId, byteLength);
+    };
     qp.onError = (reason) => {
       if (!this.closing) this.failure = reason;
       this.waiting?.reject(new Error(reason));
@@ -108,7 +152,9 @@ class RawPeer {
 
   /** Writes once; resolves when the bytes are in the peer's memory. */
   write(region: MemoryRegion, offset: number, bytes: number): Promise<void> {
-    const done = new Promise<void>((resolve, reject) => { this.waiting = { resolve, reject }; });
+    const done = new Promise<void>((resolve, reject) => {
+      this.waiting = { resolve, reject };
+    });
     this.qp.postWrite(0, region, offset, bytes, this.rkey, 0, Flag.SIGNALED);
     this.device.ring();
     return done;
@@ -161,4 +207,8 @@ class RawPeer {
   }
 }
 
-function sleep(ms: number): Promise<void> { return new Promise((resolve) => { setTimeout(resolve, ms); }); }
+function sleep(ms: number): Promise<void> {
+  return new Promise((resolve) => {
+    setTimeout(resolve, ms);
+  });
+}

@@ -4,8 +4,12 @@ import { TestbedError } from './errors.js';
 export class Interruption {
   private readonly signals = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
   private reject: (error: Error) => void = () => {};
-  private readonly interrupted = new Promise<never>((_, reject) => { this.reject = reject; });
-  private readonly handle = (signal: NodeJS.Signals): void => { this.reject(new TestbedError('ERR_INTERRUPTED', `Interrupted by ${signal}; the network is taken down`)); };
+  private readonly interrupted = new Promise<never>((_, reject) => {
+    this.reject = reject;
+  });
+  private readonly handle = (signal: NodeJS.Signals): void => {
+    this.reject(new TestbedError('ERR_INTERRUPTED', `Interrupted by ${signal}; the network is taken down`));
+  };
 
   constructor() {
     this.interrupted.catch(() => {});
@@ -13,9 +17,11 @@ export class Interruption {
   }
 
   orDone<T>(work: Promise<T>): Promise<T> {
-    work.catch(() => {});  // when it fails because everything is taken down, the signal is what is told
+    work.catch(() => {}); // when it fails because everything is taken down, the signal is what is told
     return Promise.race([work, this.interrupted]);
   }
 
-  over(): void { for (const signal of this.signals) process.off(signal, this.handle); }
+  over(): void {
+    for (const signal of this.signals) process.off(signal, this.handle);
+  }
 }

@@ -15,7 +15,12 @@ import { PYTHON } from './requirements.js';
 const SCRIPT = fileURLToPath(new URL('../../testbed/build_network.py', import.meta.url));
 const STOP_MS = 15_000;
 
-interface Reply { readonly ready?: true; readonly done?: true; readonly pids?: Readonly<Record<string, number>>; readonly error?: string }
+interface Reply {
+  readonly ready?: true;
+  readonly done?: true;
+  readonly pids?: Readonly<Record<string, number>>;
+  readonly error?: string;
+}
 
 export class Network {
   readonly spec: NetworkSpec;
@@ -29,12 +34,22 @@ export class Network {
   private constructor(spec: NetworkSpec, log: string, mark: string) {
     this.spec = spec;
     // The kernel ends Python with this process, and the shells that hold the namespaces end with Python's terminals.
-    this.child = spawn('setpriv', ['--pdeathsig', 'KILL', 'unshare', '--net', PYTHON, SCRIPT], { stdio: ['pipe', 'pipe', 'pipe'], detached: true, env: { ...process.env, NODE_OPTIONS: '', TARTAN_TESTBED: mark } });
+    this.child = spawn('setpriv', ['--pdeathsig', 'KILL', 'unshare', '--net', PYTHON, SCRIPT], {
+      stdio: ['pipe', 'pipe', 'pipe'],
+      detached: true,
+      env: { ...process.env, NODE_OPTIONS: '', TARTAN_TESTBED: mark },
+    });
     this.child.stderr.pipe(createWriteStream(log));
-    this.child.stdin.on('error', () => {});  // it has ended: the reply says so
+    this.child.stdin.on('error', () => {}); // it has ended: the reply says so
     this.exit = new Promise((resolve) => {
-      this.child.once('error', () => { this.ended = true; resolve(); });
-      this.child.once('close', () => { this.ended = true; resolve(); });
+      this.child.once('error', () => {
+        this.ended = true;
+        resolve();
+      });
+      this.child.once('close', () => {
+        this.ended = true;
+        resolve();
+      });
     });
     this.replies = createInterface({ input: this.child.stdout })[Symbol.asyncIterator]();
   }
@@ -64,8 +79,8 @@ export class Network {
   }
 
   /**
-   * What a command line begins with to run in a host's network. Mininet mounts /sys anew for each host: without its mount
-   * namespace a process would see the interfaces of this one there, and their MTU.
+   * What a command line begins with to run in a host's network. Mininet mounts /sys anew for each host: without its
+   * mount namespace a process would see the interfaces of this one there, and their MTU.
    */
   enter(host: string): string[] {
     const namespaces = `/proc/${this.pidOf(host)}/ns`;
@@ -87,7 +102,9 @@ export class Network {
   async close(): Promise<void> {
     if (!this.ended) {
       this.child.stdin.end();
-      const timer = setTimeout(() => { this.child.kill('SIGKILL'); }, STOP_MS);
+      const timer = setTimeout(() => {
+        this.child.kill('SIGKILL');
+      }, STOP_MS);
       await this.exit;
       clearTimeout(timer);
     }
@@ -97,7 +114,8 @@ export class Network {
     const asked = this.turn.then(async () => {
       this.child.stdin.write(`${JSON.stringify(message)}\n`);
       const line = await this.replies.next();
-      if (line.done === true) throw new TestbedError('ERR_TESTBED', 'Cannot build the network: Mininet ended without an answer');
+      if (line.done === true)
+        throw new TestbedError('ERR_TESTBED', 'Cannot build the network: Mininet ended without an answer');
       const reply = JSON.parse(line.value) as Reply;
       if (reply.error !== undefined) throw new TestbedError('ERR_TESTBED', `Cannot build the network: ${reply.error}`);
       return reply;
@@ -110,14 +128,31 @@ export class Network {
 /** Runs a short command to its end. @returns what it printed @throws {TestbedError} ERR_TESTBED when it fails */
 export function run(command: readonly string[], timeoutMs = 60_000): Promise<string> {
   return new Promise((resolve, reject) => {
-    const child = spawn('setpriv', ['--pdeathsig', 'KILL', ...command], { stdio: ['ignore', 'pipe', 'pipe'], timeout: timeoutMs, killSignal: 'SIGKILL', env: { ...process.env, NODE_OPTIONS: '' } });
-    let out = '', err = '';
-    child.stdout.on('data', (chunk: Buffer) => { out += chunk.toString(); });
-    child.stderr.on('data', (chunk: Buffer) => { err += chunk.toString(); });
+    const child = spawn('setpriv', ['--pdeathsig', 'KILL', ...command], {
+      stdio: ['ignore', 'pipe', 'pipe'],
+      timeout: timeoutMs,
+      killSignal: 'SIGKILL',
+      env: { ...process.env, NODE_OPTIONS: '' },
+    });
+    let out = '',
+      err = '';
+    child.stdout.on('data', (chunk: Buffer) => {
+      out += chunk.toString();
+    });
+    child.stderr.on('data', (chunk: Buffer) => {
+      err += chunk.toString();
+    });
     child.on('error', reject);
     child.on('close', (code, signal) => {
       if (code === 0) resolve(out);
-      else reject(new TestbedError('ERR_TESTBED', `\`${command.join(' ').slice(0, 120)}\` ended with ${code ?? signal}: ${(err || out).trim().split('\n').at(-1) ?? ''}`));
+      else
+        reject(
+          new TestbedError(
+            'ERR_TESTBED',
+            `\`${command.join(' ').slice(0, 120)}\` ended ` +
+              `with ${code ?? signal}: ${(err || out).trim().split('\n').at(-1) ?? ''}`,
+          ),
+        );
     });
   });
 }

@@ -2,14 +2,21 @@
 import { readFileSync } from 'node:fs';
 import type { Network } from './network.js';
 
-/** Bytes since the interface was made, as the host that owns it counts them: Ethernet frames without preamble and gap. */
-export interface LinkBytes { readonly sent: number; readonly received: number }
+/**
+ * Bytes since the interface was made, as the host that owns it counts them: Ethernet frames without preamble and gap.
+ */
+export interface LinkBytes {
+  readonly sent: number;
+  readonly received: number;
+}
 
 /** @returns by interface, as HOST-NAME, for every link end of a host */
 export function linkBytes(network: Network): Map<string, LinkBytes> {
   const all = new Map<string, LinkBytes>();
   for (const { name } of network.spec.hosts) {
-    for (const line of readFileSync(`/proc/${network.pidOf(name)}/net/dev`, 'latin1').split('\n').slice(2)) {
+    for (const line of readFileSync(`/proc/${network.pidOf(name)}/net/dev`, 'latin1')
+      .split('\n')
+      .slice(2)) {
       const [label, rest] = line.split(':');
       if (rest === undefined || label!.trim() === 'lo') continue;
       const fields = rest.trim().split(/\s+/).map(Number);
@@ -21,8 +28,13 @@ export function linkBytes(network: Network): Map<string, LinkBytes> {
 }
 
 /** What was added between two readings, summed over the interfaces that `wanted` picks. */
-export function bytesBetween(before: ReadonlyMap<string, LinkBytes>, after: ReadonlyMap<string, LinkBytes>, wanted: (name: string) => boolean): LinkBytes {
-  let sent = 0, received = 0;
+export function bytesBetween(
+  before: ReadonlyMap<string, LinkBytes>,
+  after: ReadonlyMap<string, LinkBytes>,
+  wanted: (name: string) => boolean,
+): LinkBytes {
+  let sent = 0,
+    received = 0;
   for (const [name, now] of after) {
     if (!wanted(name)) continue;
     const then = before.get(name) ?? { sent: 0, received: 0 };
@@ -32,7 +44,10 @@ export function bytesBetween(before: ReadonlyMap<string, LinkBytes>, after: Read
   return { sent, received };
 }
 
-export interface CpuTimes { readonly idle: number; readonly total: number }
+export interface CpuTimes {
+  readonly idle: number;
+  readonly total: number;
+}
 
 /** Ticks of all CPUs together; waiting for a disk counts as idle. */
 export function cpuTimes(): CpuTimes {

@@ -80,14 +80,20 @@ export class Testbed {
     this.state = state;
     this.network = network;
     this.plan = plan;
-    if (plan !== undefined) this.bmv2 = new Bmv2Process(network.enter(hostsOf(options.topology, 'switch')[0]!.name), plan.interfaces, state.logs);
+    if (plan !== undefined)
+      this.bmv2 = new Bmv2Process(
+        network.enter(hostsOf(options.topology, 'switch')[0]!.name),
+        plan.interfaces,
+        state.logs,
+      );
   }
 
   /**
    * Builds it, runs `action`, takes it down.
    *
    * @throws {TestbedError} ERR_NOT_ROOT, ERR_MISSING_PACKAGE, ERR_TOPOLOGY, ERR_TESTBED, ERR_INTERRUPTED
-   * @throws {TartanError} ERR_NOT_ENOUGH_NODES; ERR_IN_USE when another testbed runs; what a process could not start with
+   * @throws {TartanError} ERR_NOT_ENOUGH_NODES; ERR_IN_USE when another testbed runs; what a process could not start
+   *         with
    */
   static async use<T>(options: TestbedOptions, action: (testbed: Testbed) => Promise<T>): Promise<T> {
     validateTopology(options.topology, options.code);
@@ -101,7 +107,11 @@ export class Testbed {
       state.create();
       state.write([]);
       const interruption = new Interruption();
-      const building = Network.build(plan?.network ?? networkSpec(options.topology), join(state.logs, 'network.err'), state.path);
+      const building = Network.build(
+        plan?.network ?? networkSpec(options.topology),
+        join(state.logs, 'network.err'),
+        state.path,
+      );
       let testbed: Testbed | undefined;
       try {
         testbed = new Testbed(options, state, await interruption.orDone(building), plan);
@@ -110,7 +120,10 @@ export class Testbed {
       } finally {
         try {
           await testbed?.end();
-          await building.then((network) => network.close(), () => {});
+          await building.then(
+            (network) => network.close(),
+            () => {},
+          );
         } finally {
           interruption.over();
           wipe(state);
@@ -120,23 +133,37 @@ export class Testbed {
   }
 
   /** Directory of the cluster store: all hosts share one file system. */
-  get cluster(): string { return this.state.cluster; }
+  get cluster(): string {
+    return this.state.cluster;
+  }
 
   /** For files of whoever uses the testbed; removed with it. */
-  get folder(): string { return this.state.path; }
+  get folder(): string {
+    return this.state.path;
+  }
 
   /** Holds the cluster's secret, for commands that are to reach it. */
-  get secretFile(): string { return join(this.state.path, 'secret'); }
+  get secretFile(): string {
+    return join(this.state.path, 'secret');
+  }
 
-  processes(): ProcessRecord[] { return this.state.running(); }
+  processes(): ProcessRecord[] {
+    return this.state.running();
+  }
 
   /** Where a node or an agent listens; with BMv2, a writer's too. */
-  address(host: string): string { return this.plan?.addresses.get(host) ?? serviceAddress(this.topology, host); }
+  address(host: string): string {
+    return this.plan?.addresses.get(host) ?? serviceAddress(this.topology, host);
+  }
 
   /** The process on a host that does what it is told; started when it is first asked for. */
   worker(host: string): RemoteWorker {
     let worker = this.workers.get(host);
-    if (worker === undefined) this.workers.set(host, worker = new RemoteWorker(this.network, host, this.secret, join(this.state.logs, `worker-${host}.err`)));
+    if (worker === undefined)
+      this.workers.set(
+        host,
+        (worker = new RemoteWorker(this.network, host, this.secret, join(this.state.logs, `worker-${host}.err`))),
+      );
     return worker;
   }
 
@@ -157,13 +184,22 @@ export class Testbed {
   }
 
   /** Whether units travel as packets. */
-  get takesPackets(): boolean { return this.plan !== undefined; }
+  get takesPackets(): boolean {
+    return this.plan !== undefined;
+  }
 
-  /** Ends BMv2 at once, as a crash does; its agent goes on. @throws {TestbedError} ERR_TESTBED when the switch is not BMv2 */
-  async killBmv2(): Promise<void> { await this.requireBmv2().kill(); }
+  /**
+   * Ends BMv2 at once, as a crash does; its agent goes on.
+   * @throws {TestbedError} ERR_TESTBED when the switch is not BMv2
+   */
+  async killBmv2(): Promise<void> {
+    await this.requireBmv2().kill();
+  }
 
   /** A blank one, which the agent programs. @throws {TestbedError} ERR_TESTBED */
-  async startBmv2(): Promise<void> { await this.requireBmv2().start(); }
+  async startBmv2(): Promise<void> {
+    await this.requireBmv2().start();
+  }
 
   /** Starts the agent or node of a host, again after it was killed. */
   async start(host: string): Promise<ProcessRecord> {
@@ -173,15 +209,40 @@ export class Testbed {
     const address = this.address(host);
     if (role === 'node') mkdirSync(state.node(host), { recursive: true, mode: 0o700 });
     const before = state.running().find((each) => each.id === host);
-    const record = await startChild({
-      id: host, role, host: address, logs: state.logs, dependent: true, prefix: this.network.enter(host), env: { TARTAN_SECRET: this.secret },
-      args: [
-        '--cluster', state.cluster, '--id', host, '--host', address, '--port', String(PORT), '--control-port', String(PORT + 1),
-        '--ring-memory', String(options.ringMemoryBytes ?? 64 << 20), '--transport', 'tcp',
-        ...(role === 'node' ? ['--store', state.node(host), '--durability', this.durability, '--size', String(STORE_BYTES)] : ['--deadline-ms', String(this.deadlineMs)]),
-        ...this.packetArguments(role, address),
-      ],
-    }, (spawned) => { state.record(spawned); }).catch((error: unknown) => {
+    const record = await startChild(
+      {
+        id: host,
+        role,
+        host: address,
+        logs: state.logs,
+        dependent: true,
+        prefix: this.network.enter(host),
+        env: { TARTAN_SECRET: this.secret },
+        args: [
+          '--cluster',
+          state.cluster,
+          '--id',
+          host,
+          '--host',
+          address,
+          '--port',
+          String(PORT),
+          '--control-port',
+          String(PORT + 1),
+          '--ring-memory',
+          String(options.ringMemoryBytes ?? 64 << 20),
+          '--transport',
+          'tcp',
+          ...(role === 'node'
+            ? ['--store', state.node(host), '--durability', this.durability, '--size', String(STORE_BYTES)]
+            : ['--deadline-ms', String(this.deadlineMs)]),
+          ...this.packetArguments(role, address),
+        ],
+      },
+      (spawned) => {
+        state.record(spawned);
+      },
+    ).catch((error: unknown) => {
       // The one that holds the port still has to be ended.
       if (before !== undefined) state.record(before);
       throw error;
@@ -198,9 +259,22 @@ export class Testbed {
   }
 
   private packetArguments(role: 'switch' | 'node', address: string): string[] {
-    if (this.plan === undefined) return role === 'node' && this.options.packets === true ? ['--packet-port', String(PORT + 2)] : [];
-    return role === 'node' ? ['--packet-port', String(PORT + 2)]
-      : ['--target', 'bmv2', '--p4runtime', P4RUNTIME, '--ports', join(this.state.path, 'ports.json'), '--artefact', this.plan.artefact, '--probe-from', address];
+    if (this.plan === undefined)
+      return role === 'node' && this.options.packets === true ? ['--packet-port', String(PORT + 2)] : [];
+    return role === 'node'
+      ? ['--packet-port', String(PORT + 2)]
+      : [
+          '--target',
+          'bmv2',
+          '--p4runtime',
+          P4RUNTIME,
+          '--ports',
+          join(this.state.path, 'ports.json'),
+          '--artefact',
+          this.plan.artefact,
+          '--probe-from',
+          address,
+        ];
   }
 
   private requireBmv2(): Bmv2Process {
@@ -225,13 +299,25 @@ export class Testbed {
     if (this.plan !== undefined) await this.untilProgrammable();
   }
 
-  /** A P4 switch forwards nothing, and no writer uses it, before its agent has programmed it. @throws {TestbedError} ERR_TESTBED */
+  /**
+   * A P4 switch forwards nothing, and no writer uses it, before its agent has programmed it.
+   * @throws {TestbedError} ERR_TESTBED
+   */
   async untilProgrammable(): Promise<void> {
     const { name } = hostsOf(this.topology, 'switch')[0]!;
     const store = await openClusterStore(this.cluster);
     try {
-      for (const end = performance.now() + PROGRAMMABLE_MS; (await readMap(store)).switches.find(({ id }) => id === name)?.state !== 'programmable'; await delay(20)) {
-        if (performance.now() > end) throw new TestbedError('ERR_TESTBED', `The switch ${name} is not programmable after ${PROGRAMMABLE_MS / 1000} s, see ${join(this.state.logs, `${name}.err`)}`);
+      for (
+        const end = performance.now() + PROGRAMMABLE_MS;
+        (await readMap(store)).switches.find(({ id }) => id === name)?.state !== 'programmable';
+        await delay(20)
+      ) {
+        if (performance.now() > end)
+          throw new TestbedError(
+            'ERR_TESTBED',
+            `The switch ${name} is not programmable after ${PROGRAMMABLE_MS / 1000} s, ` +
+              `see ${join(this.state.logs, `${name}.err`)}`,
+          );
       }
     } finally {
       await store.close();
@@ -241,11 +327,16 @@ export class Testbed {
   private async end(): Promise<void> {
     await Promise.all([...this.workers.values()].map((worker) => worker.close()));
     for (const role of ['switch', 'node'] as const) {
-      await Promise.all(this.state.processes().filter((each) => each.role === role).map(async (each) => {
-        // A stopped process does not obey.
-        if (isRunning(each.identity)) process.kill(each.identity.pid, 'SIGCONT');
-        await stopProcess(each.identity, STOP_MS);
-      }));
+      await Promise.all(
+        this.state
+          .processes()
+          .filter((each) => each.role === role)
+          .map(async (each) => {
+            // A stopped process does not obey.
+            if (isRunning(each.identity)) process.kill(each.identity.pid, 'SIGCONT');
+            await stopProcess(each.identity, STOP_MS);
+          }),
+      );
     }
     await this.bmv2?.kill();
     await this.network.close();
@@ -262,7 +353,11 @@ export class Testbed {
 async function sweep(state: StateDirectory, note: (line: string) => void): Promise<void> {
   const left = state.running();
   for (const each of left) await stopProcess(each.identity, 0);
-  if (wipe(state) > 0) note(`removed what an earlier testbed left${left.length > 0 ? `, ended ${left.map((each) => each.id).join(', ')}` : ''}`);
+  if (wipe(state) > 0)
+    note(
+      'removed what an earlier testbed ' +
+        `left${left.length > 0 ? `, ended ${left.map((each) => each.id).join(', ')}` : ''}`,
+    );
 }
 
 /** @returns how many entries were there, the lock not counted */

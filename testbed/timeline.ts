@@ -8,7 +8,10 @@ export interface TimelineResult {
   readonly startedAt: number;
   /** Milliseconds after startedAt, and bytes acknowledged by then, of every sample. */
   readonly samples: readonly { readonly ms: number; readonly bytes: number }[];
-  /** The longest time without a newly acknowledged byte, by window of interest: [from, to] of each gap longer than 20 ms. */
+  /**
+   * The longest time without a newly acknowledged byte, by window of interest: [from, to] of each gap longer than 20
+   * ms.
+   */
   readonly gaps: readonly { readonly fromMs: number; readonly toMs: number }[];
   readonly modes: readonly { readonly ms: number; readonly mode: string; readonly reason: string }[];
   readonly bytes: number;
@@ -35,18 +38,35 @@ export class Timeline {
   private readonly sampling: NodeJS.Timeout;
   private failure: Error | undefined;
 
-  private constructor(private readonly client: Client, private readonly writer: FileWriter, sampleMs: number) {
-    writer.on('mode', ({ mode, reason }: { mode: string; reason: string }) => { this.modes.push({ ms: this.now(), mode, reason }); });
-    writer.on('error', (error) => { this.failure = error; });
+  private constructor(
+    private readonly client: Client,
+    private readonly writer: FileWriter,
+    sampleMs: number,
+  ) {
+    writer.on('mode', ({ mode, reason }: { mode: string; reason: string }) => {
+      this.modes.push({ ms: this.now(), mode, reason });
+    });
+    writer.on('error', (error) => {
+      this.failure = error;
+    });
     // Told by the writer at once when something was acknowledged and room came of it, not by the next sample.
-    writer.on('drain', () => { this.observe(); });
-    this.sampling = setInterval(() => { this.observe(); this.samples.push({ ms: this.now(), bytes: this.lastBytes }); }, sampleMs);
+    writer.on('drain', () => {
+      this.observe();
+    });
+    this.sampling = setInterval(() => {
+      this.observe();
+      this.samples.push({ ms: this.now(), bytes: this.lastBytes });
+    }, sampleMs);
     this.filling = this.fill();
   }
 
   static async begin(client: Client, file: FileSpec, sampleMs: number): Promise<Timeline> {
     try {
-      return new Timeline(client, await client.create(file.name, { code: file.code, unitBytes: file.unitBytes }), sampleMs);
+      return new Timeline(
+        client,
+        await client.create(file.name, { code: file.code, unitBytes: file.unitBytes }),
+        sampleMs,
+      );
     } catch (error) {
       await client.close();
       throw error;
@@ -60,10 +80,19 @@ export class Timeline {
     try {
       await this.filling;
       if (this.failure !== undefined) throw this.failure;
-      await new Promise<void>((resolve, reject) => { writer.once('error', reject); writer.once('finish', resolve); writer.end(); });
+      await new Promise<void>((resolve, reject) => {
+        writer.once('error', reject);
+        writer.once('finish', resolve);
+        writer.end();
+      });
       return {
-        startedAt: this.startedAt, samples: this.samples, gaps: this.gaps, modes: this.modes, bytes: writer.progress.acknowledgedBytes,
-        sha256: this.hash.digest('hex'), stripesRedriven: writer.progress.stripesRedriven,
+        startedAt: this.startedAt,
+        samples: this.samples,
+        gaps: this.gaps,
+        modes: this.modes,
+        bytes: writer.progress.acknowledgedBytes,
+        sha256: this.hash.digest('hex'),
+        stripesRedriven: writer.progress.stripesRedriven,
       };
     } finally {
       clearInterval(this.sampling);
@@ -71,10 +100,13 @@ export class Timeline {
     }
   }
 
-  private now(): number { return performance.now() - this.started; }
+  private now(): number {
+    return performance.now() - this.started;
+  }
 
   private observe(): void {
-    const bytes = this.writer.progress.acknowledgedBytes, ms = this.now();
+    const bytes = this.writer.progress.acknowledgedBytes,
+      ms = this.now();
     if (bytes === this.lastBytes) return;
     if (this.lastBytes > 0 && ms - this.lastMs > GAP_MS) this.gaps.push({ fromMs: this.lastMs, toMs: ms });
     this.lastBytes = bytes;
@@ -91,12 +123,18 @@ export class Timeline {
         this.hash.update(view);
         commit(view.length);
         // Timers and acknowledgements must have their turn also while there is room.
-        await new Promise((resolve) => { setImmediate(resolve); });
+        await new Promise((resolve) => {
+          setImmediate(resolve);
+        });
         continue;
       }
       await new Promise<void>((resolve) => {
         const timer = setTimeout(done, DRAIN_MS);
-        function done(): void { clearTimeout(timer); writer.off('drain', done); resolve(); }
+        function done(): void {
+          clearTimeout(timer);
+          writer.off('drain', done);
+          resolve();
+        }
         writer.once('drain', done);
       });
     }
@@ -109,7 +147,9 @@ function pseudoRandom(view: Uint8Array, state: Uint32Array): void {
   const words = new DataView(view.buffer, view.byteOffset, view.length);
   let at = 0;
   for (; at + 4 <= view.length; at += 4) {
-    x ^= x << 13; x ^= x >>> 17; x ^= x << 5;
+    x ^= x << 13;
+    x ^= x >>> 17;
+    x ^= x << 5;
     words.setUint32(at, x >>> 0, true);
   }
   for (; at < view.length; at++) view[at] = (x >>> (8 * (at & 3))) & 0xff;

@@ -1,6 +1,6 @@
 /**
- * A cluster over soft-RoCE on this machine: an ordinary network card (or one made for it), a soft-RoCE device on it, the
- * cluster's processes on that device; everything is taken down again, and what was loaded for it is unloaded.
+ * A cluster over soft-RoCE on this machine: an ordinary network card (or one made for it), a soft-RoCE device on it,
+ * the cluster's processes on that device; everything is taken down again, and what was loaded for it is unloaded.
  *
  *     dummy card tartan0, 10.78.0.1 … 15   or   the card that is named, by its own address
  *           └── tartan_rxe0 (rdma_rxe) ── s1, n1 … n14: an address each on the dummy, a port each on a card
@@ -43,21 +43,38 @@ const STOP_MS = 5_000;
 export const MOST_NODES = 14;
 
 export class VerbsTestbed {
-  private constructor(readonly state: StateDirectory, private readonly options: VerbsTestbedOptions, private readonly secret: string) {}
+  private constructor(
+    readonly state: StateDirectory,
+    private readonly options: VerbsTestbedOptions,
+    private readonly secret: string,
+  ) {}
 
-  get secretFile(): string { return join(this.state.path, 'secret'); }
-  processes(): ProcessRecord[] { return this.state.running(); }
+  get secretFile(): string {
+    return join(this.state.path, 'secret');
+  }
+  processes(): ProcessRecord[] {
+    return this.state.running();
+  }
 
   /**
    * Builds it, runs `action`, takes it down.
    *
-   * @throws {TestbedError} ERR_NOT_ROOT, ERR_MISSING_PACKAGE, ERR_MISSING_MODULE, ERR_TOPOLOGY, ERR_TESTBED, ERR_INTERRUPTED
+   * @throws {TestbedError} ERR_NOT_ROOT, ERR_MISSING_PACKAGE, ERR_MISSING_MODULE, ERR_TOPOLOGY, ERR_TESTBED,
+   *         ERR_INTERRUPTED
    * @throws {TartanError} ERR_IN_USE when another runs; what a process could not start with
    */
   static async use<T>(options: VerbsTestbedOptions, action: (testbed: VerbsTestbed) => Promise<T>): Promise<T> {
-    if (options.nodes > MOST_NODES) throw new TestbedError('ERR_TOPOLOGY', `Cannot build ${options.nodes} nodes over verbs: at most ${MOST_NODES} have an address`);
+    if (options.nodes > MOST_NODES)
+      throw new TestbedError(
+        'ERR_TOPOLOGY',
+        `Cannot build ${options.nodes} nodes over verbs: at most ${MOST_NODES} have an address`,
+      );
     requireVerbsMachine();
-    if (options.netdev !== undefined && !existsSync(`/sys/class/net/${options.netdev}`)) throw new TestbedError('ERR_TOPOLOGY', `Cannot use the network card '${options.netdev}': there is none of that name`);
+    if (options.netdev !== undefined && !existsSync(`/sys/class/net/${options.netdev}`))
+      throw new TestbedError(
+        'ERR_TOPOLOGY',
+        `Cannot use the network card '${options.netdev}': there is none of that name`,
+      );
     const loaded = await loadModules(options.netdev === undefined ? [...MODULES, 'dummy'] : MODULES);
     const state = new StateDirectory(join(tmpdir(), 'tartan-testbed-verbs'));
     mkdirSync(state.path, { recursive: true, mode: 0o700 });
@@ -77,7 +94,14 @@ export class VerbsTestbed {
         // What others use by now stays.
         for (const module of loaded.reverse()) await run(['modprobe', '-r', module]).catch(() => {});
         interruption.over();
-        for (const path of [state.cluster, state.logs, join(state.path, 'nodes'), join(state.path, 'processes.json'), testbed.secretFile]) rmSync(path, { recursive: true, force: true });
+        for (const path of [
+          state.cluster,
+          state.logs,
+          join(state.path, 'nodes'),
+          join(state.path, 'processes.json'),
+          testbed.secretFile,
+        ])
+          rmSync(path, { recursive: true, force: true });
       }
     });
   }
@@ -87,31 +111,66 @@ export class VerbsTestbed {
     const card = netdev ?? CARD;
     if (netdev === undefined) {
       await run(['ip', 'link', 'add', CARD, 'type', 'dummy']);
-      for (let host = 1; host <= nodes + 1; host++) await run(['ip', 'address', 'add', `${NETWORK}.${host}/24`, 'dev', CARD]);
+      for (let host = 1; host <= nodes + 1; host++)
+        await run(['ip', 'address', 'add', `${NETWORK}.${host}/24`, 'dev', CARD]);
       await run(['ip', 'link', 'set', CARD, 'mtu', '9000', 'up']);
     }
     const own = netdev === undefined ? undefined : await addressOf(netdev);
     await run(['rdma', 'link', 'add', RDMA_DEVICE, 'type', 'rxe', 'netdev', card]).catch((error: unknown) => {
-      throw new TestbedError('ERR_TESTBED', `Cannot make a soft-RoCE device on ${card}: ${(error as Error).message}`, { cause: error });
+      throw new TestbedError('ERR_TESTBED', `Cannot make a soft-RoCE device on ${card}: ${(error as Error).message}`, {
+        cause: error,
+      });
     });
     await isActive(card);
     await createStore(this.state);
     writeFileSync(this.secretFile, this.secret, { mode: 0o600 });
     const ids = Array.from({ length: nodes }, (_, i) => `n${i + 1}`);
-    for (const id of ids) await this.startProcess(id, 'node', own ?? `${NETWORK}.${Number(id.slice(1)) + 1}`, PORT + 2 * Number(id.slice(1)));
+    for (const id of ids)
+      await this.startProcess(
+        id,
+        'node',
+        own ?? `${NETWORK}.${Number(id.slice(1)) + 1}`,
+        PORT + 2 * Number(id.slice(1)),
+      );
     await this.startProcess('s1', 'switch', own ?? `${NETWORK}.1`, PORT);
   }
 
   private async startProcess(id: string, role: 'node' | 'switch', host: string, port: number): Promise<void> {
     const { state, options } = this;
     if (role === 'node') mkdirSync(state.node(id), { recursive: true, mode: 0o700 });
-    const record = await startChild({
-      id, role, host, logs: state.logs, dependent: true, env: { TARTAN_SECRET: this.secret }, ...(options.readyMs === undefined ? {} : { readyMs: options.readyMs }),
-      args: [
-        '--cluster', state.cluster, '--id', id, '--host', host, '--port', String(port), '--control-port', String(port + 1), '--ring-memory', String(64 << 20), '--device', `verbs:${RDMA_DEVICE}`,
-        ...(role === 'node' ? ['--store', state.node(id), '--durability', options.durability, '--size', String(STORE_BYTES)] : []),
-      ],
-    }, (spawned) => { state.record(spawned); });
+    const record = await startChild(
+      {
+        id,
+        role,
+        host,
+        logs: state.logs,
+        dependent: true,
+        env: { TARTAN_SECRET: this.secret },
+        ...(options.readyMs === undefined ? {} : { readyMs: options.readyMs }),
+        args: [
+          '--cluster',
+          state.cluster,
+          '--id',
+          id,
+          '--host',
+          host,
+          '--port',
+          String(port),
+          '--control-port',
+          String(port + 1),
+          '--ring-memory',
+          String(64 << 20),
+          '--device',
+          `verbs:${RDMA_DEVICE}`,
+          ...(role === 'node'
+            ? ['--store', state.node(id), '--durability', options.durability, '--size', String(STORE_BYTES)]
+            : []),
+        ],
+      },
+      (spawned) => {
+        state.record(spawned);
+      },
+    );
     state.record({ ...record, device: `verbs:${RDMA_DEVICE}` });
   }
 }
@@ -122,7 +181,12 @@ async function loadModules(modules: readonly string[]): Promise<string[]> {
   for (const module of modules) {
     if (existsSync(`/sys/module/${module}`)) continue;
     await run(['modprobe', module]).catch((cause: unknown) => {
-      throw new TestbedError('ERR_MISSING_MODULE', `Cannot make RDMA devices: the kernel module ${module} can't be loaded (${(cause as Error).message.replace(/\s+/g, ' ').trim()}); Debian's linux-image-amd64 has it`, { cause });
+      throw new TestbedError(
+        'ERR_MISSING_MODULE',
+        `Cannot make RDMA devices: the kernel module ${module} can't be loaded ` +
+          `(${(cause as Error).message.replace(/\s+/g, ' ').trim()}); Debian's linux-image-amd64 has it`,
+        { cause },
+      );
     });
     loaded.push(module);
   }
@@ -136,9 +200,12 @@ async function removeLinks(): Promise<void> {
 }
 
 async function addressOf(card: string): Promise<string> {
-  const [found] = JSON.parse(await run(['ip', '-j', '-4', 'address', 'show', 'dev', card])) as { addr_info: { local: string }[] }[];
+  const [found] = JSON.parse(await run(['ip', '-j', '-4', 'address', 'show', 'dev', card])) as {
+    addr_info: { local: string }[];
+  }[];
   const address = found?.addr_info[0]?.local;
-  if (address === undefined) throw new TestbedError('ERR_TOPOLOGY', `Cannot use the network card '${card}': it has no IPv4 address`);
+  if (address === undefined)
+    throw new TestbedError('ERR_TOPOLOGY', `Cannot use the network card '${card}': it has no IPv4 address`);
   return address;
 }
 

@@ -1,4 +1,6 @@
-/** A worker process: runs inside a host's network, takes one line of JSON a call, answers with one. Ends with its input. */
+/**
+ * A worker process: runs inside a host's network, takes one line of JSON a call, answers with one. Ends with its input.
+ */
 import { createInterface } from 'node:readline';
 import { codeOf } from '../wire/errors.js';
 import { tasks } from './worker-tasks.js';
@@ -8,7 +10,9 @@ for await (const line of createInterface({ input: process.stdin })) {
   // Calls may overlap: a timeline is stopped by a call while it runs.
   void (async () => {
     const answer = await (async () => ({ id, result: await tasks[task](args) }))().catch((error: unknown) => ({
-      id, error: (error instanceof Error ? error.message : String(error)).replace(/\s*\n\s*/g, ' '), code: codeOf(error),
+      id,
+      error: (error instanceof Error ? error.message : String(error)).replace(/\s*\n\s*/g, ' '),
+      code: codeOf(error),
     }));
     process.stdout.write(`${JSON.stringify(answer)}\n`);
   })();

@@ -17,11 +17,15 @@ export type TimerHandle = unknown;
 export const realClock: Clock = {
   now: () => performance.now(),
   setTimer: (ms, fn) => setTimeout(fn, ms),
-  clearTimer: (handle) => { clearTimeout(handle as NodeJS.Timeout); },
+  clearTimer: (handle) => {
+    clearTimeout(handle as NodeJS.Timeout);
+  },
   random: () => Math.random(),
 };
 
 /** Resolves after `ms` of the clock's time. */
 export function sleep(clock: Clock, ms: number): Promise<void> {
-  return new Promise((resolve) => { clock.setTimer(ms, resolve); });
+  return new Promise((resolve) => {
+    clock.setTimer(ms, resolve);
+  });
 }

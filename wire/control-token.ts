@@ -6,7 +6,8 @@
  *
  * and in the answer's initial metadata:
  *
- *   tartan-proof: MAC                  MAC = HMAC-SHA256(secret, "answer" \n method path \n NONCE \n SHA-256 of the answer)
+ *   tartan-proof: MAC                  MAC = HMAC-SHA256(secret, "answer" \n method path \n NONCE \n SHA-256 of the
+ *   answer)
  *
  * So a call cannot be altered, nor repeated: the server refuses a token more than 30 s away from its own clock, and one
  * whose nonce it has seen in that time. Compared in constant time. Nothing is encrypted; the secret never travels. A
@@ -23,12 +24,19 @@ const MAX_NONCES = 10_000;
 
 const TOKEN = /^1 (\d{1,15}) ([0-9a-f]{32}) ([0-9a-f]{64})$/;
 
-export interface Token { readonly text: string; readonly nonce: string }
+export interface Token {
+  readonly text: string;
+  readonly nonce: string;
+}
 
 /** @param nowMs  wall clock, milliseconds since 1970 */
 export function makeToken(secret: string, path: string, request: Uint8Array, nowMs = Date.now()): Token {
-  const nonce = randomBytes(16).toString('hex'), time = String(Math.floor(nowMs));
-  return { nonce, text: `1 ${time} ${nonce} ${mac(secret, ['call', path, time, nonce, digest(request)]).toString('hex')}` };
+  const nonce = randomBytes(16).toString('hex'),
+    time = String(Math.floor(nowMs));
+  return {
+    nonce,
+    text: `1 ${time} ${nonce} ${mac(secret, ['call', path, time, nonce, digest(request)]).toString('hex')}`,
+  };
 }
 
 export function makeProof(secret: string, path: string, nonce: string, answer: Uint8Array): string {
@@ -46,7 +54,10 @@ export class TokenChecker {
   /** Nonce → when it may be forgotten; in order of arrival, which is nearly that of time. */
   readonly #seen = new Map<string, number>();
 
-  constructor(secret: string, now: () => number = Date.now) { this.#secret = secret; this.#now = now; }
+  constructor(secret: string, now: () => number = Date.now) {
+    this.#secret = secret;
+    this.#now = now;
+  }
 
   /** @returns the nonce of a good token, which is good only once; else undefined */
   accept(text: string | undefined, path: string, request: Uint8Array): string | undefined {
@@ -67,8 +78,12 @@ export class TokenChecker {
   }
 }
 
-function mac(secret: string, lines: readonly string[]): Buffer { return createHmac('sha256', secret).update(lines.join('\n')).digest(); }
-function digest(bytes: Uint8Array): string { return createHash('sha256').update(bytes).digest('hex'); }
+function mac(secret: string, lines: readonly string[]): Buffer {
+  return createHmac('sha256', secret).update(lines.join('\n')).digest();
+}
+function digest(bytes: Uint8Array): string {
+  return createHash('sha256').update(bytes).digest('hex');
+}
 
 function isEqual(hex: string, expected: Buffer): boolean {
   const given = Buffer.from(hex, 'hex');

@@ -14,15 +14,24 @@ import { fileURLToPath } from 'node:url';
 
 const here = dirname(fileURLToPath(import.meta.url));
 const root = dirname(here);
-const protoDir = join(here, 'proto'), outDir = join(here, 'generated');
+const protoDir = join(here, 'proto'),
+  outDir = join(here, 'generated');
 const bin = (name) => join(root, 'node_modules', '.bin', name);
 
 const tsProtoOptions = [
-  'env=node', 'esModuleInterop=true', 'importSuffix=.js', 'forceLong=number', 'oneof=unions-value',
-  'outputServices=grpc-js', 'outputJsonMethods=false', 'useExactTypes=false',
+  'env=node',
+  'esModuleInterop=true',
+  'importSuffix=.js',
+  'forceLong=number',
+  'oneof=unions-value',
+  'outputServices=grpc-js',
+  'outputJsonMethods=false',
+  'useExactTypes=false',
 ];
 
-const protos = readdirSync(protoDir).filter((name) => name.endsWith('.proto')).sort();
+const protos = readdirSync(protoDir)
+  .filter((name) => name.endsWith('.proto'))
+  .sort();
 const outputs = protos.map((name) => join(outDir, name.replace(/\.proto$/, '.ts')));
 try {
   if (process.argv.includes('--force') || !upToDate()) generate();
@@ -34,7 +43,11 @@ try {
 /** This script and the package list (the generator's version) are sources too. */
 function upToDate() {
   if (!outputs.every((path) => existsSync(path))) return false;
-  const sources = [...protos.map((name) => join(protoDir, name)), fileURLToPath(import.meta.url), join(root, 'package.json')];
+  const sources = [
+    ...protos.map((name) => join(protoDir, name)),
+    fileURLToPath(import.meta.url),
+    join(root, 'package.json'),
+  ];
   const newest = Math.max(...sources.map((path) => statSync(path).mtimeMs));
   return outputs.every((path) => statSync(path).mtimeMs >= newest);
 }
@@ -48,11 +61,16 @@ function generate() {
   const temporary = mkdtempSync(join(outDir, '.new-'));
   try {
     const template = JSON.stringify({
-      version: 'v2', plugins: [{ local: bin('protoc-gen-ts_proto'), out: temporary, opt: tsProtoOptions }],
+      version: 'v2',
+      plugins: [{ local: bin('protoc-gen-ts_proto'), out: temporary, opt: tsProtoOptions }],
     });
-    const result = spawnSync(bin('buf'), ['generate', protoDir, '--template', template], { cwd: root, encoding: 'utf8' });
+    const result = spawnSync(bin('buf'), ['generate', protoDir, '--template', template], {
+      cwd: root,
+      encoding: 'utf8',
+    });
     if (result.error) fail(`buf did not start: ${result.error.message}`);
-    if (result.status !== 0) fail(`buf exited with ${result.status ?? result.signal}:\n${result.stderr}${result.stdout}`);
+    if (result.status !== 0)
+      fail(`buf exited with ${result.status ?? result.signal}:\n${result.stderr}${result.stdout}`);
     for (const output of outputs) {
       const made = join(temporary, output.slice(outDir.length + 1));
       if (!existsSync(made)) fail(`ts-proto made no ${made}`);
@@ -64,4 +82,6 @@ function generate() {
   console.log(`wire/generated: ${protos.map((name) => name.replace(/\.proto$/, '.ts')).join(', ')}`);
 }
 
-function fail(message) { throw new Error(message); }
+function fail(message) {
+  throw new Error(message);
+}

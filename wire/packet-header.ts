@@ -1,6 +1,6 @@
 /**
- * The header of stripe, unit, parity and probe packets (docs/wire-format.md draws them): 24 bytes in network byte order,
- * before a unit header that stays little-endian. Shared by host, node and the tests of the switch program.
+ * The header of stripe, unit, parity and probe packets (docs/wire-format.md draws them): 24 bytes in network byte
+ * order, before a unit header that stays little-endian. Shared by host, node and the tests of the switch program.
  *
  *     stripe   packet header · stripe header 88 · k × descriptor 28 · k × chunk      writer → switch
  *     unit     packet header · unit header 88 or 88 + 4k · chunk                     switch or host → node
@@ -30,15 +30,27 @@ export type PacketTypeName = keyof typeof PacketType;
 
 /** Why a switch drops a packet: index of its counter. Numbers are never reused; 0 is not a reason. */
 export const DropReason = {
-  short: 1, version: 2, type: 3, shape: 4, class: 5, length: 6, checksum: 7, group: 8, map_epoch: 9, group_shape: 10,
-  no_replica: 11, no_route: 12, ttl: 13,
+  short: 1,
+  version: 2,
+  type: 3,
+  shape: 4,
+  class: 5,
+  length: 6,
+  checksum: 7,
+  group: 8,
+  map_epoch: 9,
+  group_shape: 10,
+  no_replica: 11,
+  no_route: 12,
+  ttl: 13,
 } as const;
 export type DropReasonName = keyof typeof DropReason;
 
 export interface PacketHeader {
   type: number;
   /** Data and parity units; 0 in probes. */
-  k: number; m: number;
+  k: number;
+  m: number;
   /** uint32; 0 in probes and in what hosts send to nodes. */
   group: number;
   mapEpoch: number;
@@ -50,7 +62,9 @@ export interface PacketHeader {
 
 /** What data unit c's finished header says, in a stripe packet. */
 export interface UnitDescriptor {
-  unitLength: number; payloadCrc: number; seal: number;
+  unitLength: number;
+  payloadCrc: number;
+  seal: number;
   /** 16 bytes. */
   summary: Uint8Array;
 }
@@ -62,7 +76,9 @@ export interface ProbeBody {
   cookie: bigint;
   program: number;
   /** Most data units, most parity units, and the chunk length of stripe packets. */
-  k: number; m: number; chunkBytes: number;
+  k: number;
+  m: number;
+  chunkBytes: number;
 }
 
 export type PacketFault = 'short' | 'magic' | 'version' | 'type' | 'checksum' | 'length';
@@ -76,7 +92,8 @@ export function stripePacketBytes(k: number, chunkBytes: number): number {
  * Writes a packet header, with its checksum. The unit header that follows it, if any, must be there already.
  *
  * @param packet       UDP payload
- * @param headerBytes  bytes of unit header that the checksum covers: 88 or more on stripe, unit and parity packets, 0 on
+ * @param headerBytes  bytes of unit header that the checksum covers: 88 or more on stripe, unit and parity packets, 0
+ *         on
  *                     probes. Only the first 88 count: a switch does not sum the data CRCs, the stripe seal covers them
  */
 export function encodePacketHeader(header: PacketHeader, packet: Uint8Array, headerBytes: number): void {
@@ -91,7 +108,10 @@ export function encodePacketHeader(header: PacketHeader, packet: Uint8Array, hea
   view.setUint32(16, header.offset);
   view.setUint16(20, header.chunkBytes);
   view.setUint16(22, 0);
-  view.setUint16(22, internetChecksum(packet.subarray(0, PACKET_HEADER_BYTES + Math.min(headerBytes, DATA_HEADER_BYTES))));
+  view.setUint16(
+    22,
+    internetChecksum(packet.subarray(0, PACKET_HEADER_BYTES + Math.min(headerBytes, DATA_HEADER_BYTES))),
+  );
 }
 
 /**
@@ -106,8 +126,13 @@ export function decodePacketHeader(packet: Uint8Array): PacketHeader | PacketFau
   if (view.getUint32(0) !== PACKET_MAGIC) return 'magic';
   if (view.getUint8(4) !== PACKET_FORMAT_VERSION) return 'version';
   const header: PacketHeader = {
-    type: view.getUint8(5), k: view.getUint8(6), m: view.getUint8(7), group: view.getUint32(8),
-    mapEpoch: view.getUint32(12), offset: view.getUint32(16), chunkBytes: view.getUint16(20),
+    type: view.getUint8(5),
+    k: view.getUint8(6),
+    m: view.getUint8(7),
+    group: view.getUint32(8),
+    mapEpoch: view.getUint32(12),
+    offset: view.getUint32(16),
+    chunkBytes: view.getUint16(20),
   };
   const expected = packetBytes(header, packet);
   if (expected === undefined) return 'type';
@@ -126,7 +151,8 @@ export function chunkStart(header: PacketHeader, packet: Uint8Array): number {
 /** The length that header and unit header require; undefined when the type is unknown. */
 function packetBytes(header: PacketHeader, packet: Uint8Array): number | undefined {
   switch (header.type) {
-    case PacketType.STRIPE: return stripePacketBytes(header.k, header.chunkBytes);
+    case PacketType.STRIPE:
+      return stripePacketBytes(header.k, header.chunkBytes);
     case PacketType.UNIT:
     case PacketType.PARITY: {
       // Byte 11 of a unit header is the length of its extension in words; a packet too short for it is 'short' anyway.
@@ -134,12 +160,16 @@ function packetBytes(header: PacketHeader, packet: Uint8Array): number | undefin
       return PACKET_HEADER_BYTES + Math.max(DATA_HEADER_BYTES, unitHeaderBytes) + header.chunkBytes;
     }
     case PacketType.PROBE:
-    case PacketType.PROBE_ANSWER: return PACKET_HEADER_BYTES + PROBE_BODY_BYTES;
-    default: return undefined;
+    case PacketType.PROBE_ANSWER:
+      return PACKET_HEADER_BYTES + PROBE_BODY_BYTES;
+    default:
+      return undefined;
   }
 }
 
-function isProbe(type: number): boolean { return type === PacketType.PROBE || type === PacketType.PROBE_ANSWER; }
+function isProbe(type: number): boolean {
+  return type === PacketType.PROBE || type === PacketType.PROBE_ANSWER;
+}
 
 /** Writes a descriptor, little-endian, at byte `at`. */
 export function encodeDescriptor(descriptor: UnitDescriptor, packet: Uint8Array, at: number): void {
@@ -153,7 +183,9 @@ export function encodeDescriptor(descriptor: UnitDescriptor, packet: Uint8Array,
 export function decodeDescriptor(packet: Uint8Array, at: number): UnitDescriptor {
   const view = viewOf(packet);
   return {
-    unitLength: view.getUint32(at, true), payloadCrc: view.getUint32(at + 4, true), seal: view.getUint32(at + 8, true),
+    unitLength: view.getUint32(at, true),
+    payloadCrc: view.getUint32(at + 4, true),
+    seal: view.getUint32(at + 8, true),
     summary: packet.slice(at + 12, at + DESCRIPTOR_BYTES),
   };
 }
@@ -171,8 +203,12 @@ export function encodeProbeBody(body: ProbeBody, packet: Uint8Array, at = PACKET
 export function decodeProbeBody(packet: Uint8Array, at = PACKET_HEADER_BYTES): ProbeBody {
   const view = viewOf(packet);
   return {
-    nonce: view.getBigUint64(at), cookie: view.getBigUint64(at + 8), program: view.getUint32(at + 16),
-    k: view.getUint8(at + 20), m: view.getUint8(at + 21), chunkBytes: view.getUint16(at + 22),
+    nonce: view.getBigUint64(at),
+    cookie: view.getBigUint64(at + 8),
+    program: view.getUint32(at + 16),
+    k: view.getUint8(at + 20),
+    m: view.getUint8(at + 21),
+    chunkBytes: view.getUint16(at + 22),
   };
 }
 
@@ -184,7 +220,11 @@ export function decodeProbeBody(packet: Uint8Array, at = PACKET_HEADER_BYTES): P
  * @param dataCrcs payload CRC of each data unit, k of them
  * @param crc32c   of the caller's choice: wire/ computes no digests
  */
-export function makeStripeHeader(words: Uint32Array, dataCrcs: readonly number[], crc32c: (bytes: Uint8Array) => number): void {
+export function makeStripeHeader(
+  words: Uint32Array,
+  dataCrcs: readonly number[],
+  crc32c: (bytes: Uint8Array) => number,
+): void {
   clearUnitFields(words);
   words[W.SEAL] = stripeSeal(words, dataCrcs, crc32c);
 }
@@ -195,7 +235,11 @@ export function makeStripeHeader(words: Uint32Array, dataCrcs: readonly number[]
  * @param words  22 words of the parity packet's unit header, or of a stripe header
  * @returns uint32, to be compared with words[W.SEAL]
  */
-export function stripeSeal(words: Uint32Array, dataCrcs: readonly number[], crc32c: (bytes: Uint8Array) => number): number {
+export function stripeSeal(
+  words: Uint32Array,
+  dataCrcs: readonly number[],
+  crc32c: (bytes: Uint8Array) => number,
+): number {
   const common = words.slice(0, DATA_HEADER_BYTES / 4);
   clearUnitFields(common);
   const sealed = new Uint32Array(DATA_HEADER_BYTES / 4 - 1 + dataCrcs.length);
@@ -206,7 +250,7 @@ export function stripeSeal(words: Uint32Array, dataCrcs: readonly number[], crc3
 }
 
 function clearUnitFields(words: Uint32Array): void {
-  words[W.UNIT] = words[W.UNIT]! & 0x00ffff00;  // unit index and extension words go, lg(unitBytes) and flags stay
+  words[W.UNIT] = words[W.UNIT]! & 0x00ffff00; // unit index and extension words go, lg(unitBytes) and flags stay
   words[W.UNIT_LENGTH] = 0;
   words[W.PAYLOAD_CRC] = 0;
   words[W.SEAL] = 0;
@@ -216,7 +260,12 @@ function clearUnitFields(words: Uint32Array): void {
 /** Whether 88 bytes can be a stripe header at all: what a switch checks of them. */
 export function isStripeHeader(words: Uint32Array, k: number, m: number): boolean {
   const shape = words[W.SHAPE]!;
-  return words[W.MAGIC] === UNIT_MAGIC && (shape & 0xff) === UNIT_FORMAT_VERSION && ((shape >>> 16) & 0xff) === k && shape >>> 24 === m;
+  return (
+    words[W.MAGIC] === UNIT_MAGIC &&
+    (shape & 0xff) === UNIT_FORMAT_VERSION &&
+    ((shape >>> 16) & 0xff) === k &&
+    shape >>> 24 === m
+  );
 }
 
 /**
@@ -233,4 +282,6 @@ export function internetChecksum(bytes: Uint8Array): number {
   return ~sum & 0xffff;
 }
 
-function viewOf(bytes: Uint8Array): DataView { return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength); }
+function viewOf(bytes: Uint8Array): DataView {
+  return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+}

@@ -31,7 +31,9 @@ import { recoverTail } from './takeover.js';
 export interface ConnectOptions {
   /** Directory of the embedded cluster store, `etcd://HOST:PORT[,HOST:PORT …][/PREFIX]`, or a store. */
   readonly cluster: string | ClusterStore;
-  /** A device, or the name of one to open for this client: 'soft' (default), 'verbs:rxe0', 'auto'. The cluster's kind. */
+  /**
+   * A device, or the name of one to open for this client: 'soft' (default), 'verbs:rxe0', 'auto'. The cluster's kind.
+   */
   readonly device?: Device | string;
   readonly clock?: Clock;
   readonly transport?: 'auto' | 'tcp' | 'shm';
@@ -46,9 +48,15 @@ export interface ConnectOptions {
   readonly holdMs?: number;
   /** 'host': compute parity here, never use a switch. Default 'auto'. */
   readonly parity?: 'auto' | 'host';
-  /** How units of files being written travel: 'packets' (UDP), 'ring', or 'auto': packets where the cluster has a packet switch. */
+  /**
+   * How units of files being written travel: 'packets' (UDP), 'ring', or 'auto': packets where the cluster has a packet
+   * switch.
+   */
   readonly dataPath?: 'auto' | 'ring' | 'packets';
-  /** Most bytes a second for repairing, in the background, what reads find damaged; 0: it is left to scrubs. Default 16 MiB. */
+  /**
+   * Most bytes a second for repairing, in the background, what reads find damaged; 0: it is left to scrubs. Default 16
+   * MiB.
+   */
   readonly repairBytesPerSecond?: number;
 }
 
@@ -57,7 +65,10 @@ export interface CreateOptions {
   readonly code?: string;
   /** Power of two, 512 to 4 MiB. Default 64 KiB. */
   readonly unitBytes?: number;
-  /** 'rotated': over neighbours in turn; 'spread': every pair of nodes shares about as many stripes. Default: 'spread' on more nodes than two stripes take. */
+  /**
+   * 'rotated': over neighbours in turn; 'spread': every pair of nodes shares about as many stripes. Default: 'spread'
+   * on more nodes than two stripes take.
+   */
   readonly layout?: LayoutName;
 }
 
@@ -74,16 +85,34 @@ export async function connect(options: ConnectOptions): Promise<Client> {
   } else {
     store = options.cluster;
   }
-  const device = typeof options.device === 'object' ? options.device : openDevice(options.device ?? 'soft', { name: options.name ?? 'writer' });
+  const device =
+    typeof options.device === 'object'
+      ? options.device
+      : openDevice(options.device ?? 'soft', { name: options.name ?? 'writer' });
   if (device !== options.device) owned.unshift(() => device.close());
   const deadlineMs = options.deadlineMs ?? 1000;
   try {
     const identity = await readIdentity(store);
-    return new Client({
-      device, hub: new Hub(device), clock: options.clock ?? realClock, secret: options.secret, clusterId: identity.clusterId, store,
-      name: options.name ?? `writer-${process.pid}`, transport: options.transport ?? 'auto', deadlineMs, heartbeatMs: Math.max(5, deadlineMs / 10),
-      holdMs: options.holdMs ?? 1000, parity: options.parity ?? 'auto', dataPath: options.dataPath ?? 'auto', memory: new RingMemory(options.ringMemoryBytes ?? DEFAULT_RING_MEMORY),
-    }, owned, options.repairBytesPerSecond ?? DEFAULT_REPAIR_RATE);
+    return new Client(
+      {
+        device,
+        hub: new Hub(device),
+        clock: options.clock ?? realClock,
+        secret: options.secret,
+        clusterId: identity.clusterId,
+        store,
+        name: options.name ?? `writer-${process.pid}`,
+        transport: options.transport ?? 'auto',
+        deadlineMs,
+        heartbeatMs: Math.max(5, deadlineMs / 10),
+        holdMs: options.holdMs ?? 1000,
+        parity: options.parity ?? 'auto',
+        dataPath: options.dataPath ?? 'auto',
+        memory: new RingMemory(options.ringMemoryBytes ?? DEFAULT_RING_MEMORY),
+      },
+      owned,
+      options.repairBytesPerSecond ?? DEFAULT_REPAIR_RATE,
+    );
   } catch (error) {
     for (const close of owned) await close();
     throw error;
@@ -102,16 +131,26 @@ export class Client {
     this.context = context;
     this.owned = owned;
     this.repair = new ReadRepair(context, repairBytesPerSecond);
-    if (repairBytesPerSecond > 0) context.onDamaged = (fileId, stripe) => { this.repair.note(fileId, stripe); };
+    if (repairBytesPerSecond > 0)
+      context.onDamaged = (fileId, stripe) => {
+        this.repair.note(fileId, stripe);
+      };
   }
 
   /** What readers found damaged, and what became of it. */
-  get repairs(): ReadRepairCounts { return this.repair.counts; }
+  get repairs(): ReadRepairCounts {
+    return this.repair.counts;
+  }
 
   /** Resolves when everything that readers have found damaged so far has been looked at. */
-  repaired(): Promise<void> { return this.repair.idle(); }
+  repaired(): Promise<void> {
+    return this.repair.idle();
+  }
 
-  /** Creates a file and opens it for appending. @throws {TartanError} ERR_EXISTS, ERR_UNKNOWN_CODE, ERR_NOT_ENOUGH_NODES, ERR_UNIT_BYTES, … */
+  /**
+   * Creates a file and opens it for appending.
+   * @throws {TartanError} ERR_EXISTS, ERR_UNKNOWN_CODE, ERR_NOT_ENOUGH_NODES, ERR_UNIT_BYTES, …
+   */
   async create(name: string, options: CreateOptions = {}): Promise<FileWriter> {
     const code = parseCode(options.code ?? 'xor(2+1)');
     const unitBytes = options.unitBytes ?? 65536;
@@ -119,7 +158,14 @@ export class Client {
     const nodes = map.nodes.filter((node) => purposeOf(node) === 'member').map((node) => node.id);
     const layout = options.layout ?? layoutFor(nodes.length, code.k + code.m);
     layoutOf({ id: 0, nodes, unitBytes, layout }, code);
-    const file = await createFile(this.context.store, { name, code: code.name, unitBytes, nodes, mapEpoch: map.epoch, ...(layout !== 'rotated' && { layout }) });
+    const file = await createFile(this.context.store, {
+      name,
+      code: code.name,
+      unitBytes,
+      nodes,
+      mapEpoch: map.epoch,
+      ...(layout !== 'rotated' && { layout }),
+    });
     try {
       return await this.openWriter(file);
     } catch (error) {
@@ -146,20 +192,22 @@ export class Client {
       return writer;
     } catch (error) {
       writer.destroy();
-      throw await this.overtaken(file, error) ?? error;
+      throw (await this.overtaken(file, error)) ?? error;
     }
   }
 
   /** Opens a file for reading, as committed now. @throws {TartanError} ERR_NOT_FOUND */
   async open(name: string): Promise<FileReader> {
-    const reader = await FileReader.open(this.context, await lookupFile(this.context.store, name), (closed) => this.readers.delete(closed));
+    const reader = await FileReader.open(this.context, await lookupFile(this.context.store, name), (closed) =>
+      this.readers.delete(closed),
+    );
     this.readers.add(reader);
     return reader;
   }
 
   /**
-   * Restores what the file's nodes lack: after one came back or got a new disk. Writers and readers go on meanwhile; may be
-   * interrupted and called again.
+   * Restores what the file's nodes lack: after one came back or got a new disk. Writers and readers go on meanwhile;
+   * may be interrupted and called again.
    *
    * @returns what was found and done; a stripe that can't be restored is counted there, not thrown
    * @throws {TartanError} ERR_NOT_FOUND, ERR_RING_MEMORY, ERR_MAP_UNAVAILABLE
@@ -173,47 +221,86 @@ export class Client {
     return rebuildFile(this.context, await lookupFile(this.context.store, name), true, options);
   }
 
-  /** Scrubs all files in turn, again and again, at a bounded rate, until the signal ends it. Rejects only for faults of its own. */
-  patrol(options: PatrolOptions = {}): Promise<PatrolReport> { return patrol(this.context, options); }
+  /**
+   * Scrubs all files in turn, again and again, at a bounded rate, until the signal ends it. Rejects only for faults of
+   * its own.
+   */
+  patrol(options: PatrolOptions = {}): Promise<PatrolReport> {
+    return patrol(this.context, options);
+  }
 
   /**
-   * Moves everything that a node holds to other nodes; new files don't use it from now on. Files that somebody writes move
-   * when they are closed; those whose writer is gone are taken over and closed. May be interrupted and called again.
+   * Moves everything that a node holds to other nodes; new files don't use it from now on. Files that somebody writes
+   * move when they are closed; those whose writer is gone are taken over and closed. May be interrupted and called
+   * again.
    *
    * @throws {TartanError} ERR_NOT_FOUND, ERR_NOT_ENOUGH_NODES, ERR_WOULD_LOSE, ERR_MAP_UNAVAILABLE
    */
-  drain(id: string, options: DrainOptions = {}): Promise<DrainReport> { return drainNode(this.context, id, (name) => this.closeFor(name), options); }
-
-  /** Evens out what the nodes hold: one that was added gets its share. @throws {TartanError} ERR_NOT_FOUND, ERR_ARGUMENT, ERR_MAP_UNAVAILABLE */
-  rebalance(options: RebalanceOptions = {}): Promise<RebalanceReport> { return rebalance(this.context, (name) => this.closeFor(name), options); }
+  drain(id: string, options: DrainOptions = {}): Promise<DrainReport> {
+    return drainNode(this.context, id, (name) => this.closeFor(name), options);
+  }
 
   /**
-   * Looks after the cluster until the signal ends it: shares of nodes that are lost go to spares, what nodes lack that came back
-   * is restored, files are scrubbed now and then. Rejects only for faults of its own.
+   * Evens out what the nodes hold: one that was added gets its share.
+   * @throws {TartanError} ERR_NOT_FOUND, ERR_ARGUMENT, ERR_MAP_UNAVAILABLE
    */
-  repairer(options: RepairerOptions = {}): Promise<void> { return runRepairer(this.context, (name) => this.closeFor(name), options); }
+  rebalance(options: RebalanceOptions = {}): Promise<RebalanceReport> {
+    return rebalance(this.context, (name) => this.closeFor(name), options);
+  }
 
-  list(): Promise<FileRecord[]> { return listFiles(this.context.store); }
+  /**
+   * Looks after the cluster until the signal ends it: shares of nodes that are lost go to spares, what nodes lack that
+   * came back is restored, files are scrubbed now and then. Rejects only for faults of its own.
+   */
+  repairer(options: RepairerOptions = {}): Promise<void> {
+    return runRepairer(this.context, (name) => this.closeFor(name), options);
+  }
 
-  stat(name: string): Promise<FileRecord> { return lookupFile(this.context.store, name); }
+  list(): Promise<FileRecord[]> {
+    return listFiles(this.context.store);
+  }
 
-  map(): Promise<ClusterMap> { return readMap(this.context.store); }
+  stat(name: string): Promise<FileRecord> {
+    return lookupFile(this.context.store, name);
+  }
 
-  /** Removes a file: its name is free at once, nodes free its units as they hear of it. @throws {TartanError} ERR_NOT_FOUND */
+  map(): Promise<ClusterMap> {
+    return readMap(this.context.store);
+  }
+
+  /**
+   * Removes a file: its name is free at once, nodes free its units as they hear of it.
+   * @throws {TartanError} ERR_NOT_FOUND
+   */
   async remove(name: string): Promise<void> {
     const { context } = this;
     const file = await lookupFile(context.store, name);
     await deleteFile(context.store, file.id);
     const nodes = new NodeSet(await readMap(context.store), {
-      context, nodes: [...file.nodes, ...(file.moves ?? []).map(({ to }) => to)], role: 'reader', name: context.name, fileId: file.id, unitBytes: 0, slots: 0, receiveSlots: 0,
-      transport: context.transport, heartbeatMs: context.heartbeatMs, deadlineMs: context.deadlineMs,
+      context,
+      nodes: [...file.nodes, ...(file.moves ?? []).map(({ to }) => to)],
+      role: 'reader',
+      name: context.name,
+      fileId: file.id,
+      unitBytes: 0,
+      slots: 0,
+      receiveSlots: 0,
+      transport: context.transport,
+      heartbeatMs: context.heartbeatMs,
+      deadlineMs: context.deadlineMs,
       owner: { locate: () => {}, onWritten: () => {}, onAnswer: () => {}, onLinkDown: () => {} },
     });
     try {
       await nodes.connectUp(context.deadlineMs);
-      await Promise.all(nodes.upIndexes().map(async (index) => {
-        try { await nodes.linkTo(index)?.request({ $case: 'deleteFile', value: { fileId: file.id } }); } catch (error) { if (codeOf(error) === undefined) throw error; }
-      }));
+      await Promise.all(
+        nodes.upIndexes().map(async (index) => {
+          try {
+            await nodes.linkTo(index)?.request({ $case: 'deleteFile', value: { fileId: file.id } });
+          } catch (error) {
+            if (codeOf(error) === undefined) throw error;
+          }
+        }),
+      );
     } finally {
       await nodes.destroy('done');
     }
@@ -223,7 +310,10 @@ export class Client {
   async close(): Promise<void> {
     for (const writer of this.writers) {
       writer.on('error', () => {});
-      await new Promise<void>((resolve) => { writer.once('close', resolve); writer.destroy(); });
+      await new Promise<void>((resolve) => {
+        writer.once('close', resolve);
+        writer.destroy();
+      });
     }
     await Promise.all([...this.readers].map((reader) => reader.close()));
     await this.repair.close();
@@ -233,15 +323,25 @@ export class Client {
   /** Settles what an owner that is gone has left. */
   private async closeFor(name: string): Promise<void> {
     const writer = await this.append(name);
-    await new Promise<void>((resolve, reject) => { writer.once('error', reject); writer.once('close', resolve); writer.end(); });
+    await new Promise<void>((resolve, reject) => {
+      writer.once('error', reject);
+      writer.once('close', resolve);
+      writer.end();
+    });
   }
 
-  /** A newer owner frees and discards what an older one still counts: then it is not lost, but the file is another's. */
+  /**
+   * A newer owner frees and discards what an older one still counts: then it is not lost, but the file is another's.
+   */
   private async overtaken(file: FileRecord, cause: unknown): Promise<TartanError | undefined> {
     if (!['ERR_TOO_MANY_LOST', 'ERR_UNDECIDED', 'ERR_NO_UNIT'].includes(codeOf(cause) ?? '')) return undefined;
     const now = await readFile(this.context.store, file.id).catch(() => undefined);
     if (now === undefined || now.writerEpoch <= file.writerEpoch) return undefined;
-    return new TartanError('ERR_FENCED', `Cannot take over '${file.name}': writer epoch ${now.writerEpoch} has been given out since ${file.writerEpoch}`, { cause });
+    return new TartanError(
+      'ERR_FENCED',
+      `Cannot take over '${file.name}': writer epoch ${now.writerEpoch} has been given out since ${file.writerEpoch}`,
+      { cause },
+    );
   }
 
   private async openWriter(file: FileRecord): Promise<FileWriter> {
@@ -250,4 +350,3 @@ export class Client {
     return writer;
   }
 }
-

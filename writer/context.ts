@@ -6,7 +6,10 @@ export interface ClientContext extends ReaderContext {
   readonly holdMs: number;
   /** 'host': never use a switch. */
   readonly parity: 'auto' | 'host';
-  /** How units travel: 'packets' over UDP, to nodes that take them; 'ring': never so; 'auto': where the cluster has a packet switch. */
+  /**
+   * How units travel: 'packets' over UDP, to nodes that take them; 'ring': never so; 'auto': where the cluster has a
+   * packet switch.
+   */
   readonly dataPath: 'auto' | 'ring' | 'packets';
   /** Told by readers of what they found damaged. */
   onDamaged?: (fileId: number, stripe: number) => void;

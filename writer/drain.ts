@@ -1,6 +1,6 @@
 /**
- * Empties a node: what it holds goes to other nodes, file by file, until no file needs it. A node that is down is emptied the
- * same way, from the other units.
+ * Empties a node: what it holds goes to other nodes, file by file, until no file needs it. A node that is down is
+ * emptied the same way, from the other units.
  */
 import { listFiles } from '../cluster/files.js';
 import { presentNodes, readMap, setNodePurpose } from '../cluster/membership.js';
@@ -29,49 +29,101 @@ export interface DrainReport extends MoveReport {
 const PAUSE_MS = 1000;
 
 /**
- * Resolves when no file has a share on the node, or the signal has ended it. It takes no new files any more; interrupted, it
- * may be called again.
+ * Resolves when no file has a share on the node, or the signal has ended it. It takes no new files any more;
+ * interrupted, it may be called again.
  *
- * @throws {TartanError} ERR_NOT_FOUND: no such node · ERR_NOT_ENOUGH_NODES: a file has no node to go to · ERR_WOULD_LOSE: not
+ * @throws {TartanError} ERR_NOT_FOUND: no such node · ERR_NOT_ENOUGH_NODES: a file has no node to go to ·
+ *         ERR_WOULD_LOSE: not
  *   every unit could be had again elsewhere; the node keeps those shares · ERR_MAP_UNAVAILABLE
  */
-export async function drainNode(context: ClientContext, id: string, takeOver: (name: string) => Promise<void>, options: DrainOptions = {}): Promise<DrainReport> {
-  const { store } = context, { to, onWaiting, ...settings } = options;
+export async function drainNode(
+  context: ClientContext,
+  id: string,
+  takeOver: (name: string) => Promise<void>,
+  options: DrainOptions = {},
+): Promise<DrainReport> {
+  const { store } = context,
+    { to, onWaiting, ...settings } = options;
   await checkTarget(context, id, to);
   await setNodePurpose(store, id, 'leaving');
-  const total = emptyMoveReport(), holds = (file: FileRecord): boolean => file.nodes.includes(id);
+  const total = emptyMoveReport(),
+    holds = (file: FileRecord): boolean => file.nodes.includes(id);
   const files = (await listFiles(store)).filter(holds).length;
   for (;;) {
     const { shares, stuck } = await plan(context, id, holds, to);
     // What can go goes first.
-    if (shares.length === 0 && stuck[0] !== undefined) throw new TartanError('ERR_NOT_ENOUGH_NODES', `Cannot empty node ${id}: ${to === undefined ? `'${stuck[0].name}' uses every node that is up` : `'${stuck[0].name}' uses ${to} already`}; add a node first`);
+    if (shares.length === 0 && stuck[0] !== undefined)
+      throw new TartanError(
+        'ERR_NOT_ENOUGH_NODES',
+        `Cannot empty node ${id}: ${to === undefined ? `'${stuck[0].name}' uses every node that is up` : `'${stuck[0].name}' uses ${to} already`}; ` +
+          'add a node first',
+      );
     if (shares.length === 0) break;
-    const report = await moveShares(context, shares, takeOver, { ...settings, onProgress: (now) => { options.onProgress?.(sumOfMoves(total, now)); } });
+    const report = await moveShares(context, shares, takeOver, {
+      ...settings,
+      onProgress: (now) => {
+        options.onProgress?.(sumOfMoves(total, now));
+      },
+    });
     Object.assign(total, sumOfMoves(total, report));
     if (settings.signal?.aborted === true) return { ...total, node: id, files };
     if (report.filesMoved > 0) continue;
-    if (report.failed.length > 0) throw new TartanError('ERR_WOULD_LOSE', `Cannot empty node ${id}: ${report.failed.map(({ name, why }) => `'${name}': ${why}`).slice(0, 3).join('; ')}; it keeps ${report.failed.length === 1 ? 'that share' : `the shares of ${report.failed.length} files`}`);
+    if (report.failed.length > 0)
+      throw new TartanError(
+        'ERR_WOULD_LOSE',
+        `Cannot empty node ${id}: ${report.failed
+          .map(({ name, why }) => `'${name}': ${why}`)
+          .slice(0, 3)
+          .join(
+            '; ',
+          )}; it keeps ${report.failed.length === 1 ? 'that share' : `the shares of ${report.failed.length} files`}`,
+      );
     if (report.waiting.length > 0) onWaiting?.(report.waiting);
     await sleep(context.clock, PAUSE_MS);
   }
   await enlistSpares(store);
-  await freeLeftovers(context, id, (await Promise.all([listFiles(store), listFiles(store, { deleted: true })])).flat().map((file) => file.id));
+  await freeLeftovers(
+    context,
+    id,
+    (await Promise.all([listFiles(store), listFiles(store, { deleted: true })])).flat().map((file) => file.id),
+  );
   return { ...total, waiting: [], failed: [], node: id, files };
 }
 
 async function checkTarget({ store }: ClientContext, id: string, to: string | undefined): Promise<void> {
-  const { nodes } = await readMap(store), target = nodes.find((node) => node.id === to);
+  const { nodes } = await readMap(store),
+    target = nodes.find((node) => node.id === to);
   if (to === undefined) return;
-  if (target === undefined) throw new TartanError('ERR_NOT_FOUND', `Cannot empty node ${id} to ${to}: the cluster has ${nodes.map((node) => node.id).join(', ')}`);
-  if (to === id || target.state !== 'up' || target.leaving === true) throw new TartanError('ERR_ARGUMENT', `Cannot empty node ${id} to ${to}: it is ${to === id ? 'the same node' : target.leaving === true ? 'being emptied too' : 'down'}`);
+  if (target === undefined)
+    throw new TartanError(
+      'ERR_NOT_FOUND',
+      `Cannot empty node ${id} to ${to}: the cluster has ${nodes.map((node) => node.id).join(', ')}`,
+    );
+  if (to === id || target.state !== 'up' || target.leaving === true)
+    throw new TartanError(
+      'ERR_ARGUMENT',
+      `Cannot empty node ${id} to ${to}: it ` +
+        `is ${to === id ? 'the same node' : target.leaving === true ? 'being emptied too' : 'down'}`,
+    );
 }
 
-async function plan({ store }: ClientContext, id: string, holds: (file: FileRecord) => boolean, to: string | undefined): Promise<{ shares: Share[]; stuck: FileRecord[] }> {
+async function plan(
+  { store }: ClientContext,
+  id: string,
+  holds: (file: FileRecord) => boolean,
+  to: string | undefined,
+): Promise<{ shares: Share[]; stuck: FileRecord[] }> {
   const [map, files, present] = await Promise.all([readMap(store), listFiles(store), presentNodes(store)]);
-  const held = new Shares(map, present, files), shares: Share[] = [], stuck: FileRecord[] = [];
+  const held = new Shares(map, present, files),
+    shares: Share[] = [],
+    stuck: FileRecord[] = [];
   for (const file of files.filter(holds)) {
-    const index = file.nodes.indexOf(id), target = held.target(file, index, to);
-    if (target === undefined) { stuck.push(file); continue; }
+    const index = file.nodes.indexOf(id),
+      target = held.target(file, index, to);
+    if (target === undefined) {
+      stuck.push(file);
+      continue;
+    }
     held.move(file, id, target);
     shares.push({ file, index, to: target });
   }

@@ -24,7 +24,13 @@ export class FileReader {
   private fetcher: UnitFetcher | undefined;
   private readonly onClose: (reader: FileReader) => void;
 
-  private constructor(context: ClientContext, file: FileRecord, layout: Layout, stripes: StripeReader, onClose: (reader: FileReader) => void) {
+  private constructor(
+    context: ClientContext,
+    file: FileRecord,
+    layout: Layout,
+    stripes: StripeReader,
+    onClose: (reader: FileReader) => void,
+  ) {
     this.context = context;
     this.file = file;
     this.layout = layout;
@@ -33,19 +39,29 @@ export class FileReader {
     this.name = file.name;
   }
 
-  static async open(context: ClientContext, file: FileRecord, onClose: (reader: FileReader) => void): Promise<FileReader> {
+  static async open(
+    context: ClientContext,
+    file: FileRecord,
+    onClose: (reader: FileReader) => void,
+  ): Promise<FileReader> {
     const code = parseCode(file.code);
     const layout = layoutOf(file, code);
     const stripes = new StripeReader(context, file, code, layout, await readMap(context.store));
-    stripes.onDamaged = (stripe) => { context.onDamaged?.(file.id, stripe); };
+    stripes.onDamaged = (stripe) => {
+      context.onDamaged?.(file.id, stripe);
+    };
     await stripes.connect();
     return new FileReader(context, file, layout, stripes, onClose);
   }
 
   /** Committed bytes. */
-  get length(): number { return this.file.length; }
+  get length(): number {
+    return this.file.length;
+  }
 
-  get progress(): ReadProgress { return this.stripes.progress; }
+  get progress(): ReadProgress {
+    return this.stripes.progress;
+  }
 
   /** Looks for bytes committed since. @returns the new length */
   async refresh(): Promise<number> {
@@ -63,7 +79,10 @@ export class FileReader {
    */
   async read(offset: number, length: number): Promise<Buffer> {
     if (!Number.isSafeInteger(offset) || !Number.isSafeInteger(length) || offset < 0 || length < 0) {
-      throw new TartanError('ERR_ARGUMENT', `Cannot read '${this.name}' at ${offset} for ${length} bytes: both must be integers of at least 0`);
+      throw new TartanError(
+        'ERR_ARGUMENT',
+        `Cannot read '${this.name}' at ${offset} for ${length} bytes: both must be integers of at least 0`,
+      );
     }
     const end = Math.min(offset + length, this.file.length);
     if (end <= offset) return Buffer.alloc(0);
@@ -80,27 +99,45 @@ export class FileReader {
 
   /** A range within one data unit whose node can't be asked: the switch may decode it. Undefined: read the stripe. */
   private async loneUnit(offset: number, end: number): Promise<Buffer | undefined> {
-    const { file, layout } = this, { stripe, unit, offset: from } = placeOfOffset(layout, offset);
-    if (from + end - offset > layout.unitBytes || this.stripes.canReach(stripe, unit) || layout.k <= layout.m || this.context.parity === 'host') return undefined;
+    const { file, layout } = this,
+      { stripe, unit, offset: from } = placeOfOffset(layout, offset);
+    if (
+      from + end - offset > layout.unitBytes ||
+      this.stripes.canReach(stripe, unit) ||
+      layout.k <= layout.m ||
+      this.context.parity === 'host'
+    )
+      return undefined;
     try {
       this.fetcher ??= new UnitFetcher(this.context, parseCode(file.code), file.unitBytes, file.name);
     } catch (error) {
       if (codeOf(error) !== 'ERR_RING_MEMORY') throw error;
       return undefined;
     }
-    const bytes = await this.fetcher.fetch(file, this.stripes.nodes.map, stripe, unit, stripeDataLength(layout, file.length, stripe));
+    const bytes = await this.fetcher.fetch(
+      file,
+      this.stripes.nodes.map,
+      stripe,
+      unit,
+      stripeDataLength(layout, file.length, stripe),
+    );
     return bytes === undefined ? undefined : Buffer.from(bytes.buffer, bytes.byteOffset + from, end - offset);
   }
 
   /** Units that a switch decoded for this reader. */
-  get unitsFromSwitch(): number { return this.fetcher?.counters.units ?? 0; }
+  get unitsFromSwitch(): number {
+    return this.fetcher?.counters.units ?? 0;
+  }
 
   /** A Readable over [start, end) bytes, the whole file by default. */
   stream(options: { start?: number; end?: number } = {}): Readable {
     const copy = async function* (pieces: AsyncGenerator<Uint8Array>): AsyncGenerator<Buffer> {
       for await (const piece of pieces) yield Buffer.from(piece);
     };
-    return Readable.from(copy(this.pieces(options.start ?? 0, Math.min(options.end ?? this.file.length, this.file.length))), { objectMode: false });
+    return Readable.from(
+      copy(this.pieces(options.start ?? 0, Math.min(options.end ?? this.file.length, this.file.length))),
+      { objectMode: false },
+    );
   }
 
   async close(): Promise<void> {
@@ -121,9 +158,15 @@ export class FileReader {
       while (next < last && queue.length < ahead) {
         const stripe = next++;
         const result = this.stripes.read({
-          stripe, dataLength: stripeDataLength(layout, file.length, stripe), epoch: file.commitEpoch, counter: file.commitCounter, exact: false, floorEpoch: epochFloor(file, stripe),
+          stripe,
+          dataLength: stripeDataLength(layout, file.length, stripe),
+          epoch: file.commitEpoch,
+          counter: file.commitCounter,
+          exact: false,
+          floorEpoch: epochFloor(file, stripe),
         });
-        result.catch(() => {}); // Awaited below, in order; a rejection of a later one must not count as unhandled meanwhile.
+        // Awaited below, in order; a rejection of a later one must not count as unhandled meanwhile.
+        result.catch(() => {});
         queue.push({ stripe, result });
       }
     };
@@ -132,14 +175,21 @@ export class FileReader {
         const { stripe, result } = queue.shift()!;
         const read = await result;
         try {
-          const from = Math.max(0, start - stripe * full), to = Math.min(read.dataLength, end - stripe * full);
+          const from = Math.max(0, start - stripe * full),
+            to = Math.min(read.dataLength, end - stripe * full);
           yield read.bytes.subarray(from, to);
         } finally {
           read.release();
         }
       }
     } finally {
-      for (const { result } of queue) result.then((read) => { read.release(); }, () => {});
+      for (const { result } of queue)
+        result.then(
+          (read) => {
+            read.release();
+          },
+          () => {},
+        );
     }
   }
 }

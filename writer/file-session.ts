@@ -68,7 +68,13 @@ export class FileSession {
   /** Asked so far whether owners are there (ClusterMap.questions). */
   private questions: number;
 
-  private constructor(context: ClientContext, file: FileRecord, map: ClusterMap, owner: FileSessionOwner, private readonly lanes: PacketLanes | undefined) {
+  private constructor(
+    context: ClientContext,
+    file: FileRecord,
+    map: ClusterMap,
+    owner: FileSessionOwner,
+    private readonly lanes: PacketLanes | undefined,
+  ) {
     this.context = context;
     this.questions = map.questions ?? 0;
     this.file = file;
@@ -77,14 +83,32 @@ export class FileSession {
     const layout = layoutOf(file, code);
     let window: WriteWindow | undefined;
     this.nodes = new NodeSet(map, {
-      context, nodes: file.nodes, role: 'writer', name: context.name, fileId: file.id, unitBytes: file.unitBytes,
-      slots: Math.max(2, Math.min(NODE_SLOTS, Math.floor(NODE_RING_BYTES / unitSlotBytes(file.unitBytes)))), receiveSlots: 0, transport: context.transport,
-      heartbeatMs: context.heartbeatMs, deadlineMs: context.deadlineMs, packets: lanes, writerEpoch: file.writerEpoch,
+      context,
+      nodes: file.nodes,
+      role: 'writer',
+      name: context.name,
+      fileId: file.id,
+      unitBytes: file.unitBytes,
+      slots: Math.max(2, Math.min(NODE_SLOTS, Math.floor(NODE_RING_BYTES / unitSlotBytes(file.unitBytes)))),
+      receiveSlots: 0,
+      transport: context.transport,
+      heartbeatMs: context.heartbeatMs,
+      deadlineMs: context.deadlineMs,
+      packets: lanes,
+      writerEpoch: file.writerEpoch,
       owner: {
-        locate: (op, unit, place) => { window!.pipeline.locate(op, unit, place); },
-        onWritten: (link, op, unit, ok) => { window!.pipeline.onWritten(link, op, unit, ok); },
-        onAnswer: (link, op, unit, refusal, epoch) => { window!.pipeline.onAnswer(link, op, unit, refusal, epoch); },
-        onStripeAnswer: (...answer) => { this.packetPath?.answered(...answer); },
+        locate: (op, unit, place) => {
+          window!.pipeline.locate(op, unit, place);
+        },
+        onWritten: (link, op, unit, ok) => {
+          window!.pipeline.onWritten(link, op, unit, ok);
+        },
+        onAnswer: (link, op, unit, refusal, epoch) => {
+          window!.pipeline.onAnswer(link, op, unit, refusal, epoch);
+        },
+        onStripeAnswer: (...answer) => {
+          this.packetPath?.answered(...answer);
+        },
         onLinkDown: (link) => {
           this.packetPath?.nodeLost(link.index);
           this.disturbed(link.index, Refusal.UNREACHABLE, false);
@@ -92,22 +116,51 @@ export class FileSession {
       },
     });
     window = new WriteWindow(context, file, code, layout, this.nodes, {
-      onAcknowledged: () => { this.acknowledged(); },
-      onDisturbed: (index, refusal, viaSwitch) => { this.disturbed(index, refusal, viaSwitch); },
-      onStarved: (message) => { this.starved(message); },
-      onFatal: (error) => { this.fatal(error); },
+      onAcknowledged: () => {
+        this.acknowledged();
+      },
+      onDisturbed: (index, refusal, viaSwitch) => {
+        this.disturbed(index, refusal, viaSwitch);
+      },
+      onStarved: (message) => {
+        this.starved(message);
+      },
+      onFatal: (error) => {
+        this.fatal(error);
+      },
     });
     this.window = window;
     const pathOwner: StripePathOwner = {
-      onSettled: (tag, refusal, unit, epoch) => { this.window.pathSettled(tag, refusal, unit, epoch); },
-      onLost: (path, reason) => { this.pathLost(path, reason); },
-      onState: (path, state) => { this.pathState(path, state); },
+      onSettled: (tag, refusal, unit, epoch) => {
+        this.window.pathSettled(tag, refusal, unit, epoch);
+      },
+      onLost: (path, reason) => {
+        this.pathLost(path, reason);
+      },
+      onState: (path, state) => {
+        this.pathState(path, state);
+      },
     };
     this.finder = new SwitchFinder({
-      context, file, window, map: () => this.nodes.map, owner: pathOwner,
-      openPackets: lanes && ((entry) => PacketPath.open(entry, {
-        context, file, layout, slots: this.window.slots, region: this.window.region, tags: this.window.tags, lanes, nodes: this.nodes, owner: pathOwner,
-      })),
+      context,
+      file,
+      window,
+      map: () => this.nodes.map,
+      owner: pathOwner,
+      openPackets:
+        lanes &&
+        ((entry) =>
+          PacketPath.open(entry, {
+            context,
+            file,
+            layout,
+            slots: this.window.slots,
+            region: this.window.region,
+            tags: this.window.tags,
+            lanes,
+            nodes: this.nodes,
+            owner: pathOwner,
+          })),
       onPath: (path) => {
         this.window.setPath(path);
         this.changeMode('switch', `switch ${path.id} is programmable`);
@@ -146,22 +199,34 @@ export class FileSession {
   async flush(): Promise<void> {
     while (!this.window.idle) {
       if (this.error !== undefined) throw this.error;
-      if (this.closed) throw new TartanError('ERR_CLOSED', `Cannot flush '${this.file.name}': it was closed before everything written was acknowledged`);
+      if (this.closed)
+        throw new TartanError(
+          'ERR_CLOSED',
+          `Cannot flush '${this.file.name}': it was closed before everything written was acknowledged`,
+        );
       this.window.flushTail();
       if (this.window.idle) break;
-      await new Promise<void>((resolve) => { this.waiters.push(resolve); });
+      await new Promise<void>((resolve) => {
+        this.waiters.push(resolve);
+      });
     }
     if (this.error !== undefined) throw this.error;
   }
 
   /** Publishes length and commit mark. @throws {TartanError} ERR_FENCED, ERR_MAP_UNAVAILABLE */
   publish(state?: 'open' | 'closed'): Promise<void> {
-    if (this.publishTimer !== undefined) { this.context.clock.clearTimer(this.publishTimer); this.publishTimer = undefined; }
+    if (this.publishTimer !== undefined) {
+      this.context.clock.clearTimer(this.publishTimer);
+      this.publishTimer = undefined;
+    }
     const run = this.publishing.then(async () => {
       const { acknowledgedBytes, acknowledgedCounter } = this.window;
       if (state === undefined && acknowledgedCounter === this.published) return;
       await publishCommit(this.context.store, this.file.id, {
-        writerEpoch: this.file.writerEpoch, length: acknowledgedBytes, commitEpoch: this.file.writerEpoch, commitCounter: acknowledgedCounter,
+        writerEpoch: this.file.writerEpoch,
+        length: acknowledgedBytes,
+        commitEpoch: this.file.writerEpoch,
+        commitCounter: acknowledgedCounter,
         ...(state === undefined ? {} : { state }),
       });
       this.published = acknowledgedCounter;
@@ -205,7 +270,9 @@ export class FileSession {
   /** Somebody wants to know which files have owners that live. */
   private answerPresence(questions: number): void {
     this.questions = questions;
-    answerPresence(this.context.store, this.file.id, this.file.writerEpoch).catch((error: unknown) => { if (codeOf(error) === undefined) throw error; });
+    answerPresence(this.context.store, this.file.id, this.file.writerEpoch).catch((error: unknown) => {
+      if (codeOf(error) === undefined) throw error;
+    });
   }
 
   private endPatience(): void {
@@ -219,11 +286,17 @@ export class FileSession {
     for (const resolve of waiters) resolve();
   }
 
-  private get packetPath(): PacketPath | undefined { return this.window.currentPath instanceof PacketPath ? this.window.currentPath : undefined; }
+  private get packetPath(): PacketPath | undefined {
+    return this.window.currentPath instanceof PacketPath ? this.window.currentPath : undefined;
+  }
 
-  /** A packet switch says nothing itself when it loses its program: its agent says so in the map, sooner than probes find out. */
+  /**
+   * A packet switch says nothing itself when it loses its program: its agent says so in the map, sooner than probes
+   * find out.
+   */
   private heedSwitches(map: ClusterMap): void {
-    const path = this.packetPath, state = map.switches.find(({ id }) => id === path?.id)?.state;
+    const path = this.packetPath,
+      state = map.switches.find(({ id }) => id === path?.id)?.state;
     if (path !== undefined && state !== 'programmable') path.close(`switch ${path.id} is ${state ?? 'gone'}`);
     if (this.lanes !== undefined) this.finder.nudge();
   }
@@ -242,7 +315,9 @@ export class FileSession {
       this.window.setPath(undefined);
       this.changeMode('host', reason);
     }
-    this.context.clock.setTimer(0, () => { if (!this.closed) this.finder.lost(path); });
+    this.context.clock.setTimer(0, () => {
+      if (!this.closed) this.finder.lost(path);
+    });
   }
 
   private changeMode(mode: ParityMode, reason: string): void {
@@ -264,7 +339,9 @@ export class FileSession {
     this.window.halt();
     if (this.patience !== undefined || this.closed) return;
     this.owner.onWaiting(message);
-    this.patience = this.context.clock.setTimer(PATIENCE_MS, () => { this.window.fatal('ERR_TOO_MANY_LOST', `${message}, for ${PATIENCE_MS / 1000} s`); });
+    this.patience = this.context.clock.setTimer(PATIENCE_MS, () => {
+      this.window.fatal('ERR_TOO_MANY_LOST', `${message}, for ${PATIENCE_MS / 1000} s`);
+    });
   }
 
   private fatal(error: TartanError): void {
@@ -274,11 +351,16 @@ export class FileSession {
     this.wakeAll();
   }
 
-  /** Brings map and links up to date; nothing is sent meanwhile. @param condemned  a node that is to be proposed down though it answers */
+  /**
+   * Brings map and links up to date; nothing is sent meanwhile.
+   * @param condemned  a node that is to be proposed down though it answers
+   */
   repair(condemned?: number): Promise<void> {
     this.window.halt();
     if (condemned !== undefined) this.condemned.add(condemned);
-    this.repairing ??= this.runRepair().finally(() => { this.repairing = undefined; });
+    this.repairing ??= this.runRepair().finally(() => {
+      this.repairing = undefined;
+    });
     return this.repairing;
   }
 
@@ -307,7 +389,8 @@ export class FileSession {
       } catch (error) {
         const code = codeOf(error);
         if (code === undefined) throw error;
-        if (code === 'ERR_MAP_UNAVAILABLE') this.owner.onWaiting('the cluster store does not answer; a node must be declared down or the map read');
+        if (code === 'ERR_MAP_UNAVAILABLE')
+          this.owner.onWaiting('the cluster store does not answer; a node must be declared down or the map read');
         await sleep(context.clock, MAX_REPAIR_PAUSE_MS / 2);
       }
     }
@@ -334,11 +417,13 @@ export class FileSession {
 
   /** Every node that is up holds this map before anything is sent under it. */
   private async adopt(): Promise<void> {
-    await Promise.all(this.nodes.upIndexes().map(async (index) => {
-      const link = this.nodes.linkTo(index);
-      if (link === undefined || link.nodeMapEpoch >= this.nodes.map.epoch) return;
-      await link.request({ $case: 'adoptMap', value: { mapEpoch: this.nodes.map.epoch } }, this.context.deadlineMs);
-    }));
+    await Promise.all(
+      this.nodes.upIndexes().map(async (index) => {
+        const link = this.nodes.linkTo(index);
+        if (link === undefined || link.nodeMapEpoch >= this.nodes.map.epoch) return;
+        await link.request({ $case: 'adoptMap', value: { mapEpoch: this.nodes.map.epoch } }, this.context.deadlineMs);
+      }),
+    );
   }
 }
 
@@ -347,7 +432,8 @@ async function openLanes(context: ClientContext, file: FileRecord, map: ClusterM
   const { k, m } = parseCode(file.code);
   if (context.dataPath === 'ring' || k > MAX_PACKET_K || m > MAX_PACKET_M) return undefined;
   const packetSwitch = map.switches.find(({ packets }) => packets !== undefined)?.packets;
-  if (context.dataPath === 'auto' && (packetSwitch === undefined || context.device.openPacketSocket === undefined)) return undefined;
+  if (context.dataPath === 'auto' && (packetSwitch === undefined || context.device.openPacketSocket === undefined))
+    return undefined;
   const taking = map.nodes.find(({ id, packets }) => packets !== undefined && file.nodes.includes(id));
   return taking && PacketLanes.open(context, taking.packets!.host, packetSwitch?.mtu);
 }

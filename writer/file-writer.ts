@@ -42,38 +42,67 @@ export class FileWriter extends Writable {
   }
 
   /** Used by the client: opens the session of a file whose record names this writer's epoch. */
-  static async open(context: ClientContext, file: FileRecord, onClose: (writer: FileWriter) => void): Promise<FileWriter> {
+  static async open(
+    context: ClientContext,
+    file: FileRecord,
+    onClose: (writer: FileWriter) => void,
+  ): Promise<FileWriter> {
     let writer: FileWriter | undefined;
     const early: { mode: ParityMode; reason: string }[] = [];
     const session = await FileSession.open(context, file, {
-      onAcknowledged: () => { writer?.feed(); },
-      onMode: (mode, reason) => { if (writer === undefined) early.push({ mode, reason }); else writer.emit('mode', { mode, reason }); },
-      onWaiting: (reason) => { writer?.emit('waiting', reason); },
-      onFatal: (error) => { writer?.destroy(error); },
+      onAcknowledged: () => {
+        writer?.feed();
+      },
+      onMode: (mode, reason) => {
+        if (writer === undefined) early.push({ mode, reason });
+        else writer.emit('mode', { mode, reason });
+      },
+      onWaiting: (reason) => {
+        writer?.emit('waiting', reason);
+      },
+      onFatal: (error) => {
+        writer?.destroy(error);
+      },
     });
     writer = new FileWriter(session, file.name, onClose);
-    for (const event of early) process.nextTick(() => { writer.emit('mode', event); });
+    for (const event of early)
+      process.nextTick(() => {
+        writer.emit('mode', event);
+      });
     return writer;
   }
 
   /** The library's own access to the session (takeover fills the window before the caller gets the writer). */
-  get internals(): FileSession { return this.session; }
+  get internals(): FileSession {
+    return this.session;
+  }
 
-  get parityMode(): ParityMode { return this.session.mode; }
+  get parityMode(): ParityMode {
+    return this.session.mode;
+  }
 
   get progress(): WriterProgress {
     const { window } = this.session;
     return {
-      acknowledgedBytes: window.acknowledgedBytes, stripes: window.counters.stripes, stripesRedriven: window.counters.redriven,
-      modeChanges: this.session.modeChanges, copiedUnits: window.pipeline.counters.unitsCopied,
+      acknowledgedBytes: window.acknowledgedBytes,
+      stripes: window.counters.stripes,
+      stripesRedriven: window.counters.redriven,
+      modeChanges: this.session.modeChanges,
+      copiedUnits: window.pipeline.counters.unitsCopied,
     };
   }
 
   /** Resolves when all bytes written so far are acknowledged, and published for readers. @throws {TartanError} */
   async flush(): Promise<void> {
     await new Promise<void>((resolve, reject) => {
-      if (this.writableLength === 0) { resolve(); return; }
-      this.write(Buffer.alloc(0), (error) => { if (error) reject(error); else resolve(); });
+      if (this.writableLength === 0) {
+        resolve();
+        return;
+      }
+      this.write(Buffer.alloc(0), (error) => {
+        if (error) reject(error);
+        else resolve();
+      });
     });
     await this.session.flush();
     await this.session.publish();
@@ -82,18 +111,21 @@ export class FileWriter extends Writable {
   /**
    * Hands out ring memory to be filled in place, which avoids the copy.
    *
-   * @param bytes wanted; the view may be shorter (the stripe ends), and is empty when the ring is full: then await 'drain'
+   * @param bytes wanted; the view may be shorter (the stripe ends), and is empty when the ring is full: then await
+   *         'drain'
    * @returns the view, and commit(count) which appends its first `count` bytes; nothing else may be written in between
    */
   reserve(bytes: number): { readonly view: Uint8Array; commit(count: number): void } {
-    if (this.reserved || this.writableLength > 0 || this.writableEnded) throw new RangeError('reserve(): the last reservation or write is not finished, or the file is ended');
+    if (this.reserved || this.writableLength > 0 || this.writableEnded)
+      throw new RangeError('reserve(): the last reservation or write is not finished, or the file is ended');
     const view = this.session.window.reserve(bytes);
     this.reserved = view.length > 0;
     this.wantsRoom = !this.reserved;
     return {
       view,
       commit: (count) => {
-        if (!this.reserved || count < 0 || count > view.length) throw new RangeError(`commit(${count}): expected 0 to ${view.length} bytes, once`);
+        if (!this.reserved || count < 0 || count > view.length)
+          throw new RangeError(`commit(${count}): expected 0 to ${view.length} bytes, once`);
         this.reserved = false;
         this.session.window.commit(count);
       },
@@ -106,7 +138,13 @@ export class FileWriter extends Writable {
   }
 
   override _final(callback: (error?: Error | null) => void): void {
-    this.session.flush().then(() => this.session.publish('closed')).then(() => this.shutDown()).then(() => { callback(); }, callback);
+    this.session
+      .flush()
+      .then(() => this.session.publish('closed'))
+      .then(() => this.shutDown())
+      .then(() => {
+        callback();
+      }, callback);
   }
 
   override _destroy(error: Error | null, callback: (error?: Error | null) => void): void {
@@ -114,7 +152,14 @@ export class FileWriter extends Writable {
     const pending = this.pending;
     this.pending = undefined;
     pending?.callback(error ?? new TartanError('ERR_CLOSED', `'${this.name}' was closed before this write found room`));
-    this.shutDown().then(() => { callback(error); }, (other: Error) => { callback(error ?? other); });
+    this.shutDown().then(
+      () => {
+        callback(error);
+      },
+      (other: Error) => {
+        callback(error ?? other);
+      },
+    );
   }
 
   private async shutDown(): Promise<void> {
@@ -136,4 +181,3 @@ export class FileWriter extends Writable {
     pending.callback();
   }
 }
-

@@ -3,15 +3,26 @@
  *
  *     owner there? ─no─▶ take over, close ─┐
  *          └ yes: the file waits           ▼
- *     settled files ─▶ begin (record: new node is being filled) ─▶ fill (rebuild.ts) ─▶ finish (record: it is the new node's)
- *                                                                                      └▶ the old node frees what it holds
+ *     settled files ─▶ begin (record: new node is being filled) ─▶ fill (rebuild.ts) ─▶ finish (record: it is the new
+ *     node's)
+ *                                                                                      └▶ the old node frees what it
+ *                                                                                      holds
  *
- * Killed anywhere it leaves records that say how far it was: whoever moves the same share again goes on there. Readers go on
- * meanwhile: until the record says otherwise the old node serves them; afterwards the map's epoch sends them to the new one.
+ * Killed anywhere it leaves records that say how far it was: whoever moves the same share again goes on there. Readers
+ * go on meanwhile: until the record says otherwise the old node serves them; afterwards the map's epoch sends them to
+ * the new one.
  */
 import { readFile } from '../cluster/files.js';
 import { readMap } from '../cluster/membership.js';
-import { askOwners, beginMoves, finishMoves, isSettled, MOVES_AT_ONCE, storesOf, type PlannedMove } from '../cluster/moves.js';
+import {
+  askOwners,
+  beginMoves,
+  finishMoves,
+  isSettled,
+  MOVES_AT_ONCE,
+  storesOf,
+  type PlannedMove,
+} from '../cluster/moves.js';
 import type { FileRecord } from '../cluster/records.js';
 import { parseCode } from '../erasure/code/index.js';
 import { lastingLayout, NOBODY, scatteredLayout } from '../erasure/layout/index.js';
@@ -33,7 +44,11 @@ export interface MoveOptions {
 
 /** Sums, growing. */
 export interface MoveReport {
-  filesMoved: number; unitsRestored: number; unitsFromSwitch: number; bytesRestored: number; stripesDone: number;
+  filesMoved: number;
+  unitsRestored: number;
+  unitsFromSwitch: number;
+  bytesRestored: number;
+  stripesDone: number;
   /** Files that somebody writes, or changed meanwhile. */
   waiting: string[];
   /** Files of which not every unit could be had now; the old node keeps its share. */
@@ -41,17 +56,32 @@ export interface MoveReport {
 }
 
 /** `to`: a node, or '-': the file's others. */
-export interface Share { readonly file: FileRecord; readonly index: number; readonly to: string }
+export interface Share {
+  readonly file: FileRecord;
+  readonly index: number;
+  readonly to: string;
+}
 
 const OWNER_MS = 5000;
 const POLL_MS = 50;
 
-export function emptyMoveReport(): MoveReport { return { filesMoved: 0, unitsRestored: 0, unitsFromSwitch: 0, bytesRestored: 0, stripesDone: 0, waiting: [], failed: [] }; }
+export function emptyMoveReport(): MoveReport {
+  return {
+    filesMoved: 0,
+    unitsRestored: 0,
+    unitsFromSwitch: 0,
+    bytesRestored: 0,
+    stripesDone: 0,
+    waiting: [],
+    failed: [],
+  };
+}
 
 /** What was done before and now; `waiting` and `failed` are of now. */
 export function sumOfMoves(before: MoveReport, now: MoveReport): MoveReport {
   const added = { ...now };
-  for (const key of ['filesMoved', 'unitsRestored', 'unitsFromSwitch', 'bytesRestored', 'stripesDone'] as const) added[key] += before[key];
+  for (const key of ['filesMoved', 'unitsRestored', 'unitsFromSwitch', 'bytesRestored', 'stripesDone'] as const)
+    added[key] += before[key];
   return added;
 }
 
@@ -60,7 +90,12 @@ export function sumOfMoves(before: MoveReport, now: MoveReport): MoveReport {
  * @param takeOver  fences the owner of a file that is gone, settles what it left, and closes the file
  * @throws {TartanError} ERR_MAP_UNAVAILABLE; what goes wrong with single files is reported
  */
-export async function moveShares(context: ClientContext, shares: readonly Share[], takeOver: (name: string) => Promise<void>, options: MoveOptions = {}): Promise<MoveReport> {
+export async function moveShares(
+  context: ClientContext,
+  shares: readonly Share[],
+  takeOver: (name: string) => Promise<void>,
+  options: MoveOptions = {},
+): Promise<MoveReport> {
   const report = emptyMoveReport();
   for (let at = 0; at < shares.length && options.signal?.aborted !== true; at += MOVES_AT_ONCE) {
     await moveBatch(context, shares.slice(at, at + MOVES_AT_ONCE), takeOver, options, report);
@@ -68,10 +103,19 @@ export async function moveShares(context: ClientContext, shares: readonly Share[
   return report;
 }
 
-async function moveBatch(context: ClientContext, shares: readonly Share[], takeOver: (name: string) => Promise<void>, options: MoveOptions, report: MoveReport): Promise<void> {
+async function moveBatch(
+  context: ClientContext,
+  shares: readonly Share[],
+  takeOver: (name: string) => Promise<void>,
+  options: MoveOptions,
+  report: MoveReport,
+): Promise<void> {
   const settled = await settle(context, shares, takeOver, options, report);
   const map = await readMap(context.store);
-  const begun = await beginMoves(context.store, settled.map((share): PlannedMove => ({ ...share, stores: storesOf(map, share) })));
+  const begun = await beginMoves(
+    context.store,
+    settled.map((share): PlannedMove => ({ ...share, stores: storesOf(map, share) })),
+  );
   wait(report, settled, begun);
   const filled: PlannedMove[] = [];
   for (const move of begun) {
@@ -84,7 +128,12 @@ async function moveBatch(context: ClientContext, shares: readonly Share[], takeO
   wait(report, filled, done);
   report.filesMoved += done.length;
   options.onProgress?.(report);
-  for (const old of new Set(done.map(({ file }) => from.get(file.id)!))) await freeLeftovers(context, old, done.filter(({ file }) => from.get(file.id) === old).map(({ file }) => file.id));
+  for (const old of new Set(done.map(({ file }) => from.get(file.id)!)))
+    await freeLeftovers(
+      context,
+      old,
+      done.filter(({ file }) => from.get(file.id) === old).map(({ file }) => file.id),
+    );
 }
 
 /** The name of a file's layout when a share has moved. */
@@ -94,14 +143,22 @@ export function layoutAfter({ file, index, to }: Share): string | undefined {
 }
 
 /** @returns whether the new node has everything */
-async function fill(context: ClientContext, { file, index, to }: PlannedMove, options: MoveOptions, report: MoveReport): Promise<boolean> {
+async function fill(
+  context: ClientContext,
+  { file, index, to }: PlannedMove,
+  options: MoveOptions,
+  report: MoveReport,
+): Promise<boolean> {
   let found: RebuildReport;
   try {
     const before = { ...report };
     found = await rebuildFile(context, file, false, {
-      move: { index, to }, ...(options.bytesPerSecond !== undefined && { bytesPerSecond: options.bytesPerSecond }), ...(options.signal !== undefined && { signal: options.signal }),
+      move: { index, to },
+      ...(options.bytesPerSecond !== undefined && { bytesPerSecond: options.bytesPerSecond }),
+      ...(options.signal !== undefined && { signal: options.signal }),
       onProgress: (now) => {
-        for (const key of ['unitsRestored', 'unitsFromSwitch', 'bytesRestored', 'stripesDone'] as const) report[key] = before[key] + now[key];
+        for (const key of ['unitsRestored', 'unitsFromSwitch', 'bytesRestored', 'stripesDone'] as const)
+          report[key] = before[key] + now[key];
         options.onProgress?.(report);
       },
     });
@@ -110,26 +167,49 @@ async function fill(context: ClientContext, { file, index, to }: PlannedMove, op
     if (codeOf(error) !== 'ERR_NOT_FOUND') report.failed.push({ name: file.name, why: (error as Error).message });
     return false;
   }
-  if (found.stripesDone < found.stripes || await isGone(context, file)) return false; // ended, or removed meanwhile
+  if (found.stripesDone < found.stripes || (await isGone(context, file))) return false; // ended, or removed meanwhile
   if (found.unitsNotMoved === 0 && !found.nodesDown.includes(to)) return true;
   const lost = found.stripesLost > 0 ? `, ${found.stripesLost} of its stripes have fewer units than they need` : '';
-  report.failed.push({ name: file.name, why: `${to === NOBODY ? 'the other nodes still lack' : `node ${to} still lacks`} ${found.unitsNotMoved} of its units${lost}` });
+  report.failed.push({
+    name: file.name,
+    why:
+      `${to === NOBODY ? 'the other nodes still lack' : `node ${to} still lacks`} ${found.unitsNotMoved} of its ` +
+      `units${lost}`,
+  });
   return false;
 }
 
 /** The shares of files that nobody writes, with their records as they are now. */
-async function settle(context: ClientContext, shares: readonly Share[], takeOver: (name: string) => Promise<void>, options: MoveOptions, report: MoveReport): Promise<Share[]> {
+async function settle(
+  context: ClientContext,
+  shares: readonly Share[],
+  takeOver: (name: string) => Promise<void>,
+  options: MoveOptions,
+  report: MoveReport,
+): Promise<Share[]> {
   const found = await Promise.all(shares.map((share) => again(context, share)));
-  const present = found.filter((share) => share !== undefined), open = present.filter(({ file }) => !isSettled(file));
+  const present = found.filter((share) => share !== undefined),
+    open = present.filter(({ file }) => !isSettled(file));
   const ready = present.filter(({ file }) => isSettled(file));
   if (open.length === 0) return ready;
-  await askOwners(context.store, open.map(({ file }) => file.id));
+  await askOwners(
+    context.store,
+    open.map(({ file }) => file.id),
+  );
   const deadline = context.clock.now() + (options.ownerMs ?? OWNER_MS);
   let silent = open;
-  for (; silent.length > 0 && context.clock.now() < deadline && options.signal?.aborted !== true; await sleep(context.clock, POLL_MS)) {
-    const now = (await Promise.all(silent.map((share) => again(context, share)))).filter((share) => share !== undefined);
+  for (
+    ;
+    silent.length > 0 && context.clock.now() < deadline && options.signal?.aborted !== true;
+    await sleep(context.clock, POLL_MS)
+  ) {
+    const now = (await Promise.all(silent.map((share) => again(context, share)))).filter(
+      (share) => share !== undefined,
+    );
     ready.push(...now.filter(({ file }) => isSettled(file)));
-    report.waiting.push(...now.filter(({ file }) => !isSettled(file) && file.answered === file.asked).map(({ file }) => file.name));
+    report.waiting.push(
+      ...now.filter(({ file }) => !isSettled(file) && file.answered === file.asked).map(({ file }) => file.name),
+    );
     silent = now.filter(({ file }) => !isSettled(file) && file.answered !== file.asked);
   }
   for (const share of options.signal?.aborted === true ? [] : silent) {
@@ -140,7 +220,8 @@ async function settle(context: ClientContext, shares: readonly Share[], takeOver
     } catch (error) {
       if (codeOf(error) === undefined) throw error;
       if (codeOf(error) === 'ERR_FENCED') report.waiting.push(share.file.name);
-      else if (codeOf(error) !== 'ERR_NOT_FOUND') report.failed.push({ name: share.file.name, why: (error as Error).message });
+      else if (codeOf(error) !== 'ERR_NOT_FOUND')
+        report.failed.push({ name: share.file.name, why: (error as Error).message });
     }
   }
   return ready;
@@ -150,7 +231,9 @@ async function settle(context: ClientContext, shares: readonly Share[], takeOver
 async function again(context: ClientContext, share: Share): Promise<Share | undefined> {
   try {
     const file = await readFile(context.store, share.file.id);
-    return file.state === 'deleted' || file.nodes[share.index] !== share.file.nodes[share.index] ? undefined : { ...share, file };
+    return file.state === 'deleted' || file.nodes[share.index] !== share.file.nodes[share.index]
+      ? undefined
+      : { ...share, file };
   } catch (error) {
     if (codeOf(error) !== 'ERR_NOT_FOUND') throw error;
     return undefined;
@@ -158,7 +241,7 @@ async function again(context: ClientContext, share: Share): Promise<Share | unde
 }
 
 async function isGone(context: ClientContext, file: FileRecord): Promise<boolean> {
-  return await again(context, { file, index: 0, to: '' }) === undefined;
+  return (await again(context, { file, index: 0, to: '' })) === undefined;
 }
 
 function wait(report: MoveReport, wanted: readonly Share[], done: readonly Share[]): void {

@@ -1,7 +1,9 @@
 /**
- * Scrubs for ever: all files in turn, at a bounded rate, so that damage is found while there is still enough to repair it from.
+ * Scrubs for ever: all files in turn, at a bounded rate, so that damage is found while there is still enough to repair
+ * it from.
  *
- * Nothing is remembered between passes but counts; a file that can't be scrubbed now has its turn again in the next pass.
+ * Nothing is remembered between passes but counts; a file that can't be scrubbed now has its turn again in the next
+ * pass.
  */
 import { listFiles } from '../cluster/files.js';
 import { codeOf } from '../wire/errors.js';
@@ -25,24 +27,57 @@ export interface PatrolReport {
   /** Passes that are complete. */
   passes: number;
   /** Files scrubbed, and those that could not be: removed meanwhile, or nobody answered. */
-  files: number; filesFailed: number;
-  unitsChecked: number; unitsDamaged: number; unitsMissing: number; parityMismatches: number; unitsRestored: number; unitsFailed: number; stripesLost: number;
+  files: number;
+  filesFailed: number;
+  unitsChecked: number;
+  unitsDamaged: number;
+  unitsMissing: number;
+  parityMismatches: number;
+  unitsRestored: number;
+  unitsFailed: number;
+  stripesLost: number;
 }
 
 const BYTES_PER_SECOND = 16 << 20;
 const REST_MS = 60_000;
 
 /** Runs until `signal` says so. @returns the sums */
-export async function patrol(context: ClientContext, { bytesPerSecond = BYTES_PER_SECOND, restMs = REST_MS, signal, onFile }: PatrolOptions = {}): Promise<PatrolReport> {
-  const sum: PatrolReport = { passes: 0, files: 0, filesFailed: 0, unitsChecked: 0, unitsDamaged: 0, unitsMissing: 0, parityMismatches: 0, unitsRestored: 0, unitsFailed: 0, stripesLost: 0 };
+export async function patrol(
+  context: ClientContext,
+  { bytesPerSecond = BYTES_PER_SECOND, restMs = REST_MS, signal, onFile }: PatrolOptions = {},
+): Promise<PatrolReport> {
+  const sum: PatrolReport = {
+    passes: 0,
+    files: 0,
+    filesFailed: 0,
+    unitsChecked: 0,
+    unitsDamaged: 0,
+    unitsMissing: 0,
+    parityMismatches: 0,
+    unitsRestored: 0,
+    unitsFailed: 0,
+    stripesLost: 0,
+  };
   const isOver = (): boolean => signal?.aborted === true;
   while (!isOver()) {
     for (const file of await listed(context)) {
       if (isOver()) return sum;
       try {
-        const report = await rebuildFile(context, file, true, { bytesPerSecond, ...(signal !== undefined && { signal }) });
+        const report = await rebuildFile(context, file, true, {
+          bytesPerSecond,
+          ...(signal !== undefined && { signal }),
+        });
         sum.files++;
-        for (const key of ['unitsChecked', 'unitsDamaged', 'unitsMissing', 'parityMismatches', 'unitsRestored', 'unitsFailed', 'stripesLost'] as const) sum[key] += report[key];
+        for (const key of [
+          'unitsChecked',
+          'unitsDamaged',
+          'unitsMissing',
+          'parityMismatches',
+          'unitsRestored',
+          'unitsFailed',
+          'stripesLost',
+        ] as const)
+          sum[key] += report[key];
         onFile?.(report, sum);
       } catch (error) {
         if (codeOf(error) === undefined) throw error;

@@ -1,8 +1,9 @@
 /**
- * Repairs in the background what readers found damaged: the read itself was answered from the other units; here the stripe is
- * looked at as by a scrub, and what fails is written again.
+ * Repairs in the background what readers found damaged: the read itself was answered from the other units; here the
+ * stripe is looked at as by a scrub, and what fails is written again.
  *
- *     reader ─ note() ─▶ queue (bounded) ─▶ after a while, a file's stripes together ─▶ rebuildFile(), verifying, at a bounded rate
+ *     reader ─ note() ─▶ queue (bounded) ─▶ after a while, a file's stripes together ─▶ rebuildFile(), verifying, at a
+ *     bounded rate
  *
  * Nothing waits for it, and nothing depends on it: what it drops or can't restore the next read or scrub finds again.
  */
@@ -15,9 +16,12 @@ import { rebuildFile } from './rebuild.js';
 /** Counts since the client was connected. */
 export interface ReadRepairCounts {
   /** Stripes that readers named, each once; and those of them that were not queued, because too many were. */
-  noticed: number; dropped: number;
+  noticed: number;
+  dropped: number;
   /** Stripes looked at, units written again, units that could not be. */
-  stripes: number; unitsRestored: number; unitsFailed: number;
+  stripes: number;
+  unitsRestored: number;
+  unitsFailed: number;
 }
 
 const MOST_WAITING = 4096;
@@ -37,26 +41,43 @@ export class ReadRepair {
   private running: Promise<void> | undefined;
   private readonly stopper = new AbortController();
 
-  constructor(private readonly context: ClientContext, private readonly bytesPerSecond: number) {}
+  constructor(
+    private readonly context: ClientContext,
+    private readonly bytesPerSecond: number,
+  ) {}
 
   /** A unit of this stripe failed its checksum. */
   note(fileId: number, stripe: number): void {
     if (this.stopper.signal.aborted) return;
-    const key = `${fileId} ${stripe}`, now = this.context.clock.now(), before = this.lookedAt.get(key);
+    const key = `${fileId} ${stripe}`,
+      now = this.context.clock.now(),
+      before = this.lookedAt.get(key);
     if (before !== undefined && now - before < REST_MS) return;
-    if (this.queued >= MOST_WAITING) { this.counts.dropped++; return; }
+    if (this.queued >= MOST_WAITING) {
+      this.counts.dropped++;
+      return;
+    }
     this.remember(key, now);
     this.counts.noticed++;
     const stripes = this.waiting.get(fileId) ?? new Set();
     this.waiting.set(fileId, stripes.add(stripe));
     this.queued++;
-    if (this.running === undefined) this.timer ??= this.context.clock.setTimer(DELAY_MS, () => { this.timer = undefined; this.running = this.run().finally(() => { this.running = undefined; }); });
+    if (this.running === undefined)
+      this.timer ??= this.context.clock.setTimer(DELAY_MS, () => {
+        this.timer = undefined;
+        this.running = this.run().finally(() => {
+          this.running = undefined;
+        });
+      });
   }
 
   /** Resolves when nothing is queued or being repaired. */
   async idle(): Promise<void> {
     while (this.queued > 0 || this.running !== undefined) {
-      if (this.timer !== undefined) await new Promise<void>((resolve) => { this.context.clock.setTimer(DELAY_MS, resolve); });
+      if (this.timer !== undefined)
+        await new Promise<void>((resolve) => {
+          this.context.clock.setTimer(DELAY_MS, resolve);
+        });
       await this.running;
     }
   }
@@ -74,7 +95,11 @@ export class ReadRepair {
       try {
         const file = await readFile(this.context.store, next.fileId);
         if (file.state === 'deleted') continue;
-        const report = await rebuildFile(this.context, file, true, { stripes: next.stripes, bytesPerSecond: this.bytesPerSecond, signal: this.stopper.signal });
+        const report = await rebuildFile(this.context, file, true, {
+          stripes: next.stripes,
+          bytesPerSecond: this.bytesPerSecond,
+          signal: this.stopper.signal,
+        });
         this.counts.stripes += report.stripesDone;
         this.counts.unitsRestored += report.unitsRestored;
         this.counts.unitsFailed += report.unitsFailed + report.stripesLost;
@@ -89,7 +114,8 @@ export class ReadRepair {
   private take(): { fileId: number; stripes: number[] } | undefined {
     const [first] = this.waiting;
     if (first === undefined) return undefined;
-    const [fileId, all] = first, stripes = [...all].sort((a, b) => a - b).slice(0, AT_ONCE);
+    const [fileId, all] = first,
+      stripes = [...all].sort((a, b) => a - b).slice(0, AT_ONCE);
     for (const stripe of stripes) all.delete(stripe);
     if (all.size === 0) this.waiting.delete(fileId);
     this.queued -= stripes.length;

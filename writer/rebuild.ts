@@ -1,12 +1,14 @@
 /**
  * Restores what a file's nodes lack, from what they hold: after a node came back, got a new disk, or lost a sector.
  *
- *     inventories ─▶ per stripe: newest committed version, who lacks it ─▶ read k units ─▶ decode, encode ─▶ write what lacks
- *        (scrub: each unit read back and checked by its node, parity against data: what doesn't fit is condemned, and lacks)
+ *     inventories ─▶ per stripe: newest committed version, who lacks it ─▶ read k units ─▶ decode, encode ─▶ write what
+ *     lacks
+ *        (scrub: each unit read back and checked by its node, parity against data: what doesn't fit is condemned, and
+ *        lacks)
  *
- * Nothing is remembered: what lacks is found by asking, so a rebuild that was interrupted is begun again, and finds less to
- * do. Only committed versions are restored, under their own names: writers and readers go on meanwhile, a version that is
- * superseded while it is restored is refused by its node, and that is no failure.
+ * Nothing is remembered: what lacks is found by asking, so a rebuild that was interrupted is begun again, and finds
+ * less to do. Only committed versions are restored, under their own names: writers and readers go on meanwhile, a
+ * version that is superseded while it is restored is refused by its node, and that is no failure.
  *
  * Invariants: what is written was read with every checksum checked; a slot is filled again only when its operation has
  * settled; a node that is down, and what it lacks, is left alone.
@@ -19,7 +21,16 @@ import type { ClusterMap, FileRecord, ShareMove } from '../cluster/records.js';
 import type { Code } from '../erasure/code/index.js';
 import { parseCode } from '../erasure/code/index.js';
 import type { Layout } from '../erasure/layout/index.js';
-import { layoutOf, NOBODY, nodeOfUnit, scatteredLayout, stripeCount, stripeDataLength, unitLength, unitOfNode } from '../erasure/layout/index.js';
+import {
+  layoutOf,
+  NOBODY,
+  nodeOfUnit,
+  scatteredLayout,
+  stripeCount,
+  stripeDataLength,
+  unitLength,
+  unitOfNode,
+} from '../erasure/layout/index.js';
 import { NodeSet } from '../pipeline/node-set.js';
 import type { NodeLink, ReadWish, UnitPlace } from '../pipeline/node-link.js';
 import { isSealed, sealHeader, writeDataHeaders } from '../pipeline/stripe-headers.js';
@@ -30,7 +41,15 @@ import type { UnitEntry } from '../wire/generated/ring.js';
 import { Refusal } from '../wire/ring-messages.js';
 import type { StripeSlotLayout } from '../wire/slot-layout.js';
 import { headerOffsetIn, stripeSlotLayout } from '../wire/slot-layout.js';
-import { W, checkHeader, compareVersions, headerBytesOf, headerFileId, headerStripe, headerUnit } from '../wire/unit-header.js';
+import {
+  W,
+  checkHeader,
+  compareVersions,
+  headerBytesOf,
+  headerFileId,
+  headerStripe,
+  headerUnit,
+} from '../wire/unit-header.js';
 import type { ClientContext } from './context.js';
 import { Decoder } from './decoder.js';
 import type { Doubt } from './stripe-doubt.js';
@@ -47,7 +66,10 @@ export interface RebuildOptions {
   readonly signal?: AbortSignal;
   /** Only these stripes, ascending. Default: all that are committed. */
   readonly stripes?: readonly number[];
-  /** Fills another node with the units of one index, as begun by beginMoves(); the node that has them now is read, if it can be. */
+  /**
+   * Fills another node with the units of one index, as begun by beginMoves(); the node that has them now is read, if it
+   * can be.
+   */
   readonly move?: ShareMove;
 }
 
@@ -55,18 +77,22 @@ export interface RebuildOptions {
 export interface RebuildReport {
   readonly name: string;
   /** Committed stripes, and how many of them have been looked at. */
-  stripes: number; stripesDone: number;
+  stripes: number;
+  stripesDone: number;
   /** Units that nodes which are up did not hold, or held with a checksum that fails. */
-  unitsMissing: number; unitsDamaged: number;
+  unitsMissing: number;
+  unitsDamaged: number;
   /** Units read back and checked (scrub). */
   unitsChecked: number;
   /** Stripes whose parity does not belong to their data although every checksum holds (scrub). */
   parityMismatches: number;
   /** Of those, the ones in which it could be told which unit was wrong, and it was written again. */
   mismatchesRepaired: number;
-  unitsRestored: number; bytesRestored: number;
+  unitsRestored: number;
+  bytesRestored: number;
   /** Of those, the ones that a switch decoded, and (moves) that came from the node that had them. */
-  unitsFromSwitch: number; unitsCopied: number;
+  unitsFromSwitch: number;
+  unitsCopied: number;
   /** Superseded while they were being restored: nothing lacks any more. */
   unitsSuperseded: number;
   /** Could not be restored now: their node was lost, or refused. */
@@ -94,10 +120,17 @@ const NODE_SLOTS = 32;
 const MAP_ATTEMPTS = 5;
 
 type DirectPlace = Omit<UnitPlace, 'region' | 'stripe' | 'mapEpoch'>;
-interface DirectWrite { readonly place: DirectPlace; written(): void; answered(refusal: number): void }
+interface DirectWrite {
+  readonly place: DirectPlace;
+  written(): void;
+  answered(refusal: number): void;
+}
 
 interface Version {
-  readonly epoch: number; readonly counter: number; readonly stripeLength: number; missing: number;
+  readonly epoch: number;
+  readonly counter: number;
+  readonly stripeLength: number;
+  missing: number;
   readonly held: Map<number, UnitEntry>;
   /** Of a share that moves: what the node holds that has it now. */
   readonly given: Map<number, UnitEntry>;
@@ -107,13 +140,25 @@ interface Version {
  * Restores one file's missing units.
  *
  * @param verify  reads every unit back first (scrub)
- * @throws {TartanError} ERR_RING_MEMORY, ERR_MAP_UNAVAILABLE, ERR_CONNECT; what can't be restored is counted, not thrown
+ * @throws {TartanError} ERR_RING_MEMORY, ERR_MAP_UNAVAILABLE, ERR_CONNECT; what can't be restored is counted, not
+ *         thrown
  */
-export async function rebuildFile(context: ClientContext, file: FileRecord, verify: boolean, options: RebuildOptions = {}): Promise<RebuildReport> {
+export async function rebuildFile(
+  context: ClientContext,
+  file: FileRecord,
+  verify: boolean,
+  options: RebuildOptions = {},
+): Promise<RebuildReport> {
   const map = await readMap(context.store);
   // Who reads a file's record and then waits may know the nodes of yesterday; what is committed is the caller's to say.
   const { nodes, layout } = map.moved === undefined ? file : await readFile(context.store, file.id);
-  const rebuilder = new Rebuilder(context, { ...file, nodes, ...(layout !== undefined && { layout }) }, map, verify, options);
+  const rebuilder = new Rebuilder(
+    context,
+    { ...file, nodes, ...(layout !== undefined && { layout }) },
+    map,
+    verify,
+    options,
+  );
   try {
     await rebuilder.run();
     return rebuilder.report;
@@ -149,21 +194,51 @@ class Rebuilder {
   /** When what has been moved so far may have been, by the rate that is allowed: ms of the clock. */
   private dueMs: number;
 
-  constructor(private readonly context: ClientContext, private readonly file: FileRecord, map: ClusterMap, private readonly verify: boolean, private readonly options: RebuildOptions) {
-    const code = this.code = parseCode(file.code), { move } = options;
+  constructor(
+    private readonly context: ClientContext,
+    private readonly file: FileRecord,
+    map: ClusterMap,
+    private readonly verify: boolean,
+    private readonly options: RebuildOptions,
+  ) {
+    const code = (this.code = parseCode(file.code)),
+      { move } = options;
     this.present = layoutOf(file, code);
     const scattered = move?.to === NOBODY ? scatteredLayout(file, move.index, code.k + code.m) : undefined;
     this.layout = scattered === undefined ? this.present : layoutOf({ ...file, layout: scattered }, code);
-    this.ids = move === undefined || move.to === NOBODY ? file.nodes : [...file.nodes.map((id, index) => (index === move.index ? move.to : id)), file.nodes[move.index]!];
+    this.ids =
+      move === undefined || move.to === NOBODY
+        ? file.nodes
+        : [...file.nodes.map((id, index) => (index === move.index ? move.to : id)), file.nodes[move.index]!];
     this.report = {
-      name: file.name, stripes: options.stripes?.length ?? stripeCount(this.layout, file.length), stripesDone: 0, unitsMissing: 0, unitsDamaged: 0, unitsChecked: 0, parityMismatches: 0, mismatchesRepaired: 0,
-      unitsRestored: 0, bytesRestored: 0, unitsFromSwitch: 0, unitsCopied: 0, unitsSuperseded: 0, unitsFailed: 0, stripesLost: 0, unitsNotMoved: 0, nodesDown: [],
+      name: file.name,
+      stripes: options.stripes?.length ?? stripeCount(this.layout, file.length),
+      stripesDone: 0,
+      unitsMissing: 0,
+      unitsDamaged: 0,
+      unitsChecked: 0,
+      parityMismatches: 0,
+      mismatchesRepaired: 0,
+      unitsRestored: 0,
+      bytesRestored: 0,
+      unitsFromSwitch: 0,
+      unitsCopied: 0,
+      unitsSuperseded: 0,
+      unitsFailed: 0,
+      stripesLost: 0,
+      unitsNotMoved: 0,
+      nodesDown: [],
     };
     this.slots = stripeSlotLayout(code.k, code.m, file.unitBytes);
     const { slotBytes } = this.slots;
     this.reader = new StripeReader(context, file, code, this.present, map);
     try {
-      this.ringBytes = context.memory.take(Math.min(Math.max(WINDOW_BYTES, slotBytes), MAX_WINDOW_SLOTS * slotBytes), slotBytes, slotBytes, `rebuild '${file.name}': a stripe of ${code.name} with ${file.unitBytes}-byte units does not fit`);
+      this.ringBytes = context.memory.take(
+        Math.min(Math.max(WINDOW_BYTES, slotBytes), MAX_WINDOW_SLOTS * slotBytes),
+        slotBytes,
+        slotBytes,
+        `rebuild '${file.name}': a stripe of ${code.name} with ${file.unitBytes}-byte units does not fit`,
+      );
     } catch (error) {
       void this.reader.destroy();
       throw error;
@@ -175,24 +250,60 @@ class Rebuilder {
     for (let op = ops - 1; op >= 0; op--) this.free.push(op);
     this.settled = new Array<undefined>(ops).fill(undefined);
     let pipeline: StripePipeline | undefined;
-    const nodes = this.nodes = new NodeSet(map, {
-      context, nodes: this.ids, role: 'rebuilder', name: context.name, fileId: file.id, unitBytes: file.unitBytes, slots: NODE_SLOTS, receiveSlots: move === undefined ? 0 : ops,
-      transport: context.transport, heartbeatMs: context.heartbeatMs, deadlineMs: context.deadlineMs,
+    const nodes = (this.nodes = new NodeSet(map, {
+      context,
+      nodes: this.ids,
+      role: 'rebuilder',
+      name: context.name,
+      fileId: file.id,
+      unitBytes: file.unitBytes,
+      slots: NODE_SLOTS,
+      receiveSlots: move === undefined ? 0 : ops,
+      transport: context.transport,
+      heartbeatMs: context.heartbeatMs,
+      deadlineMs: context.deadlineMs,
       owner: {
         locate: (op, unit, place) => {
           const direct = this.direct.get(op);
-          if (direct === undefined) pipeline!.locate(op, unit, place); else Object.assign(place, direct.place, { region: this.region });
+          if (direct === undefined) pipeline!.locate(op, unit, place);
+          else Object.assign(place, direct.place, { region: this.region });
         },
-        onWritten: (link, op, unit, ok) => { const direct = this.direct.get(op); if (direct === undefined) pipeline!.onWritten(link, op, unit, ok); else direct.written(); },
-        onAnswer: (link, op, unit, refusal, epoch) => { const direct = this.direct.get(op); if (direct === undefined) pipeline!.onAnswer(link, op, unit, refusal, epoch); else direct.answered(refusal); },
-        onLinkDown: (link) => { this.copies.lost(link); },
-        onRead: (_link, id) => { this.copies.answered(id, true); },
-        onReadFailed: (_link, id) => { this.copies.answered(id, false); },
+        onWritten: (link, op, unit, ok) => {
+          const direct = this.direct.get(op);
+          if (direct === undefined) pipeline!.onWritten(link, op, unit, ok);
+          else direct.written();
+        },
+        onAnswer: (link, op, unit, refusal, epoch) => {
+          const direct = this.direct.get(op);
+          if (direct === undefined) pipeline!.onAnswer(link, op, unit, refusal, epoch);
+          else direct.answered(refusal);
+        },
+        onLinkDown: (link) => {
+          this.copies.lost(link);
+        },
+        onRead: (_link, id) => {
+          this.copies.answered(id, true);
+        },
+        onReadFailed: (_link, id) => {
+          this.copies.answered(id, false);
+        },
       },
-    });
+    }));
     this.pipeline = pipeline = new StripePipeline({
-      hub: context.hub, code, layout: this.layout, slots: this.slots, region: this.region, maxOps: ops, sealed: false, linkTo: (index) => nodes.linkTo(index),
-      owner: { onReleased: () => {}, onSettled: (op, refusal) => { this.settled[op]?.(refusal); } },
+      hub: context.hub,
+      code,
+      layout: this.layout,
+      slots: this.slots,
+      region: this.region,
+      maxOps: ops,
+      sealed: false,
+      linkTo: (index) => nodes.linkTo(index),
+      owner: {
+        onReleased: () => {},
+        onSettled: (op, refusal) => {
+          this.settled[op]?.(refusal);
+        },
+      },
     });
     this.dueMs = context.clock.now();
   }
@@ -202,7 +313,9 @@ class Rebuilder {
     await this.reader.connect();
     this.decoder = await Decoder.find(this.context, this.file, this.code, this.nodes.map, this.settled.length);
     const { report } = this;
-    report.nodesDown = this.ids.filter((id, index) => id !== NOBODY && (this.nodes.isDown(index) || this.nodes.linkTo(index) === undefined));
+    report.nodesDown = this.ids.filter(
+      (id, index) => id !== NOBODY && (this.nodes.isDown(index) || this.nodes.linkTo(index) === undefined),
+    );
     for (const [from, to] of this.ranges()) {
       if (this.isEnded) break;
       const chunk = await this.gather(from, to);
@@ -223,11 +336,14 @@ class Rebuilder {
     this.options.onProgress?.(report);
   }
 
-  private get isEnded(): boolean { return this.options.signal?.aborted === true; }
+  private get isEnded(): boolean {
+    return this.options.signal?.aborted === true;
+  }
 
   /** Stripes whose inventories are asked for at once, [from, to). */
   private *ranges(): Generator<readonly [number, number]> {
-    const total = stripeCount(this.layout, this.file.length), { stripes } = this.options;
+    const total = stripeCount(this.layout, this.file.length),
+      { stripes } = this.options;
     if (stripes !== undefined) for (const stripe of stripes) yield [stripe, stripe + 1];
     else for (let from = 0; from < total; from += CHUNK_STRIPES) yield [from, Math.min(from + CHUNK_STRIPES, total)];
   }
@@ -243,35 +359,49 @@ class Rebuilder {
 
   // --- what there is
 
-  /** The committed versions of the stripes [from, to), as the nodes that can be asked hold them. Undefined: the file is gone. */
+  /**
+   * The committed versions of the stripes [from, to), as the nodes that can be asked hold them. Undefined: the file is
+   * gone.
+   */
   private async gather(from: number, to: number): Promise<Map<number, Version[]> | undefined> {
     const chunk = new Map<number, Version[]>();
-    const outcomes = await Promise.all(this.nodes.upIndexes().map(async (index) => {
-      if (this.nodes.linkTo(index) === undefined) return true;
-      try {
-        await this.gatherFrom(index, from, to, chunk);
-        return true;
-      } catch (error) {
-        const code = codeOf(error);
-        if (code === undefined) throw error;
-        if (code === 'ERR_NO_UNIT' || code === 'ERR_NOT_FOUND') return false;
-        // A node that fails now is as one that is down: what it lacks is not known.
-        this.nodes.drop(index, `it does not answer: ${String(error)}`);
-        const id = this.ids[index]!;
-        if (!this.report.nodesDown.includes(id)) this.report.nodesDown.push(id);
-        return true;
-      }
-    }));
-    return outcomes.includes(false) || await this.isRemoved() ? undefined : chunk;
+    const outcomes = await Promise.all(
+      this.nodes.upIndexes().map(async (index) => {
+        if (this.nodes.linkTo(index) === undefined) return true;
+        try {
+          await this.gatherFrom(index, from, to, chunk);
+          return true;
+        } catch (error) {
+          const code = codeOf(error);
+          if (code === undefined) throw error;
+          if (code === 'ERR_NO_UNIT' || code === 'ERR_NOT_FOUND') return false;
+          // A node that fails now is as one that is down: what it lacks is not known.
+          this.nodes.drop(index, `it does not answer: ${String(error)}`);
+          const id = this.ids[index]!;
+          if (!this.report.nodesDown.includes(id)) this.report.nodesDown.push(id);
+          return true;
+        }
+      }),
+    );
+    return outcomes.includes(false) || (await this.isRemoved()) ? undefined : chunk;
   }
 
   private async gatherFrom(index: number, from: number, to: number, chunk: Map<number, Version[]>): Promise<void> {
-    for (let next = from; next < to;) {
+    for (let next = from; next < to; ) {
       const asked = next;
       const reply = await this.withMap(() => {
         const link = this.nodes.linkTo(index);
-        if (link === undefined) throw new TartanError('ERR_CONNECT', `Cannot ask node ${this.ids[index]}: its connection is down`);
-        return link.request({ $case: 'inventory', value: { fileId: this.file.id, fromStripe: asked, limit: to - asked === 1 ? ONE_LIMIT : this.verify ? CHECK_LIMIT : INVENTORY_LIMIT, verify: this.verify } });
+        if (link === undefined)
+          throw new TartanError('ERR_CONNECT', `Cannot ask node ${this.ids[index]}: its connection is down`);
+        return link.request({
+          $case: 'inventory',
+          value: {
+            fileId: this.file.id,
+            fromStripe: asked,
+            limit: to - asked === 1 ? ONE_LIMIT : this.verify ? CHECK_LIMIT : INVENTORY_LIMIT,
+            verify: this.verify,
+          },
+        });
       });
       let bytes = 0;
       for (const entry of reply.units) {
@@ -291,14 +421,27 @@ class Rebuilder {
 
   /** @returns whether it was new */
   private note(chunk: Map<number, Version[]>, entry: UnitEntry, index: number): boolean {
-    const { stripe, unit } = entry, isHeld = nodeOfUnit(this.layout, stripe, unit) === index;
-    const isGiven = !isHeld && nodeOfUnit(this.present, stripe, unit) === (index === this.file.nodes.length ? this.options.move!.index : index);
+    const { stripe, unit } = entry,
+      isHeld = nodeOfUnit(this.layout, stripe, unit) === index;
+    const isGiven =
+      !isHeld &&
+      nodeOfUnit(this.present, stripe, unit) === (index === this.file.nodes.length ? this.options.move!.index : index);
     // What a node kept of another index that it had once is no part of the file any more.
     if (!isHeld && !isGiven) return false;
     let versions = chunk.get(entry.stripe);
-    if (versions === undefined) chunk.set(entry.stripe, versions = []);
+    if (versions === undefined) chunk.set(entry.stripe, (versions = []));
     let version = versions.find(({ epoch, counter }) => epoch === entry.writerEpoch && counter === entry.counter);
-    if (version === undefined) versions.push(version = { epoch: entry.writerEpoch, counter: entry.counter, stripeLength: entry.stripeLength, held: new Map(), given: new Map(), missing: 0 });
+    if (version === undefined)
+      versions.push(
+        (version = {
+          epoch: entry.writerEpoch,
+          counter: entry.counter,
+          stripeLength: entry.stripeLength,
+          held: new Map(),
+          given: new Map(),
+          missing: 0,
+        }),
+      );
     const units = isGiven ? version.given : version.held;
     if (units.has(entry.unit)) return false;
     units.set(entry.unit, entry);
@@ -310,10 +453,18 @@ class Rebuilder {
 
   private async restore(stripe: number, versions: readonly Version[]): Promise<void> {
     const { code, report } = this;
-    const newest = versions.reduce<Version | undefined>((best, each) => (best === undefined || compareVersions(each.epoch, each.counter, best.epoch, best.counter) > 0 ? each : best), undefined);
+    const newest = versions.reduce<Version | undefined>(
+      (best, each) =>
+        best === undefined || compareVersions(each.epoch, each.counter, best.epoch, best.counter) > 0 ? each : best,
+      undefined,
+    );
     const good = newest === undefined ? [] : soundUnits(newest);
     const moving = this.unitsThatMove(stripe);
-    if (newest === undefined || newest.stripeLength < stripeDataLength(this.layout, this.file.length, stripe) || good.length < code.k) {
+    if (
+      newest === undefined ||
+      newest.stripeLength < stripeDataLength(this.layout, this.file.length, stripe) ||
+      good.length < code.k
+    ) {
       report.stripesLost++;
       report.unitsNotMoved += moving.length;
       return;
@@ -322,12 +473,29 @@ class Rebuilder {
     report.unitsNotMoved += toMove.length;
     const lacking: number[] = [];
     for (let unit = 0; unit < code.k + code.m; unit++) {
-      const held = newest.held.get(unit), index = nodeOfUnit(this.layout, stripe, unit);
-      if (this.nodes.isDown(index) || this.nodes.linkTo(index) === undefined || (held !== undefined && held.damaged !== true)) continue;
+      const held = newest.held.get(unit),
+        index = nodeOfUnit(this.layout, stripe, unit);
+      if (
+        this.nodes.isDown(index) ||
+        this.nodes.linkTo(index) === undefined ||
+        (held !== undefined && held.damaged !== true)
+      )
+        continue;
       lacking.push(unit);
-      if (held === undefined) report.unitsMissing++; else report.unitsDamaged++;
+      if (held === undefined) report.unitsMissing++;
+      else report.unitsDamaged++;
     }
-    const doubted = this.verify ? doubts(code, good.map((each) => ({ unit: each.unit, payloadCrc: each.payloadCrc, summary: each.summary ?? NONE, dataCrcs: each.dataCrcs ?? NONE }))) : [];
+    const doubted = this.verify
+      ? doubts(
+          code,
+          good.map((each) => ({
+            unit: each.unit,
+            payloadCrc: each.payloadCrc,
+            summary: each.summary ?? NONE,
+            dataCrcs: each.dataCrcs ?? NONE,
+          })),
+        )
+      : [];
     if (doubted.length > 0) {
       report.parityMismatches++;
       // What lacks beside is restored by a later scrub, from units that fit together.
@@ -336,12 +504,16 @@ class Rebuilder {
       return;
     }
     if (lacking.length === 0) return;
-    const refusal = await this.relayUnits(stripe, newest, lacking) ?? await this.writeUnits(stripe, newest, lacking);
+    const refusal =
+      (await this.relayUnits(stripe, newest, lacking)) ?? (await this.writeUnits(stripe, newest, lacking));
     if (refusal === Refusal.NONE) report.unitsNotMoved -= toMove.filter((unit) => lacking.includes(unit)).length;
     await this.count(newest, lacking, refusal);
   }
 
-  /** Writes again what the first doubt names that proves right. @returns false when none does, or it could not be written */
+  /**
+   * Writes again what the first doubt names that proves right.
+   * @returns false when none does, or it could not be written
+   */
   private async settle(stripe: number, version: Version, doubted: readonly Doubt[]): Promise<boolean> {
     for (const { wrong, avoid } of doubted) {
       const refusal = await this.writeUnits(stripe, version, wrong, { avoid, condemn: true });
@@ -359,42 +531,87 @@ class Rebuilder {
       report.unitsRestored += lacking.length;
       report.bytesRestored += bytes;
       await this.pace(bytes);
-    } else if (refusal === Refusal.STALE_VERSION || refusal === Refusal.NO_UNIT) report.unitsSuperseded += lacking.length;
+    } else if (refusal === Refusal.STALE_VERSION || refusal === Refusal.NO_UNIT)
+      report.unitsSuperseded += lacking.length;
     else report.unitsFailed += lacking.length;
   }
 
   /**
-   * Has the switch decode what lacks, or reads it where it is and moves from, and passes it on to its node: this client's link
-   * carries each unit once, not k others.
+   * Has the switch decode what lacks, or reads it where it is and moves from, and passes it on to its node: this
+   * client's link carries each unit once, not k others.
    *
    * @returns undefined: it must be done here
    */
   private async relayUnits(stripe: number, version: Version, lacking: readonly number[]): Promise<number | undefined> {
     for (const unit of lacking) {
-      const giver = isLacking(version.given, unit) ? undefined : this.giverOf(stripe, unit), { decoder } = this;
+      const giver = isLacking(version.given, unit) ? undefined : this.giverOf(stripe, unit),
+        { decoder } = this;
       if (giver === undefined && (decoder?.usable !== true || lacking.length >= this.code.k)) return undefined;
-      const refusal = await this.relayUnit(giver === undefined ? (wish) => decoder!.want(wish) : (wish) => this.copies.want(giver, wish), stripe, version, unit, lacking);
+      const refusal = await this.relayUnit(
+        giver === undefined ? (wish) => decoder!.want(wish) : (wish) => this.copies.want(giver, wish),
+        stripe,
+        version,
+        unit,
+        lacking,
+      );
       if (refusal !== Refusal.NONE) return refusal;
-      if (giver === undefined) this.report.unitsFromSwitch++; else this.report.unitsCopied++;
+      if (giver === undefined) this.report.unitsFromSwitch++;
+      else this.report.unitsCopied++;
     }
     return Refusal.NONE;
   }
 
   /** The link to the node that has a unit which is to be on another. */
   private giverOf(stripe: number, unit: number): NodeLink | undefined {
-    return this.nodes.linkTo(this.options.move?.to === NOBODY ? nodeOfUnit(this.present, stripe, unit) : this.file.nodes.length);
+    return this.nodes.linkTo(
+      this.options.move?.to === NOBODY ? nodeOfUnit(this.present, stripe, unit) : this.file.nodes.length,
+    );
   }
 
   /** @param want  puts the unit into its place in a slot, if it can */
-  private async relayUnit(want: (wish: Omit<ReadWish, 'requestId'>) => Promise<boolean>, stripe: number, version: Version, unit: number, lacking: readonly number[]): Promise<number | undefined> {
-    const op = this.free.pop()!, { words, slots } = this, slotOffset = op * slots.slotBytes;
-    const headerOffset = slotOffset + headerOffsetIn(slots, unit), headerBytes = headerBytesOf(unit, this.code.k), w = headerOffset >> 2;
-    const payloadOffset = slotOffset + slots.unitsOffset + unit * slots.unitBytes, payloadBytes = this.lengthOf(version.stripeLength, unit);
+  private async relayUnit(
+    want: (wish: Omit<ReadWish, 'requestId'>) => Promise<boolean>,
+    stripe: number,
+    version: Version,
+    unit: number,
+    lacking: readonly number[],
+  ): Promise<number | undefined> {
+    const op = this.free.pop()!,
+      { words, slots } = this,
+      slotOffset = op * slots.slotBytes;
+    const headerOffset = slotOffset + headerOffsetIn(slots, unit),
+      headerBytes = headerBytesOf(unit, this.code.k),
+      w = headerOffset >> 2;
+    const payloadOffset = slotOffset + slots.unitsOffset + unit * slots.unitBytes,
+      payloadBytes = this.lengthOf(version.stripeLength, unit);
     try {
-      const { id: fileId } = this.file, { epoch, counter } = version;
-      if (!await want({ fileId, stripe, unit, epoch, counter, exact: true, rkey: this.region.rkey, payloadOffset, capacity: slots.unitBytes, headerOffset })) return undefined;
-      if (!isSealed(words, w, headerBytes) || checkHeader(words, w, headerBytes, payloadBytes) !== undefined || headerFileId(words, w) !== fileId || headerStripe(words, w) !== stripe
-        || headerUnit(words, w) !== unit || words[w + W.WRITER_EPOCH] !== epoch || words[w + W.COUNTER] !== counter) return undefined;
+      const { id: fileId } = this.file,
+        { epoch, counter } = version;
+      if (
+        !(await want({
+          fileId,
+          stripe,
+          unit,
+          epoch,
+          counter,
+          exact: true,
+          rkey: this.region.rkey,
+          payloadOffset,
+          capacity: slots.unitBytes,
+          headerOffset,
+        }))
+      )
+        return undefined;
+      if (
+        !isSealed(words, w, headerBytes) ||
+        checkHeader(words, w, headerBytes, payloadBytes) !== undefined ||
+        headerFileId(words, w) !== fileId ||
+        headerStripe(words, w) !== stripe ||
+        headerUnit(words, w) !== unit ||
+        words[w + W.WRITER_EPOCH] !== epoch ||
+        words[w + W.COUNTER] !== counter
+      )
+        return undefined;
       const missing = without(version.missing, maskOf([...lacking, ...version.held.keys()]));
       words[w + W.MISSING_LO] = low(missing);
       words[w + W.MISSING_HI] = high(missing);
@@ -402,8 +619,16 @@ class Rebuilder {
       for (let attempt = 1; ; attempt++) {
         words[w + W.MAP_EPOCH] = this.nodes.map.epoch;
         sealHeader(words, w, headerBytes);
-        const refusal = await this.send(op, stripe, unit, { headerOffset, headerBytes, payloadOffset, payloadBytes, writerEpoch: epoch, counter });
-        if (refusal !== Refusal.STALE_MAP || attempt === MAP_ATTEMPTS) return refusal === Refusal.CHECKSUM ? undefined : refusal;
+        const refusal = await this.send(op, stripe, unit, {
+          headerOffset,
+          headerBytes,
+          payloadOffset,
+          payloadBytes,
+          writerEpoch: epoch,
+          counter,
+        });
+        if (refusal !== Refusal.STALE_MAP || attempt === MAP_ATTEMPTS)
+          return refusal === Refusal.CHECKSUM ? undefined : refusal;
         await this.renewMap();
         this.decoder?.adopt(this.nodes.map);
       }
@@ -417,14 +642,26 @@ class Rebuilder {
     const link = this.nodes.linkTo(nodeOfUnit(this.layout, stripe, unit));
     if (link === undefined) return Promise.resolve(Refusal.UNREACHABLE);
     return new Promise((resolve) => {
-      let isWritten = false, answer: number | undefined;
+      let isWritten = false,
+        answer: number | undefined;
       const settle = (): void => {
         // A link that broke answers although the write was never posted, or has yet to be flushed with it.
         if (answer === undefined || (!isWritten && link.up) || this.direct.get(op) !== direct) return;
         this.direct.delete(op);
         resolve(answer);
       };
-      const direct = { place, written: () => { isWritten = true; settle(); }, answered: (refusal: number) => { answer = refusal; if (link.up) settle(); else void link.destroy('lost').then(settle); } };
+      const direct = {
+        place,
+        written: () => {
+          isWritten = true;
+          settle();
+        },
+        answered: (refusal: number) => {
+          answer = refusal;
+          if (link.up) settle();
+          else void link.destroy('lost').then(settle);
+        },
+      };
       this.direct.set(op, direct);
       link.send(op, unit);
     });
@@ -433,15 +670,28 @@ class Rebuilder {
   /**
    * Reads the stripe, whole or decoded, and writes the lacking units.
    *
-   * @param avoid    units not to be read, beside those  @param condemn  what is held in place of `lacking` is given up first
+   * @param avoid    units not to be read, beside those  @param condemn  what is held in place of `lacking` is given up
+   *         first
    * @returns the first refusal, or NONE; UNREACHABLE: it could not be read
    */
-  private async writeUnits(stripe: number, version: Version, lacking: readonly number[], { avoid = [], condemn = false }: { avoid?: readonly number[]; condemn?: boolean } = {}): Promise<number> {
+  private async writeUnits(
+    stripe: number,
+    version: Version,
+    lacking: readonly number[],
+    { avoid = [], condemn = false }: { avoid?: readonly number[]; condemn?: boolean } = {},
+  ): Promise<number> {
     const op = this.free.pop()!;
     try {
       const slotOffset = op * this.slots.slotBytes;
       try {
-        const read = await this.reader.read({ stripe, dataLength: version.stripeLength, epoch: version.epoch, counter: version.counter, exact: true, avoid: [...lacking.filter((unit) => isLacking(version.given, unit)), ...avoid] });
+        const read = await this.reader.read({
+          stripe,
+          dataLength: version.stripeLength,
+          epoch: version.epoch,
+          counter: version.counter,
+          exact: true,
+          avoid: [...lacking.filter((unit) => isLacking(version.given, unit)), ...avoid],
+        });
         this.bytes.set(read.bytes, slotOffset + this.slots.unitsOffset);
         read.release();
         if (condemn) await this.condemn(stripe, version, lacking);
@@ -452,10 +702,28 @@ class Rebuilder {
       const { k, m } = this.code;
       // What is restored is not missing any more, nor what its holder has; the rest stays recorded, here too.
       const present = maskOf([...lacking, ...version.held.keys()]);
-      const missing = without(version.missing, present), skipped = without(maskOf(Array.from({ length: k + m }, (_, unit) => unit)), maskOf(lacking));
+      const missing = without(version.missing, present),
+        skipped = without(maskOf(Array.from({ length: k + m }, (_, unit) => unit)), maskOf(lacking));
       for (let attempt = 1; ; attempt++) {
-        const identity = { codeId: this.code.id, clusterId: this.context.clusterId, fileId: this.file.id, mapEpoch: this.nodes.map.epoch, writerEpoch: version.epoch, commitMark: 0 };
-        writeDataHeaders(this.words, slotOffset, this.slots, identity, stripe, version.stripeLength, version.counter, low(missing), high(missing));
+        const identity = {
+          codeId: this.code.id,
+          clusterId: this.context.clusterId,
+          fileId: this.file.id,
+          mapEpoch: this.nodes.map.epoch,
+          writerEpoch: version.epoch,
+          commitMark: 0,
+        };
+        writeDataHeaders(
+          this.words,
+          slotOffset,
+          this.slots,
+          identity,
+          stripe,
+          version.stripeLength,
+          version.counter,
+          low(missing),
+          high(missing),
+        );
         const refusal = await new Promise<number>((resolve) => {
           this.settled[op] = resolve;
           this.pipeline.start(op, slotOffset, stripe, version.stripeLength, low(skipped), high(skipped));
@@ -472,9 +740,19 @@ class Rebuilder {
   private async condemn(stripe: number, version: Version, units: readonly number[]): Promise<void> {
     for (const unit of units) {
       const { payloadCrc } = version.held.get(unit)!;
-      await this.withMap(async () => this.nodes.linkTo(nodeOfUnit(this.layout, stripe, unit))?.request({
-        $case: 'condemn', value: { fileId: this.file.id, stripe, unit, writerEpoch: version.epoch, counter: version.counter, payloadCrc },
-      }));
+      await this.withMap(async () =>
+        this.nodes.linkTo(nodeOfUnit(this.layout, stripe, unit))?.request({
+          $case: 'condemn',
+          value: {
+            fileId: this.file.id,
+            stripe,
+            unit,
+            writerEpoch: version.epoch,
+            counter: version.counter,
+            payloadCrc,
+          },
+        }),
+      );
     }
   }
 
@@ -520,10 +798,14 @@ class Rebuilder {
     const { move } = this.options;
     if (move === undefined) return [];
     if (move.to !== NOBODY) return [unitOfNode(this.layout, stripe, move.index)].filter((unit) => unit >= 0);
-    return Array.from({ length: this.code.k + this.code.m }, (_, unit) => unit).filter((unit) => nodeOfUnit(this.layout, stripe, unit) !== nodeOfUnit(this.present, stripe, unit));
+    return Array.from({ length: this.code.k + this.code.m }, (_, unit) => unit).filter(
+      (unit) => nodeOfUnit(this.layout, stripe, unit) !== nodeOfUnit(this.present, stripe, unit),
+    );
   }
 
-  private lengthOf(stripeLength: number, unit: number): number { return unitLength(stripeLength, this.file.unitBytes, unit, this.code.k); }
+  private lengthOf(stripeLength: number, unit: number): number {
+    return unitLength(stripeLength, this.file.unitBytes, unit, this.code.k);
+  }
 }
 
 function isLacking(units: ReadonlyMap<number, UnitEntry>, unit: number): boolean {

@@ -1,15 +1,16 @@
 /**
  * What a cluster does by itself about nodes that go and come back, and about damage that nobody has read yet.
  *
- *     every second: map and leases ─▶ a node out, or left half drained ─▶ its shares go to spares, or to nodes with room
+ *     every second: map and leases ─▶ a node out, or left half drained ─▶ its shares go to spares, or to nodes with
+ *     room
  *                                  ─▶ a node back, or with a blank store ─▶ what it lacks is restored
  *                                  ─▶ nothing of that, and it is time ─▶ a scrub of all files, until something is
  *
- * Several may run, one per machine: the hold on repairs (cluster/repair-hold.ts) lets one work at a time; an operator's command
- * goes first. Killed, it leaves what it has restored; whoever runs next finds the rest.
+ * Several may run, one per machine: the hold on repairs (cluster/repair-hold.ts) lets one work at a time; an operator's
+ * command goes first. Killed, it leaves what it has restored; whoever runs next finds the rest.
  *
- * Invariant: it decides nothing that is not safe to be wrong about. A node taken for lost that comes back has lost its shares,
- * no bytes.
+ * Invariant: it decides nothing that is not safe to be wrong about. A node taken for lost that comes back has lost its
+ * shares, no bytes.
  */
 import { listFiles, readFile } from '../cluster/files.js';
 import { presentNodes, readMap } from '../cluster/membership.js';
@@ -30,7 +31,10 @@ import { Shares } from './shares.js';
 export interface RepairerOptions {
   /** A node gone for so long is not waited for. Default 600,000. */
   readonly downOutMs?: number;
-  /** A node must have been back for so long. Default 30,000: restarts come in groups, and who replaces a store fills it himself. */
+  /**
+   * A node must have been back for so long. Default 30,000: restarts come in groups, and who replaces a store fills it
+   * himself.
+   */
   readonly settleMs?: number;
   /** From the end of one scrub to the next; 0: none. Default a week. */
   readonly scrubMs?: number;
@@ -55,11 +59,18 @@ const MAX_LOOK_MS = 600_000;
 const EMPTY_MS = 30_000;
 
 /** Runs until the signal ends it. A cluster store that is away is waited for. */
-export async function runRepairer(context: ClientContext, takeOver: (name: string) => Promise<void>, options: RepairerOptions = {}): Promise<void> {
+export async function runRepairer(
+  context: ClientContext,
+  takeOver: (name: string) => Promise<void>,
+  options: RepairerOptions = {},
+): Promise<void> {
   await new Repairer(context, takeOver, options).run();
 }
 
-interface View { readonly map: ClusterMap; readonly present: ReadonlySet<string> }
+interface View {
+  readonly map: ClusterMap;
+  readonly present: ReadonlySet<string>;
+}
 
 class Repairer {
   private readonly history = new NodeHistory();
@@ -76,8 +87,15 @@ class Repairer {
   private lastScrubAt: number;
   private said = '';
 
-  constructor(private readonly context: ClientContext, private readonly takeOver: (name: string) => Promise<void>, private readonly options: RepairerOptions) {
-    this.limits = { ...DEFAULTS, ...Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)) };
+  constructor(
+    private readonly context: ClientContext,
+    private readonly takeOver: (name: string) => Promise<void>,
+    private readonly options: RepairerOptions,
+  ) {
+    this.limits = {
+      ...DEFAULTS,
+      ...Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)),
+    };
     this.log = options.log ?? (() => undefined);
     this.lastScrubAt = context.clock.now();
   }
@@ -95,28 +113,40 @@ class Repairer {
     }
   }
 
-  private get isOver(): boolean { return this.options.signal?.aborted === true; }
-  private get now(): number { return this.context.clock.now(); }
+  private get isOver(): boolean {
+    return this.options.signal?.aborted === true;
+  }
+  private get now(): number {
+    return this.context.clock.now();
+  }
 
   private async tick(): Promise<void> {
-    const view = await this.look(), from = this.homeless(view.map);
+    const view = await this.look(),
+      from = this.homeless(view.map);
     if (from.length > 0 && this.now >= this.planAt) {
-      const files = await listFiles(this.context.store), { shares, stuck } = this.plan(view, files, from);
+      const files = await listFiles(this.context.store),
+        { shares, stuck } = this.plan(view, files, from);
       for (const file of stuck) {
         this.say(`'${file.name}' has no node to go to from ${file.nodes.find((id) => from.includes(id))}: add one`);
         this.later(file.id);
       }
       for (const id of from) if (!files.some((file) => file.nodes.includes(id))) this.emptyAt.set(id, this.now);
       this.planAt = this.now + RETRY_MS;
-      if (shares.length > 0) { await this.moveAll(shares); return; }
+      if (shares.length > 0) {
+        await this.moveAll(shares);
+        return;
+      }
     }
     if (from.length === 0 && this.mayEnlist && view.map.nodes.some(({ spare }) => spare === true)) {
       await enlistSpares(this.context.store);
       this.mayEnlist = false;
     }
     const back = this.history.returned(this.now, this.limits.settleMs);
-    if (back.length > 0 || [...this.due].some((id) => this.mayTry(id))) { await this.lookAt(back); return; }
-    if (!await this.isScrubDue()) return;
+    if (back.length > 0 || [...this.due].some((id) => this.mayTry(id))) {
+      await this.lookAt(back);
+      return;
+    }
+    if (!(await this.isScrubDue())) return;
     const files = await listFiles(this.context.store);
     await this.held('scrub', files, (hold, signal) => this.scrub(files, hold, signal));
   }
@@ -130,17 +160,32 @@ class Repairer {
   /** Nodes that files must do without: out, or being emptied; but for those that were found empty a moment ago. */
   private homeless(map: ClusterMap): string[] {
     const out = this.history.out(this.now, this.limits.downOutMs);
-    return map.nodes.filter((node) => (out.includes(node.id) || node.leaving === true) && this.now - (this.emptyAt.get(node.id) ?? -Infinity) >= EMPTY_MS).map(({ id }) => id);
+    return map.nodes
+      .filter(
+        (node) =>
+          (out.includes(node.id) || node.leaving === true) &&
+          this.now - (this.emptyAt.get(node.id) ?? -Infinity) >= EMPTY_MS,
+      )
+      .map(({ id }) => id);
   }
 
   /** What can move from these nodes now, and the files that have no node to go to. */
-  private plan({ map, present }: View, files: readonly FileRecord[], from: readonly string[]): { shares: Share[]; stuck: FileRecord[] } {
-    const shares: Share[] = [], stuck: FileRecord[] = [], held = new Shares(map, present, files);
+  private plan(
+    { map, present }: View,
+    files: readonly FileRecord[],
+    from: readonly string[],
+  ): { shares: Share[]; stuck: FileRecord[] } {
+    const shares: Share[] = [],
+      stuck: FileRecord[] = [],
+      held = new Shares(map, present, files);
     for (const file of files) {
       const index = file.nodes.findIndex((id) => from.includes(id));
       if (index < 0 || !this.mayTry(file.id)) continue;
       const to = held.target(file, index);
-      if (to === undefined) { stuck.push(file); continue; }
+      if (to === undefined) {
+        stuck.push(file);
+        continue;
+      }
       held.move(file, file.nodes[index]!, to);
       shares.push({ file, index, to });
     }
@@ -148,15 +193,22 @@ class Repairer {
   }
 
   private async moveAll(shares: readonly Share[]): Promise<void> {
-    this.say(`${shares.length} ${shares.length === 1 ? 'file moves' : 'files move'} from ${[...new Set(shares.map(({ file, index }) => file.nodes[index]))].join(', ')} to ${[...new Set(shares.map(({ to }) => (to === NOBODY ? 'those that are left' : to)))].join(', ')}`);
+    this.say(
+      `${shares.length} ${shares.length === 1 ? 'file moves' : 'files move'} from ${[...new Set(shares.map(({ file, index }) => file.nodes[index]))].join(', ')} to ${[...new Set(shares.map(({ to }) => (to === NOBODY ? 'those that are left' : to)))].join(', ')}`,
+    );
     this.mayEnlist = true;
     this.planAt = -Infinity;
-    await this.held('rebuild', shares.map(({ file }) => file), (hold, signal) => this.move(shares, hold, signal));
+    await this.held(
+      'rebuild',
+      shares.map(({ file }) => file),
+      (hold, signal) => this.move(shares, hold, signal),
+    );
   }
 
   /** What these nodes lack, and what was left to do before. */
   private async lookAt(back: readonly string[]): Promise<void> {
-    const all = await listFiles(this.context.store), ids = new Set(all.map(({ id }) => id));
+    const all = await listFiles(this.context.store),
+      ids = new Set(all.map(({ id }) => id));
     for (const file of all) if (file.nodes.some((id) => back.includes(id))) this.due.add(file.id);
     for (const id of this.due) if (!ids.has(id)) this.due.delete(id);
     const files = all.filter(({ id }) => this.due.has(id) && this.mayTry(id));
@@ -164,7 +216,11 @@ class Repairer {
     if (back.length === 0) return;
     const removed = await listFiles(this.context.store, { deleted: true });
     for (const id of back) {
-      await freeLeftovers(this.context, id, [...all.filter((file) => !file.nodes.includes(id)), ...removed].map((file) => file.id));
+      await freeLeftovers(
+        this.context,
+        id,
+        [...all.filter((file) => !file.nodes.includes(id)), ...removed].map((file) => file.id),
+      );
       this.history.looked(id);
     }
   }
@@ -172,16 +228,28 @@ class Repairer {
   private async move(shares: readonly Share[], hold: RepairHold, signal: AbortSignal): Promise<void> {
     const { ownerMs } = this.options;
     const report = await moveShares(this.context, shares, this.takeOver, {
-      bytesPerSecond: this.limits.bytesPerSecond, signal, ...(ownerMs !== undefined && { ownerMs }),
-      onProgress: ({ filesMoved, stripesDone, bytesRestored }) => { hold.tell({ filesDone: filesMoved, stripesDone, bytesRestored }); },
+      bytesPerSecond: this.limits.bytesPerSecond,
+      signal,
+      ...(ownerMs !== undefined && { ownerMs }),
+      onProgress: ({ filesMoved, stripesDone, bytesRestored }) => {
+        hold.tell({ filesDone: filesMoved, stripesDone, bytesRestored });
+      },
     });
     const left = new Set([...report.waiting, ...report.failed.map(({ name }) => name)]);
-    for (const { file } of shares) if (left.has(file.name)) this.later(file.id); else this.patience.delete(file.id);
-    this.say(`${report.filesMoved} ${report.filesMoved === 1 ? 'file has' : 'files have'} moved, ${report.unitsRestored} units restored${report.waiting.length > 0 ? `, ${report.waiting.length} wait until they are closed` : ''}${report.failed.map(({ name, why }) => `; '${name}': ${why}`).join('')}`);
+    for (const { file } of shares)
+      if (left.has(file.name)) this.later(file.id);
+      else this.patience.delete(file.id);
+    this.say(
+      `${report.filesMoved} ${report.filesMoved === 1 ? 'file has' : 'files have'} moved, ${report.unitsRestored} units ` +
+        `restored${report.waiting.length > 0 ? `, ${report.waiting.length} wait until they are closed` : ''}${report.failed.map(({ name, why }) => `; '${name}': ${why}`).join('')}`,
+    );
   }
 
   private async restore(files: readonly FileRecord[], hold: RepairHold, signal: AbortSignal): Promise<void> {
-    let filesDone = 0, stripesBefore = 0, bytesBefore = 0, units = 0;
+    let filesDone = 0,
+      stripesBefore = 0,
+      bytesBefore = 0,
+      units = 0;
     for (const known of files) {
       if (signal.aborted) return;
       let report: RebuildReport, wasOpen: boolean;
@@ -189,8 +257,15 @@ class Repairer {
         const file = await readFile(this.context.store, known.id);
         wasOpen = file.state === 'open';
         report = await rebuildFile(this.context, file, false, {
-          bytesPerSecond: this.limits.bytesPerSecond, signal,
-          onProgress: ({ stripesDone, bytesRestored }) => { hold.tell({ filesDone, stripesDone: stripesBefore + stripesDone, bytesRestored: bytesBefore + bytesRestored }); },
+          bytesPerSecond: this.limits.bytesPerSecond,
+          signal,
+          onProgress: ({ stripesDone, bytesRestored }) => {
+            hold.tell({
+              filesDone,
+              stripesDone: stripesBefore + stripesDone,
+              bytesRestored: bytesBefore + bytesRestored,
+            });
+          },
         });
       } catch (error) {
         if (codeOf(error) === undefined) throw error;
@@ -201,10 +276,15 @@ class Repairer {
       stripesBefore += report.stripesDone;
       bytesBefore += report.bytesRestored;
       units += report.unitsRestored;
-      // What its writer has not published yet can't be restored yet. A stripe that is lost is looked at when a node comes back.
+      // What its writer has not published yet can't be restored yet. A stripe that is lost is looked at when a node
+      // comes back.
       if (wasOpen || report.unitsFailed > 0 || report.stripesDone < report.stripes) this.later(known.id, MAX_LOOK_MS);
-      else { this.due.delete(known.id); this.patience.delete(known.id); }
-      if (report.stripesLost > 0) this.say(`${report.stripesLost} stripes of '${known.name}' have fewer units than they need`);
+      else {
+        this.due.delete(known.id);
+        this.patience.delete(known.id);
+      }
+      if (report.stripesLost > 0)
+        this.say(`${report.stripesLost} stripes of '${known.name}' have fewer units than they need`);
     }
     if (units > 0) this.say(`${units} units restored in ${files.length} ${files.length === 1 ? 'file' : 'files'}`);
   }
@@ -219,35 +299,80 @@ class Repairer {
   }
 
   private async scrub(files: readonly FileRecord[], hold: RepairHold, signal: AbortSignal): Promise<void> {
-    const startedAt = new Date().toISOString(), sum = { files: 0, filesFailed: 0, unitsChecked: 0, unitsDamaged: 0, unitsMissing: 0, parityMismatches: 0, unitsRestored: 0, unitsFailed: 0, stripesLost: 0 };
-    let stripesBefore = 0, bytesBefore = 0;
+    const startedAt = new Date().toISOString(),
+      sum = {
+        files: 0,
+        filesFailed: 0,
+        unitsChecked: 0,
+        unitsDamaged: 0,
+        unitsMissing: 0,
+        parityMismatches: 0,
+        unitsRestored: 0,
+        unitsFailed: 0,
+        stripesLost: 0,
+      };
+    let stripesBefore = 0,
+      bytesBefore = 0;
     for (const known of files) {
       if (signal.aborted) break;
       try {
         const report = await rebuildFile(this.context, await readFile(this.context.store, known.id), true, {
-          bytesPerSecond: this.limits.bytesPerSecond, signal,
-          onProgress: ({ stripesDone, bytesRestored }) => { hold.tell({ filesDone: sum.files, stripesDone: stripesBefore + stripesDone, bytesRestored: bytesBefore + bytesRestored }); },
+          bytesPerSecond: this.limits.bytesPerSecond,
+          signal,
+          onProgress: ({ stripesDone, bytesRestored }) => {
+            hold.tell({
+              filesDone: sum.files,
+              stripesDone: stripesBefore + stripesDone,
+              bytesRestored: bytesBefore + bytesRestored,
+            });
+          },
         });
         sum.files++;
         stripesBefore += report.stripesDone;
         bytesBefore += report.bytesRestored;
-        for (const key of ['unitsChecked', 'unitsDamaged', 'unitsMissing', 'parityMismatches', 'unitsRestored', 'unitsFailed', 'stripesLost'] as const) sum[key] += report[key];
+        for (const key of [
+          'unitsChecked',
+          'unitsDamaged',
+          'unitsMissing',
+          'parityMismatches',
+          'unitsRestored',
+          'unitsFailed',
+          'stripesLost',
+        ] as const)
+          sum[key] += report[key];
       } catch (error) {
         if (codeOf(error) === undefined) throw error;
         sum.filesFailed++;
       }
     }
-    if (signal.aborted) { this.say('the scrub gives way'); return; }
+    if (signal.aborted) {
+      this.say('the scrub gives way');
+      return;
+    }
     this.lastScrubAt = this.now;
     await recordScrub(this.context.store, { startedAt, endedAt: new Date().toISOString(), ...sum });
     const found = sum.unitsDamaged + sum.unitsMissing + sum.parityMismatches;
-    this.say(`scrubbed ${sum.files} files: ${sum.unitsChecked} units, ${found} found damaged, missing or unfit, ${sum.unitsRestored} restored${sum.stripesLost > 0 ? `, ${sum.stripesLost} stripes lost` : ''}`);
+    this.say(
+      `scrubbed ${sum.files} files: ${sum.unitsChecked} units, ${found} found damaged, missing or ` +
+        `unfit, ${sum.unitsRestored} restored${sum.stripesLost > 0 ? `, ${sum.stripesLost} stripes lost` : ''}`,
+    );
   }
 
   /** Works with the hold on repairs, until a command wants it, or, for a scrub, a node needs attention. */
-  private async held(what: RepairState['what'], files: readonly FileRecord[], work: (hold: RepairHold, signal: AbortSignal) => Promise<void>): Promise<void> {
-    const { store, clock } = this.context, stopper = new AbortController(), abort = (): void => { stopper.abort(); };
-    const stripes = files.reduce((sum, { code, unitBytes, length }) => sum + Math.ceil(length / (parseCode(code).k * unitBytes)), 0);
+  private async held(
+    what: RepairState['what'],
+    files: readonly FileRecord[],
+    work: (hold: RepairHold, signal: AbortSignal) => Promise<void>,
+  ): Promise<void> {
+    const { store, clock } = this.context,
+      stopper = new AbortController(),
+      abort = (): void => {
+        stopper.abort();
+      };
+    const stripes = files.reduce(
+      (sum, { code, unitBytes, length }) => sum + Math.ceil(length / (parseCode(code).k * unitBytes)),
+      0,
+    );
     const hold = await RepairHold.take(store, what, files.length, stripes, { clock, givesWay: true });
     let isDone = false;
     this.options.signal?.addEventListener('abort', abort, { once: true });
@@ -266,8 +391,14 @@ class Repairer {
   private async watch(isDone: () => boolean, isScrub: boolean, abort: () => void): Promise<void> {
     for (await this.rest(); !isDone(); await this.rest()) {
       try {
-        if (await isWished(this.context.store)) { abort(); return; }
-        if (isScrub && await this.isNeeded()) { abort(); return; }
+        if (await isWished(this.context.store)) {
+          abort();
+          return;
+        }
+        if (isScrub && (await this.isNeeded())) {
+          abort();
+          return;
+        }
       } catch (error) {
         if (codeOf(error) === undefined) throw error;
       }
@@ -277,14 +408,18 @@ class Repairer {
 
   /** Whether a node needs attention, and something can be done. */
   private async isNeeded(): Promise<boolean> {
-    const view = await this.look(), from = this.homeless(view.map);
+    const view = await this.look(),
+      from = this.homeless(view.map);
     if (this.history.returned(this.now, this.limits.settleMs).length > 0) return true;
     return from.length > 0 && this.plan(view, await listFiles(this.context.store), from).shares.length > 0;
   }
 
   /** A tick; shorter when it is over. */
   private rest(): Promise<void> {
-    const { context: { clock }, options: { signal } } = this;
+    const {
+      context: { clock },
+      options: { signal },
+    } = this;
     return new Promise((resolve) => {
       const end = (): void => {
         clock.clearTimer(timer);
@@ -297,7 +432,9 @@ class Repairer {
     });
   }
 
-  private mayTry(fileId: number): boolean { return (this.patience.get(fileId)?.at ?? -Infinity) <= this.now; }
+  private mayTry(fileId: number): boolean {
+    return (this.patience.get(fileId)?.at ?? -Infinity) <= this.now;
+  }
 
   private later(fileId: number, most = MAX_RETRY_MS): void {
     const waitMs = Math.min(most, (this.patience.get(fileId)?.waitMs ?? RETRY_MS / 2) * 2);

@@ -1,4 +1,7 @@
-/** A way of stripes through a switch: over its ring (switch-path.ts), or as packets that it computes on (packet-path.ts). */
+/**
+ * A way of stripes through a switch: over its ring (switch-path.ts), or as packets that it computes on
+ * (packet-path.ts).
+ */
 import type { ClusterMap } from '../cluster/records.js';
 
 export interface StripePath {
@@ -16,13 +19,16 @@ export interface StripePath {
   close(reason: string): void;
   /** Resolves when nothing of it is left. */
   destroy(reason: string): Promise<void>;
-  /** The session acts under another map: what was sent under an older one is settled as STALE_MAP. Absent where the switch does that. */
+  /**
+   * The session acts under another map: what was sent under an older one is settled as STALE_MAP. Absent where the
+   * switch does that.
+   */
   remap?(map: ClusterMap): void;
 }
 
 /**
- * Invariant: every tag given to `send` is answered exactly once by `onSettled` (acknowledged, refused, or UNREACHABLE when the
- * path is lost), and never before the device has stopped reading the tag's memory.
+ * Invariant: every tag given to `send` is answered exactly once by `onSettled` (acknowledged, refused, or UNREACHABLE
+ * when the path is lost), and never before the device has stopped reading the tag's memory.
  */
 export interface StripePathOwner {
   /** @param refusal 0: durable on all nodes that are not missing; else why, by unit `unit` */

@@ -2,7 +2,8 @@
  * Finds a programmable switch for a file and keeps looking when there is none.
  *
  * A new path is offered once the switch has been programmable for the hold time (the first one at once, so that a file
- * starts on the switch). A switch that only forwards is kept connected: its in-band notice says when it is loaded again.
+ * starts on the switch). A switch that only forwards is kept connected: its in-band notice says when it is loaded
+ * again.
  */
 import type { ClusterMap, FileRecord, SwitchEntry } from '../cluster/records.js';
 import { connectSession } from '../pipeline/session.js';
@@ -39,7 +40,9 @@ export class SwitchFinder {
   private looking: Promise<void> | undefined;
   private wake: (() => void) | undefined;
 
-  constructor(options: FinderOptions) { this.options = options; }
+  constructor(options: FinderOptions) {
+    this.options = options;
+  }
 
   /** Tries every switch of the map once, without hold time; then goes on looking in the background. */
   async start(): Promise<void> {
@@ -57,7 +60,9 @@ export class SwitchFinder {
   }
 
   /** The map's switches changed: looks at once, unless it is looking. */
-  nudge(): void { if (!this.trying && this.current === undefined) this.wake?.(); }
+  nudge(): void {
+    if (!this.trying && this.current === undefined) this.wake?.();
+  }
 
   /** A connected switch changed its state: with a new program it gets a fresh session, and a ring. */
   changed(path: StripePath): void {
@@ -84,7 +89,11 @@ export class SwitchFinder {
       if (this.current?.usable !== true) {
         this.current = undefined;
         this.trying = true;
-        delayMs = await this.tryAll(this.options.context.holdMs).finally(() => { this.trying = false; }) ? RETRY_MS : Math.min(delayMs * 2, MAX_RETRY_MS);
+        delayMs = (await this.tryAll(this.options.context.holdMs).finally(() => {
+          this.trying = false;
+        }))
+          ? RETRY_MS
+          : Math.min(delayMs * 2, MAX_RETRY_MS);
       }
       if (this.stopped) return;
       await this.pause(this.current === undefined ? delayMs : MAX_RETRY_MS);
@@ -95,8 +104,15 @@ export class SwitchFinder {
   private pause(ms: number): Promise<void> {
     const { clock } = this.options.context;
     return new Promise((resolve) => {
-      const timer = clock.setTimer(ms, () => { this.wake = undefined; resolve(); });
-      this.wake = () => { this.wake = undefined; clock.clearTimer(timer); resolve(); };
+      const timer = clock.setTimer(ms, () => {
+        this.wake = undefined;
+        resolve();
+      });
+      this.wake = () => {
+        this.wake = undefined;
+        clock.clearTimer(timer);
+        resolve();
+      };
     });
   }
 
@@ -112,7 +128,10 @@ export class SwitchFinder {
         this.paths.add(path);
         if (!path.usable) continue;
         if (holdMs > 0) await this.pause(holdMs);
-        if (!path.usable || this.stopped) { this.lost(path); continue; }
+        if (!path.usable || this.stopped) {
+          this.lost(path);
+          continue;
+        }
         this.current = path;
         this.options.onPath(path);
         return true;
@@ -127,13 +146,34 @@ export class SwitchFinder {
   private async open(entry: SwitchEntry): Promise<StripePath | undefined> {
     const { context, file, window, map, owner, openPackets } = this.options;
     if (entry.packets !== undefined) return entry.state === 'programmable' ? openPackets?.(entry) : undefined;
-    const session = await connectSession(context, entry.host, entry.port, {
-      role: 'writer', name: context.name, mapEpoch: map().epoch, k: window.slots.k, m: window.slots.m, unitBytes: window.slots.unitBytes,
-      slots: WANTED_SLOTS, fileId: file.id, nodes: [...file.nodes], tags: window.tags, code: file.code, ...(file.layout !== undefined && { layout: file.layout }),
-    }, { transport: context.transport, timeoutMs: context.deadlineMs });
+    const session = await connectSession(
+      context,
+      entry.host,
+      entry.port,
+      {
+        role: 'writer',
+        name: context.name,
+        mapEpoch: map().epoch,
+        k: window.slots.k,
+        m: window.slots.m,
+        unitBytes: window.slots.unitBytes,
+        slots: WANTED_SLOTS,
+        fileId: file.id,
+        nodes: [...file.nodes],
+        tags: window.tags,
+        code: file.code,
+        ...(file.layout !== undefined && { layout: file.layout }),
+      },
+      { transport: context.transport, timeoutMs: context.deadlineMs },
+    );
     return new SwitchPath(entry.id, session, {
-      clock: context.clock, layout: window.slots, region: window.region, tags: window.tags,
-      heartbeatMs: context.heartbeatMs, deadlineMs: context.deadlineMs, owner,
+      clock: context.clock,
+      layout: window.slots,
+      region: window.region,
+      tags: window.tags,
+      heartbeatMs: context.heartbeatMs,
+      deadlineMs: context.deadlineMs,
+      owner,
     });
   }
 }

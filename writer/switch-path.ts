@@ -30,7 +30,9 @@ export interface SwitchPathOptions {
   readonly owner: StripePathOwner;
 }
 
-const IDLE = 0, WRITING = 1, AWAITING_ACK = 2;
+const IDLE = 0,
+  WRITING = 1,
+  AWAITING_ACK = 2;
 
 export class SwitchPath implements StripePath {
   readonly id: string;
@@ -75,19 +77,34 @@ export class SwitchPath implements StripePath {
     this.outcome = new Uint32Array(options.tags);
     this.outcomeEpoch = new Uint32Array(options.tags);
     this.queue = new Uint16Array(options.tags);
-    this.channel.onWritten = (tag, status) => { this.written(tag, status); };
-    this.channel.onRecords = (type, words, w, count) => { this.records(type, words, w, count); };
-    this.channel.onControl = (message) => { this.control(message); };
-    this.channel.onClosed = (reason) => { this.fail(reason); };
+    this.channel.onWritten = (tag, status) => {
+      this.written(tag, status);
+    };
+    this.channel.onRecords = (type, words, w, count) => {
+      this.records(type, words, w, count);
+    };
+    this.channel.onControl = (message) => {
+      this.control(message);
+    };
+    this.channel.onClosed = (reason) => {
+      this.fail(reason);
+    };
     this.heartbeat = new Heartbeat({
-      clock: options.clock, channel: this.channel, intervalMs: options.heartbeatMs, deadlineMs: options.deadlineMs,
-      onLate: (late) => { this.close(`no answer to a probe for ${Math.round(late)} ms`); },
+      clock: options.clock,
+      channel: this.channel,
+      intervalMs: options.heartbeatMs,
+      deadlineMs: options.deadlineMs,
+      onLate: (late) => {
+        this.close(`no answer to a probe for ${Math.round(late)} ms`);
+      },
     });
     if (this.channel.closed) this.close('closed before use');
   }
 
   /** Whether stripes may be sent: connected, programmable, with a ring. */
-  get usable(): boolean { return this.up && this.state === 'programmable' && this.slotTaken.length > 0; }
+  get usable(): boolean {
+    return this.up && this.state === 'programmable' && this.slotTaken.length > 0;
+  }
 
   /** Sends the sealed stripe in staging slot `tag`, at once or when a credit comes. @param stripeLength data bytes */
   send(tag: number, stripeLength: number, counter: number): void {
@@ -95,14 +112,26 @@ export class SwitchPath implements StripePath {
     this.counter[tag] = counter;
     this.tagState[tag] = AWAITING_ACK;
     this.outcome[tag] = 0;
-    if (!this.up) { this.settle(tag, Refusal.UNREACHABLE, 0, 0); return; }
-    if (this.freeCount > 0 && this.queueCount === 0) { this.post(tag); return; }
+    if (!this.up) {
+      this.settle(tag, Refusal.UNREACHABLE, 0, 0);
+      return;
+    }
+    if (this.freeCount > 0 && this.queueCount === 0) {
+      this.post(tag);
+      return;
+    }
     this.queue[(this.queueHead + this.queueCount++) % this.queue.length] = tag;
   }
 
-  close(reason: string): void { this.channel.qp.toError(reason); this.fail(reason); }
+  close(reason: string): void {
+    this.channel.qp.toError(reason);
+    this.fail(reason);
+  }
 
-  destroy(reason: string): Promise<void> { this.close(reason); return this.channel.destroy(reason); }
+  destroy(reason: string): Promise<void> {
+    this.close(reason);
+    return this.channel.destroy(reason);
+  }
 
   private post(tag: number): void {
     const { layout, region } = this.options;
@@ -110,9 +139,18 @@ export class SwitchPath implements StripePath {
     this.slotTaken[slot] = 1;
     this.tagState[tag] = WRITING | AWAITING_ACK;
     this.counters.stripes++;
-    const from = layout.dataHeadersOffset, bytes = layout.unitsOffset - from + this.length[tag]!;
-    this.channel.qp.postWriteWithImm(tag, region, tag * layout.slotBytes + from, bytes, this.rkey, slot * this.slotBytes + from,
-      stripeImm(slot, tag, layout.k), Flag.SIGNALED);
+    const from = layout.dataHeadersOffset,
+      bytes = layout.unitsOffset - from + this.length[tag]!;
+    this.channel.qp.postWriteWithImm(
+      tag,
+      region,
+      tag * layout.slotBytes + from,
+      bytes,
+      this.rkey,
+      slot * this.slotBytes + from,
+      stripeImm(slot, tag, layout.k),
+      Flag.SIGNALED,
+    );
     this.channel.hub.wake();
   }
 
@@ -128,7 +166,10 @@ export class SwitchPath implements StripePath {
     if (type === MessageType.CREDIT) {
       for (let i = 0; i < count; i++, w += CREDIT_WORDS) {
         const slot = words[w]!;
-        if (slot >= this.slotTaken.length || this.slotTaken[slot] === 0) { this.close(`credit for slot ${slot} that is not taken`); return; }
+        if (slot >= this.slotTaken.length || this.slotTaken[slot] === 0) {
+          this.close(`credit for slot ${slot} that is not taken`);
+          return;
+        }
         this.slotTaken[slot] = 0;
         this.free[this.freeCount++] = slot;
       }
@@ -147,8 +188,13 @@ export class SwitchPath implements StripePath {
 
   /** The switch relays; whether it speaks of this very version, and of every unit, is checked here. */
   private acknowledge(words: Uint32Array, w: number): void {
-    const tag = words[w]! & 0xffff, refusal = (words[w]! >>> 16) & 0xff, unit = words[w]! >>> 24;
-    if (tag >= this.tagState.length || (this.tagState[tag]! & AWAITING_ACK) === 0) { this.counters.strayAcks++; return; }
+    const tag = words[w]! & 0xffff,
+      refusal = (words[w]! >>> 16) & 0xff,
+      unit = words[w]! >>> 24;
+    if (tag >= this.tagState.length || (this.tagState[tag]! & AWAITING_ACK) === 0) {
+      this.counters.strayAcks++;
+      return;
+    }
     const { layout } = this.options;
     const head = (tag * layout.slotBytes + layout.dataHeadersOffset) >> 2;
     if (words[w + 4] !== this.counter[tag] || words[w + 3] !== this.words[head + W.WRITER_EPOCH]) {
@@ -158,9 +204,11 @@ export class SwitchPath implements StripePath {
       return;
     }
     const dataMask = layout.k === 32 ? 0xffff_ffff : (1 << layout.k) - 1;
-    const missingLo = this.words[head + W.MISSING_LO]!, missingHi = this.words[head + W.MISSING_HI]!;
-    const missingParity = layout.k === 32 ? missingHi : ((missingLo >>> layout.k) | (missingHi << (32 - layout.k)));
-    const wantData = (dataMask & ~missingLo) >>> 0, wantParity = (((1 << layout.m) - 1) & ~missingParity) >>> 0;
+    const missingLo = this.words[head + W.MISSING_LO]!,
+      missingHi = this.words[head + W.MISSING_HI]!;
+    const missingParity = layout.k === 32 ? missingHi : (missingLo >>> layout.k) | (missingHi << (32 - layout.k));
+    const wantData = (dataMask & ~missingLo) >>> 0,
+      wantParity = (((1 << layout.m) - 1) & ~missingParity) >>> 0;
     const complete = (words[w + 1]! & wantData) >>> 0 === wantData && (words[w + 2]! & wantParity) >>> 0 === wantParity;
     this.settle(tag, refusal !== 0 || complete ? refusal : Refusal.MALFORMED, unit, words[w + 5]!);
   }

@@ -1,13 +1,17 @@
 /**
- * Units read as they are, header and all, from the nodes that have them: what moves to another node is copied, not decoded.
+ * Units read as they are, header and all, from the nodes that have them: what moves to another node is copied, not
+ * decoded.
  *
- * As a Decoder, of a node: nothing of what comes is verified yet. Invariant: want() settles once nothing can be written into
- * its place any more.
+ * As a Decoder, of a node: nothing of what comes is verified yet. Invariant: want() settles once nothing can be written
+ * into its place any more.
  */
 import type { NodeLink, ReadWish } from '../pipeline/node-link.js';
 
 export class UnitCopies {
-  private readonly wanted = new Map<number, { readonly link: NodeLink; readonly resolve: (isThere: boolean) => void }>();
+  private readonly wanted = new Map<
+    number,
+    { readonly link: NodeLink; readonly resolve: (isThere: boolean) => void }
+  >();
   private nextRequest = 1;
 
   /** @returns whether header and payload lie in their place */
@@ -28,9 +32,14 @@ export class UnitCopies {
     wanted?.resolve(isThere);
   }
 
-  /** For the links' owner. The node may still be writing: only when the connection is flushed are the places free again. */
+  /**
+   * For the links' owner. The node may still be writing: only when the connection is flushed are the places free again.
+   */
   lost(link: NodeLink): void {
     const ids = [...this.wanted].filter(([, wanted]) => wanted.link === link).map(([id]) => id);
-    if (ids.length > 0) void link.destroy('lost').then(() => { for (const id of ids) this.answered(id, false); });
+    if (ids.length > 0)
+      void link.destroy('lost').then(() => {
+        for (const id of ids) this.answered(id, false);
+      });
   }
 }

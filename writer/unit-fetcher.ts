@@ -1,10 +1,11 @@
 /**
  * Small reads of a unit that lacks: one data unit, decoded by the switch, in place of the k units of its stripe.
  *
- *     fetch(stripe, unit) ─ decoder ─▶ slot ─ VERIFY, version, length ─▶ a copy of the bytes; undefined: read the stripe instead
+ *     fetch(stripe, unit) ─ decoder ─▶ slot ─ VERIFY, version, length ─▶ a copy of the bytes; undefined: read the
+ *     stripe instead
  *
- * The switch reads k units at least, so it sees what a whole read would see of versions; here the unit must be at or below the
- * commit mark, of no rolled back epoch, and of a stripe as long as what is committed.
+ * The switch reads k units at least, so it sees what a whole read would see of versions; here the unit must be at or
+ * below the commit mark, of no rolled back epoch, and of a stripe as long as what is committed.
  */
 import type { Coder, CodingQueue, MemoryRegion } from 'tartan-rdma';
 import { Access, Status } from 'tartan-rdma';
@@ -12,7 +13,16 @@ import { epochFloor } from '../cluster/files.js';
 import type { ClusterMap, FileRecord } from '../cluster/records.js';
 import type { Code } from '../erasure/code/index.js';
 import { PAGE_BYTES, unitSlotBytes } from '../wire/slot-layout.js';
-import { DATA_HEADER_BYTES, W, checkHeader, compareVersions, digestLayout, headerFileId, headerStripe, headerUnit } from '../wire/unit-header.js';
+import {
+  DATA_HEADER_BYTES,
+  W,
+  checkHeader,
+  compareVersions,
+  digestLayout,
+  headerFileId,
+  headerStripe,
+  headerUnit,
+} from '../wire/unit-header.js';
 import type { ClientContext } from './context.js';
 import { Decoder } from './decoder.js';
 
@@ -36,22 +46,46 @@ export class UnitFetcher {
   private closed = false;
 
   /** @throws {TartanError} ERR_RING_MEMORY */
-  constructor(private readonly context: ClientContext, private readonly code: Code, private readonly unitBytes: number, name: string) {
+  constructor(
+    private readonly context: ClientContext,
+    private readonly code: Code,
+    private readonly unitBytes: number,
+    name: string,
+  ) {
     this.slotBytes = unitSlotBytes(unitBytes);
-    context.memory.take(SLOTS * this.slotBytes, SLOTS * this.slotBytes, SLOTS * this.slotBytes, `read units of '${name}' through a switch`);
+    context.memory.take(
+      SLOTS * this.slotBytes,
+      SLOTS * this.slotBytes,
+      SLOTS * this.slotBytes,
+      `read units of '${name}' through a switch`,
+    );
     this.region = context.device.allocate(SLOTS * this.slotBytes, Access.REMOTE_WRITE);
     this.words = new Uint32Array(this.region.buffer);
     this.bytes = new Uint8Array(this.region.buffer);
     for (let slot = 0; slot < SLOTS; slot++) this.free.push(slot);
-    this.verifier = context.device.createCoder({ k: 1, inputUnits: [0], outputUnits: [], matrix: new Uint8Array(0), digest: digestLayout });
-    this.coding = context.device.createCodingQueue((_opcode, status, slot) => { this.verified[slot]?.(status === Status.SUCCESS); });
+    this.verifier = context.device.createCoder({
+      k: 1,
+      inputUnits: [0],
+      outputUnits: [],
+      matrix: new Uint8Array(0),
+      digest: digestLayout,
+    });
+    this.coding = context.device.createCodingQueue((_opcode, status, slot) => {
+      this.verified[slot]?.(status === Status.SUCCESS);
+    });
   }
 
   /**
    * @param dataLength  bytes that are committed of the stripe
    * @returns the unit's bytes, the caller's own; undefined: not to be had this way
    */
-  fetch(file: FileRecord, map: ClusterMap, stripe: number, unit: number, dataLength: number): Promise<Uint8Array | undefined> {
+  fetch(
+    file: FileRecord,
+    map: ClusterMap,
+    stripe: number,
+    unit: number,
+    dataLength: number,
+  ): Promise<Uint8Array | undefined> {
     const slot = this.closed ? undefined : this.free.pop();
     if (slot === undefined) return Promise.resolve(undefined);
     const work = this.into(slot, file, map, stripe, unit, dataLength).finally(() => {
@@ -72,15 +106,37 @@ export class UnitFetcher {
     this.context.memory.give(SLOTS * this.slotBytes);
   }
 
-  private async into(slot: number, file: FileRecord, map: ClusterMap, stripe: number, unit: number, dataLength: number): Promise<Uint8Array | undefined> {
+  private async into(
+    slot: number,
+    file: FileRecord,
+    map: ClusterMap,
+    stripe: number,
+    unit: number,
+    dataLength: number,
+  ): Promise<Uint8Array | undefined> {
     const decoder = await this.decoder(file, map);
     if (decoder === undefined || this.closed) return undefined;
-    const payloadOffset = slot * this.slotBytes + PAGE_BYTES, headerOffset = payloadOffset - DATA_HEADER_BYTES, w = headerOffset >> 2;
+    const payloadOffset = slot * this.slotBytes + PAGE_BYTES,
+      headerOffset = payloadOffset - DATA_HEADER_BYTES,
+      w = headerOffset >> 2;
     decoder.adopt(map);
     const isThere = await decoder.want({
-      fileId: file.id, stripe, unit, epoch: file.commitEpoch, counter: file.commitCounter, exact: false, rkey: this.region.rkey, payloadOffset, capacity: this.unitBytes, headerOffset,
+      fileId: file.id,
+      stripe,
+      unit,
+      epoch: file.commitEpoch,
+      counter: file.commitCounter,
+      exact: false,
+      rkey: this.region.rkey,
+      payloadOffset,
+      capacity: this.unitBytes,
+      headerOffset,
     });
-    if (!isThere || !this.isWanted(w, file, stripe, unit, dataLength) || !await this.holds(slot, headerOffset, payloadOffset, this.words[w + W.UNIT_LENGTH]!)) {
+    if (
+      !isThere ||
+      !this.isWanted(w, file, stripe, unit, dataLength) ||
+      !(await this.holds(slot, headerOffset, payloadOffset, this.words[w + W.UNIT_LENGTH]!))
+    ) {
       this.counters.refused++;
       return undefined;
     }
@@ -89,10 +145,19 @@ export class UnitFetcher {
   }
 
   private isWanted(w: number, file: FileRecord, stripe: number, unit: number, dataLength: number): boolean {
-    const { words } = this, length = words[w + W.UNIT_LENGTH]!, epoch = words[w + W.WRITER_EPOCH]!;
-    return length <= this.unitBytes && checkHeader(words, w, DATA_HEADER_BYTES, length) === undefined && headerFileId(words, w) === file.id && headerStripe(words, w) === stripe
-      && headerUnit(words, w) === unit && words[w + W.STRIPE_LENGTH]! >= dataLength && epoch >= epochFloor(file, stripe)
-      && compareVersions(epoch, words[w + W.COUNTER]!, file.commitEpoch, file.commitCounter) <= 0;
+    const { words } = this,
+      length = words[w + W.UNIT_LENGTH]!,
+      epoch = words[w + W.WRITER_EPOCH]!;
+    return (
+      length <= this.unitBytes &&
+      checkHeader(words, w, DATA_HEADER_BYTES, length) === undefined &&
+      headerFileId(words, w) === file.id &&
+      headerStripe(words, w) === stripe &&
+      headerUnit(words, w) === unit &&
+      words[w + W.STRIPE_LENGTH]! >= dataLength &&
+      epoch >= epochFloor(file, stripe) &&
+      compareVersions(epoch, words[w + W.COUNTER]!, file.commitEpoch, file.commitCounter) <= 0
+    );
   }
 
   private holds(slot: number, headerOffset: number, payloadOffset: number, bytes: number): Promise<boolean> {
@@ -104,7 +169,8 @@ export class UnitFetcher {
   }
 
   private async decoder(file: FileRecord, map: ClusterMap): Promise<Decoder | undefined> {
-    const now = this.context.clock.now(), found = await this.finding;
+    const now = this.context.clock.now(),
+      found = await this.finding;
     if (found?.usable === true) return found;
     if (now < this.nextLook || this.closed) return undefined;
     this.nextLook = now + LOOK_AGAIN_MS;

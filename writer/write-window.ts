@@ -62,7 +62,10 @@ export class WriteWindow {
   /** Counter of the last acknowledged version. */
   acknowledgedCounter = 0;
   readonly pipeline: StripePipeline;
-  /** While a takeover has not decided, headers say nothing of what is committed: an old version must not be freed for it. */
+  /**
+   * While a takeover has not decided, headers say nothing of what is committed: an old version must not be freed for
+   * it.
+   */
   undecided = false;
 
   private readonly owner: WindowOwner;
@@ -100,20 +103,38 @@ export class WriteWindow {
   private flushed = 0;
 
   /** @throws {TartanError} ERR_RING_MEMORY when two stripes do not fit the budget */
-  constructor(context: ClientContext, file: FileRecord, code: Code, layout: Layout, nodes: NodeSet, owner: WindowOwner) {
+  constructor(
+    context: ClientContext,
+    file: FileRecord,
+    code: Code,
+    layout: Layout,
+    nodes: NodeSet,
+    owner: WindowOwner,
+  ) {
     this.context = context;
     this.owner = owner;
     this.layout = layout;
     this.nodes = nodes;
     this.slots = stripeSlotLayout(code.k, code.m, layout.unitBytes);
     const { slotBytes } = this.slots;
-    this.ringBytes = context.memory.take(Math.min(Math.max(STAGING_BYTES, 4 * slotBytes), MAX_STAGING_SLOTS * slotBytes), slotBytes, 2 * slotBytes,
-      `write '${file.name}': two stripes of ${code.name} with ${layout.unitBytes}-byte units do not fit`);
+    this.ringBytes = context.memory.take(
+      Math.min(Math.max(STAGING_BYTES, 4 * slotBytes), MAX_STAGING_SLOTS * slotBytes),
+      slotBytes,
+      2 * slotBytes,
+      `write '${file.name}': two stripes of ${code.name} with ${layout.unitBytes}-byte units do not fit`,
+    );
     this.tags = Math.min(this.ringBytes / slotBytes, MAX_TAGS);
     this.region = context.device.allocate(this.ringBytes, Access.LOCAL);
     this.words = new Uint32Array(this.region.buffer);
     this.bytes = new Uint8Array(this.region.buffer);
-    this.identity = { codeId: code.id, clusterId: context.clusterId, fileId: file.id, mapEpoch: nodes.map.epoch, writerEpoch: file.writerEpoch, commitMark: 0 };
+    this.identity = {
+      codeId: code.id,
+      clusterId: context.clusterId,
+      fileId: file.id,
+      mapEpoch: nodes.map.epoch,
+      writerEpoch: file.writerEpoch,
+      commitMark: 0,
+    };
     this.state = new Uint8Array(this.tags);
     this.stripe = new Float64Array(this.tags);
     this.length = new Uint32Array(this.tags);
@@ -124,17 +145,40 @@ export class WriteWindow {
     for (let tag = this.tags - 1; tag >= 0; tag--) this.freeTags.push(tag);
     this.downNodes = new Uint8Array(nodes.count);
     this.sealer = context.device.createCoder({
-      k: code.k, inputUnits: Array.from({ length: code.k }, (_, i) => i), outputUnits: [], matrix: new Uint8Array(0), digest: digestLayout,
+      k: code.k,
+      inputUnits: Array.from({ length: code.k }, (_, i) => i),
+      outputUnits: [],
+      matrix: new Uint8Array(0),
+      digest: digestLayout,
     });
-    this.coding = context.device.createCodingQueue((_opcode, status, tag) => { this.sealed(tag, status); });
+    this.coding = context.device.createCodingQueue((_opcode, status, tag) => {
+      this.sealed(tag, status);
+    });
     this.place = {
-      region: this.region, unitsOffset: 0, stride: layout.unitBytes, dataLength: 0, dataHeadersOffset: 0,
-      dataHeaderStride: DATA_HEADER_BYTES, parityHeadersOffset: 0, parityHeaderStride: PARITY_HEADER_STRIDE,
+      region: this.region,
+      unitsOffset: 0,
+      stride: layout.unitBytes,
+      dataLength: 0,
+      dataHeadersOffset: 0,
+      dataHeaderStride: DATA_HEADER_BYTES,
+      parityHeadersOffset: 0,
+      parityHeaderStride: PARITY_HEADER_STRIDE,
     };
     this.pipeline = new StripePipeline({
-      hub: context.hub, code, layout, slots: this.slots, region: this.region, maxOps: this.tags, sealed: false,
+      hub: context.hub,
+      code,
+      layout,
+      slots: this.slots,
+      region: this.region,
+      maxOps: this.tags,
+      sealed: false,
       linkTo: (index) => nodes.linkTo(index),
-      owner: { onReleased: () => {}, onSettled: (tag, refusal, unit, epoch) => { this.settled(tag, refusal, unit, epoch, false); } },
+      owner: {
+        onReleased: () => {},
+        onSettled: (tag, refusal, unit, epoch) => {
+          this.settled(tag, refusal, unit, epoch, false);
+        },
+      },
     });
     this.refreshMap();
   }
@@ -149,9 +193,13 @@ export class WriteWindow {
   }
 
   /** All that was appended is acknowledged. */
-  get idle(): boolean { return this.orderCount === 0 && (this.fillTag < 0 || this.fill === this.flushed); }
+  get idle(): boolean {
+    return this.orderCount === 0 && (this.fillTag < 0 || this.fill === this.flushed);
+  }
 
-  get unacknowledged(): number { return this.orderCount; }
+  get unacknowledged(): number {
+    return this.orderCount;
+  }
 
   /** Continues a file: the next byte goes to `stripe`; a short tail is appended again by the caller. */
   seek(stripe: number, acknowledgedBytes: number): void {
@@ -204,7 +252,9 @@ export class WriteWindow {
 
   // --- path and map
 
-  get currentPath(): StripePath | undefined { return this.path; }
+  get currentPath(): StripePath | undefined {
+    return this.path;
+  }
 
   /** New stripes go this way; undefined: host mode. Stripes under way finish, or fail, where they are. */
   setPath(path: StripePath | undefined): void {
@@ -213,10 +263,14 @@ export class WriteWindow {
   }
 
   /** For the path's owner. */
-  pathSettled(tag: number, refusal: number, unit: number, mapEpoch: number): void { this.settled(tag, refusal, unit, mapEpoch, true); }
+  pathSettled(tag: number, refusal: number, unit: number, mapEpoch: number): void {
+    this.settled(tag, refusal, unit, mapEpoch, true);
+  }
 
   /** Nothing is dispatched until resume(). */
-  halt(): void { this.halted = true; }
+  halt(): void {
+    this.halted = true;
+  }
 
   /** The node set's map is current and links are there: goes on, driving again what is in limbo. */
   resume(): void {
@@ -237,10 +291,14 @@ export class WriteWindow {
 
   // --- the state machine
 
-  private get tailBusy(): boolean { return this.fillTag >= 0 && this.state[this.fillTag] !== State.FILLING; }
+  private get tailBusy(): boolean {
+    return this.fillTag >= 0 && this.state[this.fillTag] !== State.FILLING;
+  }
 
   private submitFill(): void {
-    const tag = this.fillTag, stripe = this.fillStripe, length = this.fill;
+    const tag = this.fillTag,
+      stripe = this.fillStripe,
+      length = this.fill;
     this.fillTag = -1;
     this.fillStripe++;
     this.submit(tag, stripe, length);
@@ -260,26 +318,42 @@ export class WriteWindow {
 
   private dispatch(tag: number): void {
     if (this.failed) return;
-    const stripe = this.stripe[tag]!, length = this.length[tag]!;
-    let missingLo = 0, missingHi = 0;
+    const stripe = this.stripe[tag]!,
+      length = this.length[tag]!;
+    let missingLo = 0,
+      missingHi = 0;
     if (this.anyDown) {
       let count = 0;
       for (let unit = 0; unit < this.slots.k + this.slots.m; unit++) {
         if (this.downNodes[nodeOfUnit(this.layout, stripe, unit)] === 0) continue;
         count++;
-        if (unit < 32) missingLo = (missingLo | (1 << unit)) >>> 0; else missingHi |= 1 << (unit - 32);
+        if (unit < 32) missingLo = (missingLo | (1 << unit)) >>> 0;
+        else missingHi |= 1 << (unit - 32);
       }
       if (count > this.slots.m) {
-        this.owner.onStarved(`Cannot write stripe ${stripe}: ${count} of its nodes are down, at most ${this.slots.m} may be`);
+        this.owner.onStarved(
+          `Cannot write stripe ${stripe}: ${count} of its nodes are down, at most ${this.slots.m} may be`,
+        );
         return;
       }
     }
     if (this.dispatched[tag] !== 0) this.counters.redriven++;
     this.dispatched[tag] = 1;
-    writeDataHeaders(this.words, tag * this.slots.slotBytes, this.slots, this.identity, stripe, length, this.counter[tag]!, missingLo, missingHi);
+    writeDataHeaders(
+      this.words,
+      tag * this.slots.slotBytes,
+      this.slots,
+      this.identity,
+      stripe,
+      length,
+      this.counter[tag]!,
+      missingLo,
+      missingHi,
+    );
     if (this.path?.usable === true) {
       this.state[tag] = State.SEALING;
-      const place = this.place, at = tag * this.slots.slotBytes;
+      const place = this.place,
+        at = tag * this.slots.slotBytes;
       place.unitsOffset = at + this.slots.unitsOffset;
       place.dataLength = length;
       place.dataHeadersOffset = at + this.slots.dataHeadersOffset;
@@ -318,16 +392,31 @@ export class WriteWindow {
     const node = nodeOfUnit(this.layout, stripe, unit);
     switch (refusal) {
       case Refusal.STALE_WRITER_EPOCH:
-        this.fatal('ERR_FENCED', `Cannot write stripe ${stripe}: writer epoch ${this.identity.writerEpoch} has been fenced, another writer owns the file`);
+        this.fatal(
+          'ERR_FENCED',
+          `Cannot write stripe ${stripe}: writer epoch ${this.identity.writerEpoch} has been fenced, another ` +
+            'writer owns the file',
+        );
         return;
       case Refusal.STALE_VERSION:
-        this.fatal('ERR_STALE_VERSION', `Cannot write stripe ${stripe}: node ${this.nodes.entry(node)?.id ?? node} holds a newer version than ${this.identity.writerEpoch}.${this.counter[tag]}`);
+        this.fatal(
+          'ERR_STALE_VERSION',
+          `Cannot write stripe ${stripe}: node ${this.nodes.entry(node)?.id ?? node} holds a newer version ` +
+            `than ${this.identity.writerEpoch}.${this.counter[tag]}`,
+        );
         return;
       case Refusal.DISK_FULL:
-        this.fatal('ERR_DISK_FULL', `Cannot write stripe ${stripe}: the store of node ${this.nodes.entry(node)?.id ?? node} is full`);
+        this.fatal(
+          'ERR_DISK_FULL',
+          `Cannot write stripe ${stripe}: the store of node ${this.nodes.entry(node)?.id ?? node} is full`,
+        );
         return;
       case Refusal.NO_UNIT:
-        this.fatal('ERR_NOT_FOUND', `Cannot write stripe ${stripe}: node ${this.nodes.entry(node)?.id ?? node} knows no such file, it has been removed`);
+        this.fatal(
+          'ERR_NOT_FOUND',
+          `Cannot write stripe ${stripe}: node ${this.nodes.entry(node)?.id ?? node} knows no such file, it ` +
+            'has been removed',
+        );
         return;
       case Refusal.NAME_CONFLICT:
         this.renumber = true;
@@ -339,8 +428,17 @@ export class WriteWindow {
       if (!this.halted && !this.renumber) this.dispatch(tag);
       return;
     }
-    if (++this.attempts[tag]! >= MAX_ATTEMPTS && mapEpoch <= this.identity.mapEpoch && refusal !== Refusal.MAP_UNAVAILABLE && refusal !== Refusal.UNREACHABLE) {
-      this.fatal(refusalCode(refusal) as TartanError['code'], `Cannot write stripe ${stripe}: node ${this.nodes.entry(node)?.id ?? node} refused unit ${unit} ${this.attempts[tag]} times (${refusalCode(refusal)})`);
+    if (
+      ++this.attempts[tag]! >= MAX_ATTEMPTS &&
+      mapEpoch <= this.identity.mapEpoch &&
+      refusal !== Refusal.MAP_UNAVAILABLE &&
+      refusal !== Refusal.UNREACHABLE
+    ) {
+      this.fatal(
+        refusalCode(refusal) as TartanError['code'],
+        `Cannot write stripe ${stripe}: node ${this.nodes.entry(node)?.id ?? node} refused ` +
+          `unit ${unit} ${this.attempts[tag]} times (${refusalCode(refusal)})`,
+      );
       return;
     }
     this.owner.onDisturbed(node, refusal, viaSwitch);
@@ -379,7 +477,10 @@ export class WriteWindow {
       if (!this.undecided) this.identity.commitMark = this.acknowledgedCounter;
       this.acknowledgedBytes = this.stripe[tag]! * stripeBytes(this.layout) + this.length[tag]!;
       if (tag === this.fillTag) this.state[tag] = State.FILLING;
-      else { this.state[tag] = State.FREE; this.freeTags.push(tag); }
+      else {
+        this.state[tag] = State.FREE;
+        this.freeTags.push(tag);
+      }
       moved = true;
     }
     if (moved) this.owner.onAcknowledged();

@@ -36,7 +36,8 @@ const EXPECTED = 'xor(k+1), rs(k,m), copies(1,m) or cauchy(k,m)';
 /**
  * Reads a code's name, for example from a command line. Whitespace and case do not matter.
  *
- * @throws {CodeError} ERR_UNKNOWN_CODE when the text names no code; ERR_CODE_OUT_OF_BOUNDS when k or m are outside its bounds
+ * @throws {CodeError} ERR_UNKNOWN_CODE when the text names no code; ERR_CODE_OUT_OF_BOUNDS when k or m are outside its
+ *         bounds
  */
 export function parseCode(text: string): Code {
   const match = /^([a-z]+)\((\d{1,6})([+,])(\d{1,6})\)$/.exec(text.replace(/\s+/g, '').toLowerCase());
@@ -51,13 +52,17 @@ export function parseCode(text: string): Code {
 /**
  * The code that a header names by number.
  *
- * @throws {CodeError} ERR_UNKNOWN_CODE when no code has this id; ERR_CODE_OUT_OF_BOUNDS when k or m are outside its bounds
+ * @throws {CodeError} ERR_UNKNOWN_CODE when no code has this id; ERR_CODE_OUT_OF_BOUNDS when k or m are outside its
+ *         bounds
  */
 export function codeFromWire(id: number, k: number, m: number): Code {
   for (const kind of Object.keys(kinds) as CodeKind[]) {
     if (kinds[kind].id === id) return makeCode(kind, k, m);
   }
-  throw new CodeError('ERR_UNKNOWN_CODE', `Cannot use code id ${id} (k ${k}, m ${m}): expected 1 to 4, for ${EXPECTED}`);
+  throw new CodeError(
+    'ERR_UNKNOWN_CODE',
+    `Cannot use code id ${id} (k ${k}, m ${m}): expected 1 to 4, for ${EXPECTED}`,
+  );
 }
 
 /** One code of a kind. Throws as {@link parseCode} does. */

@@ -8,7 +8,8 @@ for (let i = 0; i < 256; i++) {
 }
 
 /**
- * The checksum of some bytes, by table: about 0.3 GB/s, for headers, tests and simulation. Devices compute those of payloads.
+ * The checksum of some bytes, by table: about 0.3 GB/s, for headers, tests and simulation. Devices compute those of
+ * payloads.
  *
  * @param crc  0 to begin, or the result so far to continue
  * @returns uint32

@@ -68,7 +68,9 @@ function chooseInputs(code: Code, present: readonly number[], missing: readonly 
   }
   if (units.length < code.k) {
     throw new TooManyErasuresError(
-      `Cannot reconstruct units ${missing.join(', ')} of ${code.name}: ${units.length} units are present, ${code.k} are required`);
+      `Cannot reconstruct units ${missing.join(', ')} of ${code.name}: ${units.length} units are ` +
+        `present, ${code.k} are required`,
+    );
   }
   return units.slice(0, code.k);
 }

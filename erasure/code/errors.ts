@@ -3,7 +3,11 @@ export type CodeErrorCode = 'ERR_UNKNOWN_CODE' | 'ERR_CODE_OUT_OF_BOUNDS' | 'ERR
 
 /** An operating error about an erasure code: its name, its bounds, or what it can restore. */
 export class CodeError extends Error {
-  constructor(readonly code: CodeErrorCode, message: string, options?: { cause?: unknown }) {
+  constructor(
+    readonly code: CodeErrorCode,
+    message: string,
+    options?: { cause?: unknown },
+  ) {
     super(message, options);
     this.name = new.target.name;
   }

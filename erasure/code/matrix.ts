@@ -24,8 +24,11 @@ export function rs(k: number, m: number): Uint8Array {
   const name = `rs(${k},${m})`;
   checkBounds(name, k, m);
   if (m === 4 && k > MAX_DATA_UNITS_RS_4) {
-    throw new CodeError('ERR_CODE_OUT_OF_BOUNDS',
-      `Cannot use code ${name}: with 4 parity units it restores any 4 lost units only up to k = ${MAX_DATA_UNITS_RS_4}; use cauchy(${k},${m})`);
+    throw new CodeError(
+      'ERR_CODE_OUT_OF_BOUNDS',
+      `Cannot use code ${name}: with 4 parity units it restores any 4 lost units only up to k ` +
+        `= ${MAX_DATA_UNITS_RS_4}; use cauchy(${k},${m})`,
+    );
   }
   return vandermonde(k, m);
 }
@@ -43,8 +46,10 @@ export function vandermonde(k: number, m: number): Uint8Array {
 export function xor(k: number, m = 1): Uint8Array {
   const name = `xor(${k}+${m})`;
   if (m !== 1) {
-    throw new CodeError('ERR_CODE_OUT_OF_BOUNDS',
-      `Cannot use code ${name}: XOR makes one parity unit, ${m} are asked for; use rs(${k},${m}) or cauchy(${k},${m})`);
+    throw new CodeError(
+      'ERR_CODE_OUT_OF_BOUNDS',
+      `Cannot use code ${name}: XOR makes one parity unit, ${m} are asked for; use rs(${k},${m}) or cauchy(${k},${m})`,
+    );
   }
   checkBounds(name, k, m);
   return fill(k, m, () => 1);
@@ -58,8 +63,10 @@ export function xor(k: number, m = 1): Uint8Array {
 export function copies(k: number, m: number): Uint8Array {
   const name = `copies(${k},${m})`;
   if (k !== 1) {
-    throw new CodeError('ERR_CODE_OUT_OF_BOUNDS',
-      `Cannot use code ${name}: copies are made of one data unit, k is ${k}; use copies(1,${m}) or cauchy(${k},${m})`);
+    throw new CodeError(
+      'ERR_CODE_OUT_OF_BOUNDS',
+      `Cannot use code ${name}: copies are made of one data unit, k is ${k}; use copies(1,${m}) or cauchy(${k},${m})`,
+    );
   }
   checkBounds(name, k, m);
   return fill(k, m, () => 1);
@@ -77,11 +84,15 @@ export function cauchy(k: number, m: number): Uint8Array {
 }
 
 function checkBounds(name: string, k: number, m: number): void {
-  const inside = Number.isInteger(k) && Number.isInteger(m) && k >= 1 && k <= MAX_DATA_UNITS && m >= 1 && m <= MAX_PARITY_UNITS;
+  const inside =
+    Number.isInteger(k) && Number.isInteger(m) && k >= 1 && k <= MAX_DATA_UNITS && m >= 1 && m <= MAX_PARITY_UNITS;
   if (inside) return;
   // Outside these bounds no code helps; name the one that reaches furthest.
-  throw new CodeError('ERR_CODE_OUT_OF_BOUNDS',
-    `Cannot use code ${name}: k is ${k} and m is ${m}; the widest codes, cauchy(k,m), have 1 ≤ k ≤ ${MAX_DATA_UNITS} and 1 ≤ m ≤ ${MAX_PARITY_UNITS}`);
+  throw new CodeError(
+    'ERR_CODE_OUT_OF_BOUNDS',
+    `Cannot use code ${name}: k is ${k} and m is ${m}; the widest codes, cauchy(k,m), have 1 ≤ k ` +
+      `≤ ${MAX_DATA_UNITS} and 1 ≤ m ≤ ${MAX_PARITY_UNITS}`,
+  );
 }
 
 function fill(k: number, m: number, coefficient: (r: number, c: number) => number): Uint8Array {

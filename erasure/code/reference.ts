@@ -35,7 +35,8 @@ export function multiply(matrix: Uint8Array, inputs: readonly Uint8Array[]): Uin
  * @returns m parity units, each as long as the longest data unit
  */
 export function encode(code: Code, data: readonly Uint8Array[]): Uint8Array[] {
-  if (data.length !== code.k) throw new RangeError(`${code.name} encodes ${code.k} data units, ${data.length} were given`);
+  if (data.length !== code.k)
+    throw new RangeError(`${code.name} encodes ${code.k} data units, ${data.length} were given`);
   return multiply(code.matrix, data);
 }
 
@@ -49,18 +50,27 @@ export function encode(code: Code, data: readonly Uint8Array[]): Uint8Array[] {
  * @throws {TooManyErasuresError} when more than m units are missing
  * Source: Plank, "A Tutorial on Reed-Solomon Coding", with the 2003 correction
  */
-export function reconstruct(code: Code, units: readonly (Uint8Array | undefined)[], missing: readonly number[]): Uint8Array[] {
+export function reconstruct(
+  code: Code,
+  units: readonly (Uint8Array | undefined)[],
+  missing: readonly number[],
+): Uint8Array[] {
   const width = code.k + code.m;
   if (units.length !== width) throw new RangeError(`${code.name} has ${width} units, ${units.length} were given`);
   const present = units.flatMap((unit, index) => (unit === undefined ? [] : [index]));
   if (present.length < code.k) {
     throw new TooManyErasuresError(
-      `Cannot reconstruct units ${missing.join(', ')} of ${code.name}: ${width - present.length} units are missing, at most ${code.m} can be restored`);
+      `Cannot reconstruct units ${missing.join(', ')} of ${code.name}: ${width - present.length} units are ` +
+        `missing, at most ${code.m} can be restored`,
+    );
   }
   const plan = decodePlan(code, present, missing);
   // A unit that is not read may still be the longest: lengths come from all that are there.
   const length = Math.max(0, ...present.map((index) => units[index]!.length));
-  return multiply(plan.matrix, plan.inputUnits.map((index) => units[index]!)).map((output) => pad(output, length));
+  return multiply(
+    plan.matrix,
+    plan.inputUnits.map((index) => units[index]!),
+  ).map((output) => pad(output, length));
 }
 
 function pad(unit: Uint8Array, length: number): Uint8Array {

@@ -6,9 +6,9 @@
  * head) and the owner learns that the instance rolled back. The owner changes its picture of the array and starts a
  * compensating graph built from the new picture.
  *
- * Invariants: each node is issued at most once per start and answered exactly once by `done` or `fail`; `undo` is called
- * exactly once for each done node of a failed instance, never for others; `finished` and `rolledBack` exclude each other
- * and come last. State is in typed arrays: a start, a completion and a commit allocate nothing.
+ * Invariants: each node is issued at most once per start and answered exactly once by `done` or `fail`; `undo` is
+ * called exactly once for each done node of a failed instance, never for others; `finished` and `rolledBack` exclude
+ * each other and come last. State is in typed arrays: a start, a completion and a commit allocate nothing.
  *
  * States of a node:   WAITING ──predecessors done──▶ ISSUED ──▶ DONE ──(roll-back)──▶ UNDONE
  *                        └──(another failed)──▶ stays           └─▶ FAILED
@@ -54,15 +54,23 @@ export class GraphExecutor {
   }
 
   /** Whether the instance is between start and its finished or rolledBack. */
-  running(instance: number): boolean { return this.templates[instance] !== undefined; }
+  running(instance: number): boolean {
+    return this.templates[instance] !== undefined;
+  }
 
-  stateOf(instance: number, node: number): number { return this.states[instance * MAX_GRAPH_NODES + node]!; }
+  stateOf(instance: number, node: number): number {
+    return this.states[instance * MAX_GRAPH_NODES + node]!;
+  }
 
   start(instance: number, template: GraphTemplate): void {
     if (this.templates[instance] !== undefined) throw new Error(`graph instance ${instance} is started twice`);
     this.templates[instance] = template;
-    const base = instance * MAX_GRAPH_NODES, count = template.nodeCount;
-    for (let i = 0; i < count; i++) { this.states[base + i] = NodeState.WAITING; this.waits[base + i] = template.waits[i]!; }
+    const base = instance * MAX_GRAPH_NODES,
+      count = template.nodeCount;
+    for (let i = 0; i < count; i++) {
+      this.states[base + i] = NodeState.WAITING;
+      this.waits[base + i] = template.waits[i]!;
+    }
     this.doneCount[instance] = 0;
     this.failedNode[instance] = -1;
     // The head counts as under way while it issues, so that nodes that answer at once can't end the instance early.
@@ -94,7 +102,10 @@ export class GraphExecutor {
   fail(instance: number, node: number, reason: number): void {
     const template = this.answered(instance, node);
     this.states[instance * MAX_GRAPH_NODES + node] = NodeState.FAILED;
-    if (this.failedNode[instance] === -1) { this.failedNode[instance] = node; this.failReason[instance] = reason; }
+    if (this.failedNode[instance] === -1) {
+      this.failedNode[instance] = node;
+      this.failReason[instance] = reason;
+    }
     this.underWay[instance]!--;
     this.settle(instance, template);
   }

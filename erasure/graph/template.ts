@@ -15,7 +15,11 @@ export const NodeKind = {
   COMMIT: 4,
 } as const;
 
-export interface GraphNode { readonly kind: number; readonly argument: number; /** Indexes of nodes that must be done first. */ readonly after: readonly number[] }
+export interface GraphNode {
+  readonly kind: number;
+  readonly argument: number /** Indexes of nodes that must be done first. */;
+  readonly after: readonly number[];
+}
 
 export interface GraphTemplate {
   readonly name: string;
@@ -38,21 +42,31 @@ export const MAX_GRAPH_NODES = 64;
  */
 export function graphTemplate(name: string, nodes: readonly GraphNode[]): GraphTemplate {
   const count = nodes.length;
-  if (count === 0 || count > MAX_GRAPH_NODES) throw new RangeError(`graph '${name}' has ${count} nodes, expected 1 to ${MAX_GRAPH_NODES}`);
-  const waits = new Uint8Array(count), starts = new Uint16Array(count + 1);
+  if (count === 0 || count > MAX_GRAPH_NODES)
+    throw new RangeError(`graph '${name}' has ${count} nodes, expected 1 to ${MAX_GRAPH_NODES}`);
+  const waits = new Uint8Array(count),
+    starts = new Uint16Array(count + 1);
   const followers: number[][] = nodes.map(() => []);
   nodes.forEach((node, i) => {
     for (const before of node.after) {
-      if (before < 0 || before >= count || before === i) throw new RangeError(`graph '${name}': node ${i} waits for ${before}, which is no other node`);
+      if (before < 0 || before >= count || before === i)
+        throw new RangeError(`graph '${name}': node ${i} waits for ${before}, which is no other node`);
       followers[before]!.push(i);
       waits[i]!++;
     }
   });
-  followers.forEach((list, i) => { starts[i + 1] = starts[i]! + list.length; });
+  followers.forEach((list, i) => {
+    starts[i + 1] = starts[i]! + list.length;
+  });
   assertAcyclic(name, waits, followers);
   return {
-    name, nodeCount: count, waits, successorStart: starts, successors: Uint8Array.from(followers.flat()),
-    kinds: Uint8Array.from(nodes, (node) => node.kind), args: Uint8Array.from(nodes, (node) => node.argument),
+    name,
+    nodeCount: count,
+    waits,
+    successorStart: starts,
+    successors: Uint8Array.from(followers.flat()),
+    kinds: Uint8Array.from(nodes, (node) => node.kind),
+    args: Uint8Array.from(nodes, (node) => node.argument),
   };
 }
 
@@ -78,13 +92,22 @@ function assertAcyclic(name: string, waits: Uint8Array, followers: readonly (rea
  * @param missing unit indexes that are not written (their nodes are marked down)
  * Node i is the write of unit i; missing units have no node, so use `unitNode` to find one.
  */
-export function fullStripeWrite(k: number, m: number, sealed: boolean, missing: ReadonlySet<number> = new Set()): GraphTemplate {
+export function fullStripeWrite(
+  k: number,
+  m: number,
+  sealed: boolean,
+  missing: ReadonlySet<number> = new Set(),
+): GraphTemplate {
   const nodes: GraphNode[] = [{ kind: NodeKind.ENCODE, argument: 0, after: [] }];
   for (let unit = 0; unit < k + m; unit++) {
-    if (!missing.has(unit)) nodes.push({ kind: NodeKind.WRITE_UNIT, argument: unit, after: sealed && unit < k ? [] : [0] });
+    if (!missing.has(unit))
+      nodes.push({ kind: NodeKind.WRITE_UNIT, argument: unit, after: sealed && unit < k ? [] : [0] });
   }
   nodes.push({ kind: NodeKind.COMMIT, argument: 0, after: nodes.map((_, i) => i) });
-  return graphTemplate(`write(${k}+${m}${sealed ? ',sealed' : ''}${missing.size > 0 ? `,without ${[...missing].join(' ')}` : ''})`, nodes);
+  return graphTemplate(
+    `write(${k}+${m}${sealed ? ',sealed' : ''}${missing.size > 0 ? `,without ${[...missing].join(' ')}` : ''})`,
+    nodes,
+  );
 }
 
 /** A read of units, decoded when `decode` is set, delivered at the end. */

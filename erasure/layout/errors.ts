@@ -1,6 +1,10 @@
 /** Numbers that make no layout. */
 export class LayoutError extends Error {
-  constructor(readonly code: 'ERR_NOT_ENOUGH_NODES' | 'ERR_UNIT_BYTES' | 'ERR_UNKNOWN_LAYOUT', message: string, options?: { cause?: unknown }) {
+  constructor(
+    readonly code: 'ERR_NOT_ENOUGH_NODES' | 'ERR_UNIT_BYTES' | 'ERR_UNKNOWN_LAYOUT',
+    message: string,
+    options?: { cause?: unknown },
+  ) {
     super(message, options);
     this.name = 'LayoutError';
   }

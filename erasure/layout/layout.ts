@@ -12,10 +12,12 @@
  *                           stripe 3        1   P   .   0
  *
  * Invariants: the units of a stripe are on k + m different nodes; over any n consecutive stripes every node holds every
- * unit index exactly once (so k data and m parity units). With n = k + 1 and m = 1 this is RAID 5's left-symmetric layout.
+ * unit index exactly once (so k data and m parity units). With n = k + 1 and m = 1 this is RAID 5's left-symmetric
+ * layout.
  *
- * That is the layout 'rotated', in which a node shares stripes with its neighbours only. The other, 'spread' (spread.ts), is for
- * many more nodes than a stripe is wide; there the invariant is the first one, and the counts hold on average.
+ * That is the layout 'rotated', in which a node shares stripes with its neighbours only. The other, 'spread'
+ * (spread.ts), is for many more nodes than a stripe is wide; there the invariant is the first one, and the counts hold
+ * on average.
  */
 import { LayoutError } from './errors.js';
 import { Spread } from './spread.js';
@@ -38,14 +40,24 @@ export type LayoutName = (typeof LAYOUTS)[number];
 
 const NAMED = 'spread:';
 
-/** What a file's record says of its placement. No `layout`: 'rotated'. 'spread:NAME NAME …': spread by these names, whoever is at their indexes now. */
-export interface PlacedFile { readonly id: number; readonly nodes: readonly string[]; readonly unitBytes: number; readonly layout?: string }
+/**
+ * What a file's record says of its placement. No `layout`: 'rotated'. 'spread:NAME NAME …': spread by these names,
+ * whoever is at their indexes now.
+ */
+export interface PlacedFile {
+  readonly id: number;
+  readonly nodes: readonly string[];
+  readonly unitBytes: number;
+  readonly layout?: string;
+}
 
 /** From so many nodes on, in stripes' widths, a new file is spread: below, two nodes share stripes anyway. */
 const SPREAD_FROM = 2;
 
 /** The layout that suits a new file. */
-export function layoutFor(nodes: number, width: number): LayoutName { return nodes > SPREAD_FROM * width ? 'spread' : 'rotated'; }
+export function layoutFor(nodes: number, width: number): LayoutName {
+  return nodes > SPREAD_FROM * width ? 'spread' : 'rotated';
+}
 
 /**
  * The layout of a file as its record describes it.
@@ -56,15 +68,29 @@ export function layoutOf(file: PlacedFile, { k, m }: { readonly k: number; reado
   const layout = makeLayout({ nodes: file.nodes.length, k, m, unitBytes: file.unitBytes });
   if (file.layout === undefined || file.layout === 'rotated') return layout;
   const names = namesOf(file) ?? [];
-  if (names.length !== file.nodes.length) throw new LayoutError('ERR_UNKNOWN_LAYOUT', `Cannot lay out file ${file.id}: its layout is '${file.layout}', this version knows ${LAYOUTS.join(' and ')}, on ${file.nodes.length} nodes`);
+  if (names.length !== file.nodes.length)
+    throw new LayoutError(
+      'ERR_UNKNOWN_LAYOUT',
+      `Cannot lay out file ${file.id}: its layout is '${file.layout}', this version ` +
+        `knows ${LAYOUTS.join(' and ')}, on ${file.nodes.length} nodes`,
+    );
   const left = names.filter((name) => !name.startsWith('-')).length;
-  if (left < k + m) throw new LayoutError('ERR_NOT_ENOUGH_NODES', `Cannot lay out k = ${k}, m = ${m} over the ${left} nodes that file ${file.id} has left: at least ${k + m} are required`);
+  if (left < k + m)
+    throw new LayoutError(
+      'ERR_NOT_ENOUGH_NODES',
+      `Cannot lay out k = ${k}, m = ${m} over the ${left} nodes that file ${file.id} has left: at ` +
+        `least ${k + m} are required`,
+    );
   return { ...layout, spread: new Spread(names, k + m, file.id) };
 }
 
 /** The names that a spread file's lots are drawn by; undefined: it is not spread. */
 function namesOf({ layout, nodes }: PlacedFile): readonly string[] | undefined {
-  return layout === 'spread' ? nodes : layout?.startsWith(NAMED) === true ? layout.slice(NAMED.length).split(' ') : undefined;
+  return layout === 'spread'
+    ? nodes
+    : layout?.startsWith(NAMED) === true
+      ? layout.slice(NAMED.length).split(' ')
+      : undefined;
 }
 
 /**
@@ -72,7 +98,9 @@ function namesOf({ layout, nodes }: PlacedFile): readonly string[] | undefined {
  *
  * Lots are drawn by name, so a spread file remembers the names that it was made with.
  */
-export function lastingLayout({ layout, nodes }: PlacedFile): string | undefined { return layout === 'spread' ? `${NAMED}${nodes.join(' ')}` : layout; }
+export function lastingLayout({ layout, nodes }: PlacedFile): string | undefined {
+  return layout === 'spread' ? `${NAMED}${nodes.join(' ')}` : layout;
+}
 
 /** What a node list has at an index whose node left without a successor. */
 export const NOBODY = '-';
@@ -84,7 +112,12 @@ export const NOBODY = '-';
  */
 export function scatteredLayout(file: PlacedFile, index: number, width: number): string | undefined {
   const names = namesOf(file);
-  if (names === undefined || names[index]!.startsWith('-') || names.filter((name) => !name.startsWith('-')).length <= width) return undefined;
+  if (
+    names === undefined ||
+    names[index]!.startsWith('-') ||
+    names.filter((name) => !name.startsWith('-')).length <= width
+  )
+    return undefined;
   return `${NAMED}${names.map((name, at) => (at === index ? `-${name}` : name)).join(' ')}`;
 }
 
@@ -108,18 +141,26 @@ export const MAX_UNIT_BYTES = 4 * 1024 * 1024;
  */
 export function makeLayout({ nodes, k, m, unitBytes }: Layout): Layout {
   if (!Number.isInteger(nodes) || nodes < k + m) {
-    throw new LayoutError('ERR_NOT_ENOUGH_NODES', `Cannot lay out k = ${k}, m = ${m} over ${nodes} nodes: at least ${k + m} are required`);
+    throw new LayoutError(
+      'ERR_NOT_ENOUGH_NODES',
+      `Cannot lay out k = ${k}, m = ${m} over ${nodes} nodes: at least ${k + m} are required`,
+    );
   }
   const powerOfTwo = Number.isInteger(unitBytes) && Number.isInteger(Math.log2(unitBytes));
   if (!powerOfTwo || unitBytes < MIN_UNIT_BYTES || unitBytes > MAX_UNIT_BYTES) {
-    throw new LayoutError('ERR_UNIT_BYTES', `Cannot use units of ${unitBytes} bytes: expected a power of two from ${MIN_UNIT_BYTES} to ${MAX_UNIT_BYTES}`);
+    throw new LayoutError(
+      'ERR_UNIT_BYTES',
+      `Cannot use units of ${unitBytes} bytes: expected a power of two from ${MIN_UNIT_BYTES} to ${MAX_UNIT_BYTES}`,
+    );
   }
   return { nodes, k, m, unitBytes };
 }
 
 /** The node that holds a unit of a stripe. `stripe`: a safe integer ≥ 0; `unit`: 0 … k + m − 1. */
 export function nodeOfUnit(layout: Layout, stripe: number, unit: number): number {
-  return layout.spread === undefined ? (firstNode(layout, stripe) + unit) % layout.nodes : layout.spread.nodeOf(stripe, unit);
+  return layout.spread === undefined
+    ? (firstNode(layout, stripe) + unit) % layout.nodes
+    : layout.spread.nodeOf(stripe, unit);
 }
 
 /** The unit of a stripe that a node holds, or −1: it holds none. */
@@ -157,7 +198,8 @@ export function stripeDataLength(layout: Layout, fileLength: number, stripe: num
 }
 
 /**
- * Bytes in a unit of a stripe. A short stripe fills its data units in order; its parity is as long as its first data unit.
+ * Bytes in a unit of a stripe. A short stripe fills its data units in order; its parity is as long as its first data
+ * unit.
  *
  * @param dataLength  data bytes in the stripe
  * @param unit        0 … k − 1: data; from k on: parity

@@ -1,17 +1,18 @@
 /**
- * Stripes spread over many more nodes than a stripe is wide: each unit goes to the node that draws the highest lot for it.
+ * Stripes spread over many more nodes than a stripe is wide: each unit goes to the node that draws the highest lot for
+ * it.
  *
- * Intuition: a lot is a hash of (file, stripe, unit, node's name). The units of a stripe draw one after the other, each among
- * the nodes that are not taken yet. So any two nodes share about as many stripes as any other two, all survivors help to
- * rebuild a lost node; and since lots go by name, a node that is added takes its share from everybody and hardly anything
- * else moves: only where it displaced a node that a later unit of the stripe then prefers.
+ * Intuition: a lot is a hash of (file, stripe, unit, node's name). The units of a stripe draw one after the other, each
+ * among the nodes that are not taken yet. So any two nodes share about as many stripes as any other two, all survivors
+ * help to rebuild a lost node; and since lots go by name, a node that is added takes its share from everybody and
+ * hardly anything else moves: only where it displaced a node that a later unit of the stripe then prefers.
  *
- * A node that left for good without a successor stays in the list, as '-NAME': units that it drew are drawn for again, in the
- * order of the units, among the nodes that are there and have none of the stripe. So when it leaves only its own units move; hardly
- * any other when several have left.
+ * A node that left for good without a successor stays in the list, as '-NAME': units that it drew are drawn for again,
+ * in the order of the units, among the nodes that are there and have none of the stripe. So when it leaves only its own
+ * units move; hardly any other when several have left.
  *
- * Invariants: the same list of names, in any order, gives the same nodes; the units of a stripe are on different nodes. The
- * hash is part of the format: docs/wire-format.md.
+ * Invariants: the same list of names, in any order, gives the same nodes; the units of a stripe are on different nodes.
+ * The hash is part of the format: docs/wire-format.md.
  *
  * Source: Thaler and Ravishankar, "Using name-based mappings to increase hit rates" (highest random weight).
  */
@@ -31,8 +32,16 @@ export class Spread {
   private readonly gone: Uint8Array;
   private readonly anyGone: boolean;
 
-  /** @param names  of the nodes, all different, '-' before those that have left  @param width  units of a stripe, at most as many as are left  @param fileId  so that files don't all begin on the same nodes */
-  constructor(names: readonly string[], private readonly width: number, fileId: number) {
+  /**
+   * @param names  of the nodes, all different, '-' before those that have left
+   * @param width  units of a stripe, at most as many as are left
+   * @param fileId  so that files don't all begin on the same nodes
+   */
+  constructor(
+    names: readonly string[],
+    private readonly width: number,
+    fileId: number,
+  ) {
     this.keys = Uint32Array.from(names, (name) => hashOf(name.startsWith('-') ? name.slice(1) : name));
     this.gone = Uint8Array.from(names, (name) => (name.startsWith('-') ? 1 : 0));
     this.anyGone = this.gone.includes(1);
@@ -42,7 +51,9 @@ export class Spread {
   }
 
   /** Index of the node that holds a unit. */
-  nodeOf(stripe: number, unit: number): number { return this.order[this.rowOf(stripe) + unit]!; }
+  nodeOf(stripe: number, unit: number): number {
+    return this.order[this.rowOf(stripe) + unit]!;
+  }
 
   /** The unit that a node holds, or −1. */
   unitOf(stripe: number, node: number): number {
@@ -52,7 +63,8 @@ export class Spread {
   }
 
   private rowOf(stripe: number): number {
-    const slot = stripe % KEPT, row = slot * this.width;
+    const slot = stripe % KEPT,
+      row = slot * this.width;
     if (this.rows[slot] !== stripe) {
       this.draw(stripe, row);
       this.rows[slot] = stripe;
@@ -61,23 +73,30 @@ export class Spread {
   }
 
   private draw(stripe: number, row: number): void {
-    const { taken, order, gone } = this, lot = mix(this.seed ^ mix((stripe >>> 0) ^ mix(Math.floor(stripe / 0x1_0000_0000))));
+    const { taken, order, gone } = this,
+      lot = mix(this.seed ^ mix((stripe >>> 0) ^ mix(Math.floor(stripe / 0x1_0000_0000))));
     taken.fill(0);
-    for (let unit = 0; unit < this.width; unit++) taken[order[row + unit] = this.best(lot, unit)] = 1;
+    for (let unit = 0; unit < this.width; unit++) taken[(order[row + unit] = this.best(lot, unit))] = 1;
     if (!this.anyGone) return;
     for (let node = 0; node < gone.length; node++) if (gone[node] === 1) taken[node] = 1;
-    for (let unit = 0; unit < this.width; unit++) if (gone[order[row + unit]!] === 1) taken[order[row + unit] = this.best(lot, unit)] = 1;
+    for (let unit = 0; unit < this.width; unit++)
+      if (gone[order[row + unit]!] === 1) taken[(order[row + unit] = this.best(lot, unit))] = 1;
   }
 
   /** Of the nodes that are not taken the one with the highest lot for this unit. */
   private best(lot: number, unit: number): number {
-    const { keys, taken } = this, draw = mix(lot + Math.imul(unit + 1, 0x9e3779b1));
-    let best = -1, most = -1;
+    const { keys, taken } = this,
+      draw = mix(lot + Math.imul(unit + 1, 0x9e3779b1));
+    let best = -1,
+      most = -1;
     for (let node = 0; node < keys.length; node++) {
       if (taken[node] === 1) continue;
       const score = mix(draw ^ keys[node]!);
       // Equal lots are decided by name too, never by place in the list.
-      if (score > most || (score === most && keys[node]! > keys[best]!)) { most = score; best = node; }
+      if (score > most || (score === most && keys[node]! > keys[best]!)) {
+        most = score;
+        best = node;
+      }
     }
     return best;
   }

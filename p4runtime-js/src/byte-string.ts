@@ -22,8 +22,10 @@ export function toByteString(value: Value, bitwidth: number, what: string): Buff
 
 /** The value as an integer that fits. Throws as {@link toByteString} does. */
 export function toInteger(value: Value, bitwidth: number, what: string): bigint {
-  if (typeof value === 'string') throw invalid(`${what}: text '${value}' where an unsigned integer of ${bitwidth} bits is expected`);
-  if (typeof value === 'number' && !Number.isSafeInteger(value)) throw invalid(`${what}: ${value} is no safe integer; use a bigint`);
+  if (typeof value === 'string')
+    throw invalid(`${what}: text '${value}' where an unsigned integer of ${bitwidth} bits is expected`);
+  if (typeof value === 'number' && !Number.isSafeInteger(value))
+    throw invalid(`${what}: ${value} is no safe integer; use a bigint`);
   const number = value instanceof Uint8Array ? fromByteString(value) : BigInt(value);
   if (number < 0n) throw invalid(`${what}: ${number} is negative, expected an unsigned integer of ${bitwidth} bits`);
   if (number >> BigInt(bitwidth) !== 0n) throw invalid(`${what}: ${number} does not fit in ${bitwidth} bits`);
@@ -32,7 +34,9 @@ export function toInteger(value: Value, bitwidth: number, what: string): bigint 
 
 /** Reads a byte string, canonical or not. No bytes are 0. */
 export function fromByteString(bytes: Uint8Array): bigint {
-  return bytes.length === 0 ? 0n : BigInt(`0x${Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString('hex')}`);
+  return bytes.length === 0
+    ? 0n
+    : BigInt(`0x${Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString('hex')}`);
 }
 
 /** Whether a byte string is in the form that the specification requires of servers. */
@@ -41,7 +45,9 @@ export function isCanonical(bytes: Uint8Array): boolean {
 }
 
 /** All ones. */
-export function fullMask(bitwidth: number): bigint { return (1n << BigInt(bitwidth)) - 1n; }
+export function fullMask(bitwidth: number): bigint {
+  return (1n << BigInt(bitwidth)) - 1n;
+}
 
 /** The mask of an LPM prefix. */
 export function prefixMask(bitwidth: number, prefixLength: number): bigint {

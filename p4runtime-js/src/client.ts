@@ -10,10 +10,23 @@
 import { EventEmitter } from 'node:events';
 import { Metadata, credentials, type ChannelOptions, type ClientDuplexStream, type ServiceError } from '@grpc/grpc-js';
 import {
-  ForwardingPipelineConfig, GetForwardingPipelineConfigRequest_ResponseType as ResponseType, P4RuntimeClient as Stub,
-  SetForwardingPipelineConfigRequest_Action as PipelineAction, Update_Type as UpdateType, WriteRequest_Atomicity as Atomicity,
-  type DigestList, type Entity, type IdleTimeoutNotification, type MasterArbitrationUpdate, type PacketIn, type PacketOut, type StreamError,
-  type StreamMessageRequest, type StreamMessageResponse, type Uint128, type Update,
+  ForwardingPipelineConfig,
+  GetForwardingPipelineConfigRequest_ResponseType as ResponseType,
+  P4RuntimeClient as Stub,
+  SetForwardingPipelineConfigRequest_Action as PipelineAction,
+  Update_Type as UpdateType,
+  WriteRequest_Atomicity as Atomicity,
+  type DigestList,
+  type Entity,
+  type IdleTimeoutNotification,
+  type MasterArbitrationUpdate,
+  type PacketIn,
+  type PacketOut,
+  type StreamError,
+  type StreamMessageRequest,
+  type StreamMessageResponse,
+  type Uint128,
+  type Update,
 } from './generated/p4/v1/p4runtime.js';
 import type { P4Info } from './generated/p4/config/v1/p4info.js';
 import type { Any } from './generated/google/protobuf/any.js';
@@ -80,13 +93,18 @@ export async function connect(options: ConnectOptions): Promise<P4RuntimeClient>
   const deadlineMs = options.deadlineMs ?? 5000;
   if (BigInt(options.deviceId) === 0n) throw invalid('device id 0 is reserved: expected 1 or more');
   const { tls } = options;
-  const secure = tls === undefined ? credentials.createInsecure()
-    : credentials.createSsl(tls.rootCertificates ?? null, tls.privateKey ?? null, tls.certificateChain ?? null);
+  const secure =
+    tls === undefined
+      ? credentials.createInsecure()
+      : credentials.createSsl(tls.rootCertificates ?? null, tls.privateKey ?? null, tls.certificateChain ?? null);
   const channelOptions: ChannelOptions = {
     // Pipelines are megabytes; a controller must notice soon that its switch is gone.
-    'grpc.max_send_message_length': -1, 'grpc.max_receive_message_length': -1,
-    'grpc.keepalive_time_ms': 10_000, 'grpc.keepalive_timeout_ms': 5000,
-    'grpc.initial_reconnect_backoff_ms': 100, 'grpc.max_reconnect_backoff_ms': 1000,
+    'grpc.max_send_message_length': -1,
+    'grpc.max_receive_message_length': -1,
+    'grpc.keepalive_time_ms': 10_000,
+    'grpc.keepalive_timeout_ms': 5000,
+    'grpc.initial_reconnect_backoff_ms': 100,
+    'grpc.max_reconnect_backoff_ms': 1000,
     // Two clients of one process are two controllers.
     'grpc.use_local_subchannel_pool': 1,
     ...(tls?.serverName === undefined ? {} : { 'grpc.ssl_target_name_override': tls.serverName }),
@@ -96,13 +114,22 @@ export async function connect(options: ConnectOptions): Promise<P4RuntimeClient>
     stub.waitForReady(Date.now() + deadlineMs, (error) => {
       if (!error) return resolve();
       stub.close();
-      reject(new P4RuntimeError('ERR_P4_CONNECT', `Cannot connect to ${options.address}: no answer within ${deadlineMs} ms`, { cause: error }));
+      reject(
+        new P4RuntimeError(
+          'ERR_P4_CONNECT',
+          `Cannot connect to ${options.address}: no answer within ${deadlineMs} ms`,
+          { cause: error },
+        ),
+      );
     });
   });
   return new P4RuntimeClient(stub, options.address, BigInt(options.deviceId), options.role ?? '', deadlineMs);
 }
 
-interface Waiting { resolve(mastership: Mastership): void; reject(error: Error): void }
+interface Waiting {
+  resolve(mastership: Mastership): void;
+  reject(error: Error): void;
+}
 
 export class P4RuntimeClient extends EventEmitter<ClientEvents> {
   readonly deviceId: bigint;
@@ -129,9 +156,13 @@ export class P4RuntimeClient extends EventEmitter<ClientEvents> {
     this.#deadlineMs = deadlineMs;
   }
 
-  get primary(): boolean { return this.mastership.primary; }
+  get primary(): boolean {
+    return this.mastership.primary;
+  }
   /** What this client last sent; undefined before, or as a backup that never wants to be primary. */
-  get electionId(): bigint | undefined { return this.#electionId; }
+  get electionId(): bigint | undefined {
+    return this.#electionId;
+  }
 
   /**
    * Opens the stream if it is not open, and says under which id this client stands for election. Call it again with a
@@ -139,8 +170,10 @@ export class P4RuntimeClient extends EventEmitter<ClientEvents> {
    *
    * @param electionId  1 … 2^128 − 1; undefined: never primary, only listening
    * @returns the server's answer: primary, or backup to whom
-   * @throws {P4RuntimeError} ERR_P4_ARBITRATION when the server refuses and ends the stream (the id is another client's, the
-   *         device is unknown), ERR_P4_CLOSED when it ends otherwise, ERR_P4_CONNECT when no answer comes within the deadline
+   * @throws {P4RuntimeError} ERR_P4_ARBITRATION when the server refuses and ends the stream (the id is another
+   *         client's, the
+   *         device is unknown), ERR_P4_CLOSED when it ends otherwise, ERR_P4_CONNECT when no answer comes within the
+   *         deadline
    */
   async arbitrate(electionId: bigint | number | undefined, options: { roleConfig?: Any } = {}): Promise<Mastership> {
     const id = electionId === undefined ? undefined : BigInt(electionId);
@@ -150,11 +183,42 @@ export class P4RuntimeClient extends EventEmitter<ClientEvents> {
     this.#electionId = id;
     const role = this.role === '' ? undefined : { id: 0n, name: this.role, config: options.roleConfig };
     return new Promise<Mastership>((resolve, reject) => {
-      const timer = setTimeout(() => waiting.reject(new P4RuntimeError('ERR_P4_CONNECT', `Cannot arbitrate at ${this.#address}: no answer within ${this.#deadlineMs} ms`)), this.#deadlineMs);
-      const done = () => { clearTimeout(timer); this.#waiting = this.#waiting.filter((each) => each !== waiting); };
-      const waiting: Waiting = { resolve: (value) => { done(); resolve(value); }, reject: (error) => { done(); reject(error); } };
+      const timer = setTimeout(
+        () =>
+          waiting.reject(
+            new P4RuntimeError(
+              'ERR_P4_CONNECT',
+              `Cannot arbitrate at ${this.#address}: no answer within ${this.#deadlineMs} ms`,
+            ),
+          ),
+        this.#deadlineMs,
+      );
+      const done = () => {
+        clearTimeout(timer);
+        this.#waiting = this.#waiting.filter((each) => each !== waiting);
+      };
+      const waiting: Waiting = {
+        resolve: (value) => {
+          done();
+          resolve(value);
+        },
+        reject: (error) => {
+          done();
+          reject(error);
+        },
+      };
       this.#waiting.push(waiting);
-      this.#send({ update: { $case: 'arbitration', value: { deviceId: this.deviceId, role, electionId: id === undefined ? undefined : toUint128(id), status: undefined } } });
+      this.#send({
+        update: {
+          $case: 'arbitration',
+          value: {
+            deviceId: this.deviceId,
+            role,
+            electionId: id === undefined ? undefined : toUint128(id),
+            status: undefined,
+          },
+        },
+      });
     });
   }
 
@@ -164,9 +228,13 @@ export class P4RuntimeClient extends EventEmitter<ClientEvents> {
    * @throws {WriteError} naming every update that failed
    * @throws {P4RuntimeError} ERR_P4_NOT_PRIMARY, before anything is sent when this client knows it
    */
-  async write(updates: readonly Update[], { atomicity = Atomicity.CONTINUE_ON_ERROR }: { atomicity?: Atomicity } = {}): Promise<void> {
+  async write(
+    updates: readonly Update[],
+    { atomicity = Atomicity.CONTINUE_ON_ERROR }: { atomicity?: Atomicity } = {},
+  ): Promise<void> {
     const electionId = this.#requirePrimary('write');
-    if (updates.length > MAX_BATCH && atomicity !== Atomicity.CONTINUE_ON_ERROR) throw invalid(`an atomic batch of ${updates.length} updates: expected at most ${MAX_BATCH}`);
+    if (updates.length > MAX_BATCH && atomicity !== Atomicity.CONTINUE_ON_ERROR)
+      throw invalid(`an atomic batch of ${updates.length} updates: expected at most ${MAX_BATCH}`);
     const failures: P4RuntimeError[] = [];
     for (let first = 0; first < updates.length; first += MAX_BATCH) {
       const part = updates.slice(first, first + MAX_BATCH);
@@ -183,9 +251,15 @@ export class P4RuntimeClient extends EventEmitter<ClientEvents> {
     if (failures.length > 0) throw joined(failures, updates.length);
   }
 
-  insert(...entities: Entity[]): Promise<void> { return this.write(entities.map((entity) => ({ type: UpdateType.INSERT, entity }))); }
-  modify(...entities: Entity[]): Promise<void> { return this.write(entities.map((entity) => ({ type: UpdateType.MODIFY, entity }))); }
-  delete(...entities: Entity[]): Promise<void> { return this.write(entities.map((entity) => ({ type: UpdateType.DELETE, entity }))); }
+  insert(...entities: Entity[]): Promise<void> {
+    return this.write(entities.map((entity) => ({ type: UpdateType.INSERT, entity })));
+  }
+  modify(...entities: Entity[]): Promise<void> {
+    return this.write(entities.map((entity) => ({ type: UpdateType.MODIFY, entity })));
+  }
+  delete(...entities: Entity[]): Promise<void> {
+    return this.write(entities.map((entity) => ({ type: UpdateType.DELETE, entity })));
+  }
 
   /**
    * Reads entities; fields left at their default are wildcards. Leaving the loop early cancels the call.
@@ -193,7 +267,9 @@ export class P4RuntimeClient extends EventEmitter<ClientEvents> {
    * @throws {P4RuntimeError} ERR_P4_RPC
    */
   async *read(...entities: Entity[]): AsyncGenerator<Entity, void, void> {
-    const call = this.#stub.read({ deviceId: this.deviceId, role: this.role, entities }, new Metadata(), { deadline: this.#deadline() });
+    const call = this.#stub.read({ deviceId: this.deviceId, role: this.role, entities }, new Metadata(), {
+      deadline: this.#deadline(),
+    });
     let complete = false;
     try {
       for await (const response of call as AsyncIterable<{ entities: Entity[] }>) yield* response.entities;
@@ -216,23 +292,41 @@ export class P4RuntimeClient extends EventEmitter<ClientEvents> {
    * @param action  VERIFY, VERIFY_AND_SAVE, VERIFY_AND_COMMIT, COMMIT (without a pipeline) or RECONCILE_AND_COMMIT
    * @throws {P4RuntimeError} ERR_P4_NOT_PRIMARY, ERR_P4_RPC
    */
-  async setPipeline(pipeline: Pipeline | undefined, action: PipelineAction = PipelineAction.VERIFY_AND_COMMIT): Promise<void> {
+  async setPipeline(
+    pipeline: Pipeline | undefined,
+    action: PipelineAction = PipelineAction.VERIFY_AND_COMMIT,
+  ): Promise<void> {
     const electionId = this.#requirePrimary('set the pipeline');
-    if ((action === PipelineAction.COMMIT) !== (pipeline === undefined)) throw invalid(`${PipelineAction[action]} ${pipeline ? 'takes no' : 'needs a'} pipeline`);
-    const config = pipeline === undefined ? undefined : {
-      p4info: pipeline.p4info, p4DeviceConfig: Buffer.from(pipeline.deviceConfig ?? []),
-      cookie: pipeline.cookie === undefined ? undefined : { cookie: pipeline.cookie },
-    };
+    if ((action === PipelineAction.COMMIT) !== (pipeline === undefined))
+      throw invalid(`${PipelineAction[action]} ${pipeline ? 'takes no' : 'needs a'} pipeline`);
+    const config =
+      pipeline === undefined
+        ? undefined
+        : {
+            p4info: pipeline.p4info,
+            p4DeviceConfig: Buffer.from(pipeline.deviceConfig ?? []),
+            cookie: pipeline.cookie === undefined ? undefined : { cookie: pipeline.cookie },
+          };
     const request = { deviceId: this.deviceId, roleId: 0n, role: this.role, electionId, action, config };
-    await this.#unary((done) => this.#stub.setForwardingPipelineConfig(request, new Metadata(), { deadline: this.#deadline(4) }, done))
-      .catch((error: ServiceError) => { throw rpcError('Cannot set the pipeline', error); });
+    await this.#unary((done) =>
+      this.#stub.setForwardingPipelineConfig(request, new Metadata(), { deadline: this.#deadline(4) }, done),
+    ).catch((error: ServiceError) => {
+      throw rpcError('Cannot set the pipeline', error);
+    });
   }
 
   /** @throws {P4RuntimeError} ERR_P4_RPC with status FAILED_PRECONDITION when no pipeline was ever set */
   async getPipeline(responseType: ResponseType = ResponseType.ALL): Promise<Pipeline> {
     const response = await this.#unary<{ config?: ForwardingPipelineConfig | undefined }>((done) =>
-      this.#stub.getForwardingPipelineConfig({ deviceId: this.deviceId, responseType }, new Metadata(), { deadline: this.#deadline(4) }, done))
-      .catch((error: ServiceError) => { throw rpcError('Cannot get the pipeline', error); });
+      this.#stub.getForwardingPipelineConfig(
+        { deviceId: this.deviceId, responseType },
+        new Metadata(),
+        { deadline: this.#deadline(4) },
+        done,
+      ),
+    ).catch((error: ServiceError) => {
+      throw rpcError('Cannot get the pipeline', error);
+    });
     const { config } = response;
     return {
       ...(config?.p4info === undefined ? {} : { p4info: config.p4info }),
@@ -243,13 +337,19 @@ export class P4RuntimeClient extends EventEmitter<ClientEvents> {
 
   /** The version of the specification that the server implements, for example '1.4.1'. */
   async capabilities(): Promise<string> {
-    const response = await this.#unary<{ p4runtimeApiVersion: string }>((done) => this.#stub.capabilities({}, new Metadata(), { deadline: this.#deadline() }, done))
-      .catch((error: ServiceError) => { throw rpcError('Cannot ask for capabilities', error); });
+    const response = await this.#unary<{ p4runtimeApiVersion: string }>((done) =>
+      this.#stub.capabilities({}, new Metadata(), { deadline: this.#deadline() }, done),
+    ).catch((error: ServiceError) => {
+      throw rpcError('Cannot ask for capabilities', error);
+    });
     return response.p4runtimeApiVersion;
   }
 
   /** Hands a packet to the device. Refusals come as 'stream-error'. */
-  sendPacket(packet: PacketOut): void { this.#requirePrimary('send a packet'); this.#send({ update: { $case: 'packet', value: packet } }); }
+  sendPacket(packet: PacketOut): void {
+    this.#requirePrimary('send a packet');
+    this.#send({ update: { $case: 'packet', value: packet } });
+  }
 
   /** Without it the device withholds further digests of the list's entries until its timeout. */
   acknowledgeDigest(list: DigestList): void {
@@ -272,22 +372,38 @@ export class P4RuntimeClient extends EventEmitter<ClientEvents> {
     if (this.#stream !== undefined) return;
     const stream = this.#stub.streamChannel();
     this.#stream = stream;
-    stream.on('data', (message: StreamMessageResponse) => { if (this.#stream === stream) this.#receive(message); });
+    stream.on('data', (message: StreamMessageResponse) => {
+      if (this.#stream === stream) this.#receive(message);
+    });
     stream.on('error', (error: ServiceError) => this.#ended(stream, error));
     stream.on('end', () => this.#ended(stream, undefined));
   }
 
   /** 'error' carries the status, and comes after 'end': only then is the reason known. */
-  #ended(stream: ClientDuplexStream<StreamMessageRequest, StreamMessageResponse>, error: ServiceError | undefined): void {
+  #ended(
+    stream: ClientDuplexStream<StreamMessageRequest, StreamMessageResponse>,
+    error: ServiceError | undefined,
+  ): void {
     if (this.#stream !== stream) return;
     if (error === undefined) {
-      setImmediate(() => this.#ended(stream, Object.assign(new Error('the server ended the stream'), { code: Status.OK, details: 'the server ended the stream' }) as ServiceError));
+      setImmediate(() =>
+        this.#ended(
+          stream,
+          Object.assign(new Error('the server ended the stream'), {
+            code: Status.OK,
+            details: 'the server ended the stream',
+          }) as ServiceError,
+        ),
+      );
       return;
     }
     this.#stream = undefined;
     const refused = this.#waiting.length > 0 && error.code !== Status.UNAVAILABLE && error.code !== Status.OK;
-    const failure = new P4RuntimeError(refused ? 'ERR_P4_ARBITRATION' : 'ERR_P4_CLOSED',
-      `The stream to ${this.#address} ended: ${statusName(error.code)} ${error.details}`, { cause: error, status: error.code });
+    const failure = new P4RuntimeError(
+      refused ? 'ERR_P4_ARBITRATION' : 'ERR_P4_CLOSED',
+      `The stream to ${this.#address} ended: ${statusName(error.code)} ${error.details}`,
+      { cause: error, status: error.code },
+    );
     this.#lose(failure);
     this.emit('closed', failure);
   }
@@ -299,13 +415,23 @@ export class P4RuntimeClient extends EventEmitter<ClientEvents> {
 
   #receive({ update }: StreamMessageResponse): void {
     switch (update?.$case) {
-      case 'arbitration': return this.#arbitrated(update.value);
-      case 'packet': this.emit('packet', update.value); return;
-      case 'digest': this.emit('digest', update.value); return;
-      case 'idleTimeoutNotification': this.emit('idle', update.value); return;
-      case 'error': this.emit('stream-error', update.value); return;
+      case 'arbitration':
+        return this.#arbitrated(update.value);
+      case 'packet':
+        this.emit('packet', update.value);
+        return;
+      case 'digest':
+        this.emit('digest', update.value);
+        return;
+      case 'idleTimeoutNotification':
+        this.emit('idle', update.value);
+        return;
+      case 'error':
+        this.emit('stream-error', update.value);
+        return;
       case 'other':
-      case undefined: return;  // of a later version: nothing to do with it
+      case undefined:
+        return; // of a later version: nothing to do with it
     }
   }
 
@@ -313,7 +439,10 @@ export class P4RuntimeClient extends EventEmitter<ClientEvents> {
     const primaryId = update.electionId === undefined ? undefined : fromUint128(update.electionId);
     const noPrimary = update.status?.code === Status.NOT_FOUND;
     if (primaryId !== undefined && primaryId > (this.highestElectionId ?? 0n)) this.highestElectionId = primaryId;
-    this.mastership = { primary: (update.status?.code ?? Status.OK) === Status.OK, electionId: noPrimary ? undefined : primaryId };
+    this.mastership = {
+      primary: (update.status?.code ?? Status.OK) === Status.OK,
+      electionId: noPrimary ? undefined : primaryId,
+    };
     for (const waiting of this.#waiting.slice()) waiting.resolve(this.mastership);
     this.emit('mastership', this.mastership);
   }
@@ -321,8 +450,12 @@ export class P4RuntimeClient extends EventEmitter<ClientEvents> {
   #requirePrimary(what: string): Uint128 {
     if (this.#closed) throw closedError(this.#address);
     if (!this.mastership.primary || this.#electionId === undefined) {
-      const who = this.mastership.electionId === undefined ? 'there is none' : `election id ${this.mastership.electionId} is`;
-      throw new P4RuntimeError('ERR_P4_NOT_PRIMARY', `Cannot ${what}: this client (election id ${this.#electionId ?? 'none'}) is not primary, ${who}`);
+      const who =
+        this.mastership.electionId === undefined ? 'there is none' : `election id ${this.mastership.electionId} is`;
+      throw new P4RuntimeError(
+        'ERR_P4_NOT_PRIMARY',
+        `Cannot ${what}: this client (election id ${this.#electionId ?? 'none'}) is not primary, ${who}`,
+      );
     }
     return toUint128(this.#electionId);
   }
@@ -333,13 +466,26 @@ export class P4RuntimeClient extends EventEmitter<ClientEvents> {
   }
 
   #unary<T>(call: (done: (error: ServiceError | null, response: T) => void) => unknown): Promise<T> {
-    return new Promise<T>((resolve, reject) => { call((error, response) => { if (error) reject(error); else resolve(response); }); });
+    return new Promise<T>((resolve, reject) => {
+      call((error, response) => {
+        if (error) reject(error);
+        else resolve(response);
+      });
+    });
   }
 
-  #deadline(factor = 1): number { return Date.now() + factor * this.#deadlineMs; }
+  #deadline(factor = 1): number {
+    return Date.now() + factor * this.#deadlineMs;
+  }
 }
 
-function closedError(address: string): P4RuntimeError { return new P4RuntimeError('ERR_P4_CLOSED', `The connection to ${address} is closed`); }
+function closedError(address: string): P4RuntimeError {
+  return new P4RuntimeError('ERR_P4_CLOSED', `The connection to ${address} is closed`);
+}
 
-function toUint128(id: bigint): Uint128 { return { high: id >> 64n, low: id & 0xffff_ffff_ffff_ffffn }; }
-function fromUint128({ high, low }: Uint128): bigint { return (high << 64n) | low; }
+function toUint128(id: bigint): Uint128 {
+  return { high: id >> 64n, low: id & 0xffff_ffff_ffff_ffffn };
+}
+function fromUint128({ high, low }: Uint128): bigint {
+  return (high << 64n) | low;
+}

@@ -24,7 +24,11 @@ export class P4RuntimeError extends Error {
   /** The gRPC status code, where a server gave one. */
   readonly status: number | undefined;
 
-  constructor(code: P4RuntimeErrorCode, message: string, options: { cause?: unknown; status?: number | undefined } = {}) {
+  constructor(
+    code: P4RuntimeErrorCode,
+    message: string,
+    options: { cause?: unknown; status?: number | undefined } = {},
+  ) {
     super(message, options.cause === undefined ? {} : { cause: options.cause });
     this.name = 'P4RuntimeError';
     this.code = code;
@@ -58,8 +62,21 @@ export class WriteError extends P4RuntimeError {
 
 /** gRPC status codes that the specification gives a meaning. */
 export const Status = {
-  OK: 0, CANCELLED: 1, UNKNOWN: 2, INVALID_ARGUMENT: 3, DEADLINE_EXCEEDED: 4, NOT_FOUND: 5, ALREADY_EXISTS: 6, PERMISSION_DENIED: 7,
-  RESOURCE_EXHAUSTED: 8, FAILED_PRECONDITION: 9, ABORTED: 10, OUT_OF_RANGE: 11, UNIMPLEMENTED: 12, INTERNAL: 13, UNAVAILABLE: 14,
+  OK: 0,
+  CANCELLED: 1,
+  UNKNOWN: 2,
+  INVALID_ARGUMENT: 3,
+  DEADLINE_EXCEEDED: 4,
+  NOT_FOUND: 5,
+  ALREADY_EXISTS: 6,
+  PERMISSION_DENIED: 7,
+  RESOURCE_EXHAUSTED: 8,
+  FAILED_PRECONDITION: 9,
+  ABORTED: 10,
+  OUT_OF_RANGE: 11,
+  UNIMPLEMENTED: 12,
+  INTERNAL: 13,
+  UNAVAILABLE: 14,
 } as const;
 
 /** The name of a status code, for messages. */
@@ -67,4 +84,6 @@ export function statusName(status: number | undefined): string {
   return Object.entries(Status).find(([, code]) => code === status)?.[0] ?? `status ${status}`;
 }
 
-export function invalid(message: string): P4RuntimeError { return new P4RuntimeError('ERR_P4_INVALID', message); }
+export function invalid(message: string): P4RuntimeError {
+  return new P4RuntimeError('ERR_P4_INVALID', message);
+}

@@ -7,7 +7,10 @@ import { invalid } from './errors.js';
 import type { Program } from './program.js';
 import { tableEntry, toAction, type ActionCall, type EntryFields } from './table-entry.js';
 
-export interface CounterValue { readonly bytes: bigint; readonly packets: bigint }
+export interface CounterValue {
+  readonly bytes: bigint;
+  readonly packets: bigint;
+}
 
 /** Bits of a port number that is not translated. */
 const PORT_BITS = 32;
@@ -21,99 +24,214 @@ const PORT_BITS = 32;
 export function counterEntry(program: Program, counter: string, index?: number | bigint, value?: CounterValue): Entity {
   const info = program.find('counter', counter);
   if (value !== undefined) requireUnit(info.spec?.unit, value, `counter '${counter}'`);
-  return { entity: { $case: 'counterEntry', value: {
-    counterId: info.preamble!.id,
-    index: index === undefined ? undefined : { index: cell(index, info.size, `counter '${counter}'`) },
-    data: value === undefined ? undefined : { byteCount: value.bytes, packetCount: value.packets },
-  } } };
+  return {
+    entity: {
+      $case: 'counterEntry',
+      value: {
+        counterId: info.preamble!.id,
+        index: index === undefined ? undefined : { index: cell(index, info.size, `counter '${counter}'`) },
+        data: value === undefined ? undefined : { byteCount: value.bytes, packetCount: value.packets },
+      },
+    },
+  };
 }
 
-export function readCounterEntry(program: Program, entry: CounterEntry): CounterValue & { readonly counter: string; readonly index: bigint } {
+export function readCounterEntry(
+  program: Program,
+  entry: CounterEntry,
+): CounterValue & { readonly counter: string; readonly index: bigint } {
   return {
-    counter: program.nameOf(program.findById('counter', entry.counterId)), index: entry.index?.index ?? 0n,
-    bytes: entry.data?.byteCount ?? 0n, packets: entry.data?.packetCount ?? 0n,
+    counter: program.nameOf(program.findById('counter', entry.counterId)),
+    index: entry.index?.index ?? 0n,
+    bytes: entry.data?.byteCount ?? 0n,
+    packets: entry.data?.packetCount ?? 0n,
   };
 }
 
 /** The direct counter of one table entry (only table, match and priority count), or, without a match, of all. */
-export function directCounterEntry(program: Program, entry: Pick<EntryFields, 'table' | 'match' | 'priority'>, value?: CounterValue): Entity {
+export function directCounterEntry(
+  program: Program,
+  entry: Pick<EntryFields, 'table' | 'match' | 'priority'>,
+  value?: CounterValue,
+): Entity {
   const table = program.find('table', entry.table);
-  if (!program.p4info.directCounters.some((counter) => table.directResourceIds.includes(counter.preamble!.id))) throw invalid(`table '${entry.table}' has no direct counter`);
+  if (!program.p4info.directCounters.some((counter) => table.directResourceIds.includes(counter.preamble!.id)))
+    throw invalid(`table '${entry.table}' has no direct counter`);
   const wire = entry.match === undefined ? undefined : tableEntry(program, entry).entity;
-  const tableEntryValue = wire?.$case === 'tableEntry' ? wire.value : {
-    tableId: table.preamble!.id, match: [], action: undefined, priority: 0, controllerMetadata: 0n, meterConfig: undefined, counterData: undefined,
-    meterCounterData: undefined, isDefaultAction: false, idleTimeoutNs: 0n, timeSinceLastHit: undefined, metadata: Buffer.alloc(0), isConst: false,
+  const tableEntryValue =
+    wire?.$case === 'tableEntry'
+      ? wire.value
+      : {
+          tableId: table.preamble!.id,
+          match: [],
+          action: undefined,
+          priority: 0,
+          controllerMetadata: 0n,
+          meterConfig: undefined,
+          counterData: undefined,
+          meterCounterData: undefined,
+          isDefaultAction: false,
+          idleTimeoutNs: 0n,
+          timeSinceLastHit: undefined,
+          metadata: Buffer.alloc(0),
+          isConst: false,
+        };
+  return {
+    entity: {
+      $case: 'directCounterEntry',
+      value: {
+        tableEntry: tableEntryValue,
+        data: value === undefined ? undefined : { byteCount: value.bytes, packetCount: value.packets },
+      },
+    },
   };
-  return { entity: { $case: 'directCounterEntry', value: { tableEntry: tableEntryValue, data: value === undefined ? undefined : { byteCount: value.bytes, packetCount: value.packets } } } };
 }
 
-export interface MeterRates { readonly cir: bigint; readonly cburst: bigint; readonly pir: bigint; readonly pburst: bigint; readonly eburst?: bigint }
+export interface MeterRates {
+  readonly cir: bigint;
+  readonly cburst: bigint;
+  readonly pir: bigint;
+  readonly pburst: bigint;
+  readonly eburst?: bigint;
+}
 
 /** A cell of an indirect meter; without rates, back to its default (every packet green). */
 export function meterEntry(program: Program, meter: string, index?: number | bigint, rates?: MeterRates): Entity {
   const info = program.find('meter', meter);
-  return { entity: { $case: 'meterEntry', value: {
-    meterId: info.preamble!.id, index: index === undefined ? undefined : { index: cell(index, info.size, `meter '${meter}'`) },
-    config: rates === undefined ? undefined : { ...rates, eburst: rates.eburst ?? 0n }, counterData: undefined,
-  } } };
+  return {
+    entity: {
+      $case: 'meterEntry',
+      value: {
+        meterId: info.preamble!.id,
+        index: index === undefined ? undefined : { index: cell(index, info.size, `meter '${meter}'`) },
+        config: rates === undefined ? undefined : { ...rates, eburst: rates.eburst ?? 0n },
+        counterData: undefined,
+      },
+    },
+  };
 }
 
 /** A cell of a register, or all of them: to read, where the server can. */
 export function registerEntry(program: Program, register: string, index?: number | bigint, data?: P4Data): Entity {
   const info = program.find('register', register);
-  return { entity: { $case: 'registerEntry', value: {
-    registerId: info.preamble!.id, index: index === undefined ? undefined : { index: cell(index, BigInt(info.size), `register '${register}'`) }, data,
-  } } };
+  return {
+    entity: {
+      $case: 'registerEntry',
+      value: {
+        registerId: info.preamble!.id,
+        index: index === undefined ? undefined : { index: cell(index, BigInt(info.size), `register '${register}'`) },
+        data,
+      },
+    },
+  };
 }
 
 /** One copy: where it leaves, and its egress_rid. */
-export interface Replica { readonly port: Value; readonly instance: number }
+export interface Replica {
+  readonly port: Value;
+  readonly instance: number;
+}
 
 /**
  * @param id       1 or more
  * @param replicas no two with the same port and instance
  * @param options.legacyPorts  number ports in the field that servers before 1.4 know
  */
-export function multicastGroup(id: number, replicas: readonly Replica[] = [], options: { legacyPorts?: boolean; metadata?: Uint8Array } = {}): Entity {
+export function multicastGroup(
+  id: number,
+  replicas: readonly Replica[] = [],
+  options: { legacyPorts?: boolean; metadata?: Uint8Array } = {},
+): Entity {
   requireId(id, 'multicast group');
-  return replication({ $case: 'multicastGroupEntry', value: { multicastGroupId: id, replicas: toReplicas(replicas, `multicast group ${id}`, options.legacyPorts), metadata: Buffer.from(options.metadata ?? []) } });
+  return replication({
+    $case: 'multicastGroupEntry',
+    value: {
+      multicastGroupId: id,
+      replicas: toReplicas(replicas, `multicast group ${id}`, options.legacyPorts),
+      metadata: Buffer.from(options.metadata ?? []),
+    },
+  });
 }
 
 /** All multicast groups, to read. */
-export function allMulticastGroups(): Entity { return replication({ $case: 'multicastGroupEntry', value: { multicastGroupId: 0, replicas: [], metadata: Buffer.alloc(0) } }); }
+export function allMulticastGroups(): Entity {
+  return replication({
+    $case: 'multicastGroupEntry',
+    value: { multicastGroupId: 0, replicas: [], metadata: Buffer.alloc(0) },
+  });
+}
 
 /** @param packetLengthBytes  of each copy; 0: whole */
-export function cloneSession(id: number, replicas: readonly Replica[] = [], options: { classOfService?: number; packetLengthBytes?: number; legacyPorts?: boolean } = {}): Entity {
+export function cloneSession(
+  id: number,
+  replicas: readonly Replica[] = [],
+  options: { classOfService?: number; packetLengthBytes?: number; legacyPorts?: boolean } = {},
+): Entity {
   requireId(id, 'clone session');
   const packetLengthBytes = options.packetLengthBytes ?? 0;
-  if (!Number.isInteger(packetLengthBytes) || packetLengthBytes < 0) throw invalid(`clone session ${id}: packet length ${packetLengthBytes}, expected 0 or more`);
-  return replication({ $case: 'cloneSessionEntry', value: {
-    sessionId: id, replicas: toReplicas(replicas, `clone session ${id}`, options.legacyPorts), classOfService: options.classOfService ?? 0, packetLengthBytes,
-  } });
+  if (!Number.isInteger(packetLengthBytes) || packetLengthBytes < 0)
+    throw invalid(`clone session ${id}: packet length ${packetLengthBytes}, expected 0 or more`);
+  return replication({
+    $case: 'cloneSessionEntry',
+    value: {
+      sessionId: id,
+      replicas: toReplicas(replicas, `clone session ${id}`, options.legacyPorts),
+      classOfService: options.classOfService ?? 0,
+      packetLengthBytes,
+    },
+  });
 }
 
 /** The replicas of a group or session that was read, by port number. */
 export function readReplicas(replicas: readonly WireReplica[]): { port: bigint; instance: number }[] {
-  return replicas.map(({ portKind, instance }) => ({ port: portKind?.$case === 'port' ? fromByteString(portKind.value) : BigInt(portKind?.value ?? 0), instance }));
+  return replicas.map(({ portKind, instance }) => ({
+    port: portKind?.$case === 'port' ? fromByteString(portKind.value) : BigInt(portKind?.value ?? 0),
+    instance,
+  }));
 }
 
 /** Digests may be lost: carry nothing in them that must arrive. */
-export function digestEntry(program: Program, digest: string, config?: { maxTimeoutNs?: bigint; maxListSize?: number; ackTimeoutNs?: bigint }): Entity {
+export function digestEntry(
+  program: Program,
+  digest: string,
+  config?: { maxTimeoutNs?: bigint; maxListSize?: number; ackTimeoutNs?: bigint },
+): Entity {
   const info = program.find('digest', digest);
-  return { entity: { $case: 'digestEntry', value: {
-    digestId: info.preamble!.id,
-    config: config === undefined ? undefined : { maxTimeoutNs: config.maxTimeoutNs ?? 0n, maxListSize: config.maxListSize ?? 0, ackTimeoutNs: config.ackTimeoutNs ?? 0n },
-  } } };
+  return {
+    entity: {
+      $case: 'digestEntry',
+      value: {
+        digestId: info.preamble!.id,
+        config:
+          config === undefined
+            ? undefined
+            : {
+                maxTimeoutNs: config.maxTimeoutNs ?? 0n,
+                maxListSize: config.maxListSize ?? 0,
+                ackTimeoutNs: config.ackTimeoutNs ?? 0n,
+              },
+      },
+    },
+  };
 }
 
 /** A digest list with its entries' members by name, where they are bit strings of a struct or tuple. */
-export function readDigestList(program: Program, list: DigestList): { digest: string; listId: bigint; entries: Record<string, bigint>[] } {
+export function readDigestList(
+  program: Program,
+  list: DigestList,
+): { digest: string; listId: bigint; entries: Record<string, bigint>[] } {
   const info = program.findById('digest', list.digestId);
   const spec = info.typeSpec?.typeSpec;
   const names = spec?.$case === 'struct' ? structMembers(program.p4info, spec.value.name) : [];
   const entries = list.data.map(({ data }) => {
-    const members = data?.$case === 'struct' || data?.$case === 'tuple' ? data.value.members : data === undefined ? [] : [{ data }];
-    return Object.fromEntries(members.map((member, index) => [names[index] ?? String(index), member.data?.$case === 'bitstring' ? fromByteString(member.data.value) : 0n]));
+    const members =
+      data?.$case === 'struct' || data?.$case === 'tuple' ? data.value.members : data === undefined ? [] : [{ data }];
+    return Object.fromEntries(
+      members.map((member, index) => [
+        names[index] ?? String(index),
+        member.data?.$case === 'bitstring' ? fromByteString(member.data.value) : 0n,
+      ]),
+    );
   });
   return { digest: program.nameOf(info), listId: list.listId, entries };
 }
@@ -121,17 +239,42 @@ export function readDigestList(program: Program, list: DigestList): { digest: st
 export function actionProfileMember(program: Program, profile: string, memberId: number, action?: ActionCall): Entity {
   const info = program.find('action profile', profile);
   requireId(memberId, `action profile '${profile}', member`);
-  return { entity: { $case: 'actionProfileMember', value: { actionProfileId: info.preamble!.id, memberId, action: action === undefined ? undefined : toAction(program, action) } } };
+  return {
+    entity: {
+      $case: 'actionProfileMember',
+      value: {
+        actionProfileId: info.preamble!.id,
+        memberId,
+        action: action === undefined ? undefined : toAction(program, action),
+      },
+    },
+  };
 }
 
-export function actionProfileGroup(program: Program, profile: string, groupId: number, members: readonly { readonly member: number; readonly weight: number }[] = [], maxSize = 0): Entity {
+export function actionProfileGroup(
+  program: Program,
+  profile: string,
+  groupId: number,
+  members: readonly { readonly member: number; readonly weight: number }[] = [],
+  maxSize = 0,
+): Entity {
   const info = program.find('action profile', profile);
   requireId(groupId, `action profile '${profile}', group`);
   if (!info.withSelector) throw invalid(`action profile '${profile}' has no selector: groups are not for it`);
-  for (const { weight } of members) if (!Number.isInteger(weight) || weight < 1) throw invalid(`action profile '${profile}', group ${groupId}: weight ${weight}, expected 1 or more`);
-  return { entity: { $case: 'actionProfileGroup', value: {
-    actionProfileId: info.preamble!.id, groupId, maxSize, members: members.map(({ member, weight }) => ({ memberId: member, weight, watchKind: undefined })),
-  } } };
+  for (const { weight } of members)
+    if (!Number.isInteger(weight) || weight < 1)
+      throw invalid(`action profile '${profile}', group ${groupId}: weight ${weight}, expected 1 or more`);
+  return {
+    entity: {
+      $case: 'actionProfileGroup',
+      value: {
+        actionProfileId: info.preamble!.id,
+        groupId,
+        maxSize,
+        members: members.map(({ member, weight }) => ({ memberId: member, weight, watchKind: undefined })),
+      },
+    },
+  };
 }
 
 function structMembers(p4info: P4Info, name: string): string[] {
@@ -156,15 +299,26 @@ function requireId(id: number, what: string): void {
 function toReplicas(replicas: readonly Replica[], what: string, legacyPorts = false): WireReplica[] {
   const seen = new Set<string>();
   return replicas.map(({ port, instance }) => {
-    if (!Number.isInteger(instance) || instance < 0 || instance > 0xffff) throw invalid(`${what}: instance ${instance}, expected 0 to 65535`);
-    const bytes = typeof port === 'string' ? toByteString(port, 0, `${what}, port`) : toByteString(port, PORT_BITS, `${what}, port`);
+    if (!Number.isInteger(instance) || instance < 0 || instance > 0xffff)
+      throw invalid(`${what}: instance ${instance}, expected 0 to 65535`);
+    const bytes =
+      typeof port === 'string'
+        ? toByteString(port, 0, `${what}, port`)
+        : toByteString(port, PORT_BITS, `${what}, port`);
     const name = `${bytes.toString('hex')} ${instance}`;
     if (seen.has(name)) throw invalid(`${what}: port ${String(port)} with instance ${instance} twice`);
     seen.add(name);
-    return { portKind: legacyPorts ? { $case: 'egressPort' as const, value: Number(fromByteString(bytes)) } : { $case: 'port' as const, value: bytes }, instance };
+    return {
+      portKind: legacyPorts
+        ? { $case: 'egressPort' as const, value: Number(fromByteString(bytes)) }
+        : { $case: 'port' as const, value: bytes },
+      instance,
+    };
   });
 }
 
-function replication(type: NonNullable<Extract<Entity['entity'], { $case: 'packetReplicationEngineEntry' }>['value']['type']>): Entity {
+function replication(
+  type: NonNullable<Extract<Entity['entity'], { $case: 'packetReplicationEngineEntry' }>['value']['type']>,
+): Entity {
   return { entity: { $case: 'packetReplicationEngineEntry', value: { type } } };
 }

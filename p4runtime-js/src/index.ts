@@ -1,13 +1,53 @@
 /** A P4Runtime 1.4 client. README.md shows its use. */
-export { connect, P4RuntimeClient, MAX_BATCH, type ClientEvents, type ConnectOptions, type Mastership, type Pipeline, type TlsOptions } from './client.js';
-export { P4RuntimeError, Status, WriteError, statusName, type P4RuntimeErrorCode, type UpdateFailure } from './errors.js';
+export {
+  connect,
+  P4RuntimeClient,
+  MAX_BATCH,
+  type ClientEvents,
+  type ConnectOptions,
+  type Mastership,
+  type Pipeline,
+  type TlsOptions,
+} from './client.js';
+export {
+  P4RuntimeError,
+  Status,
+  WriteError,
+  statusName,
+  type P4RuntimeErrorCode,
+  type UpdateFailure,
+} from './errors.js';
 export { Program, type ObjectKind } from './program.js';
 export { parseP4InfoText } from './p4info-text.js';
-export { tableEntry, tableWildcard, readTableEntry, toAction, readAction, type ActionCall, type EntryAction, type EntryFields, type ReadEntry } from './table-entry.js';
+export {
+  tableEntry,
+  tableWildcard,
+  readTableEntry,
+  toAction,
+  readAction,
+  type ActionCall,
+  type EntryAction,
+  type EntryFields,
+  type ReadEntry,
+} from './table-entry.js';
 export { lpm, optional, range, ternary, type Match, type ReadMatch } from './match.js';
 export {
-  actionProfileGroup, actionProfileMember, allMulticastGroups, cloneSession, counterEntry, digestEntry, directCounterEntry, meterEntry, multicastGroup,
-  readCounterEntry, readDigestList, readReplicas, registerEntry, type CounterValue, type MeterRates, type Replica,
+  actionProfileGroup,
+  actionProfileMember,
+  allMulticastGroups,
+  cloneSession,
+  counterEntry,
+  digestEntry,
+  directCounterEntry,
+  meterEntry,
+  multicastGroup,
+  readCounterEntry,
+  readDigestList,
+  readReplicas,
+  registerEntry,
+  type CounterValue,
+  type MeterRates,
+  type Replica,
 } from './externs.js';
 export { packetOut, readPacketIn } from './packet-io.js';
 export { fromByteString, isCanonical, toByteString, type Value } from './byte-string.js';

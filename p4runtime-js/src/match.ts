@@ -16,7 +16,8 @@ export type Match =
 
 /** A match field as it is read: integers, or text where the field is a translated string. */
 export type ReadMatch =
-  | bigint | string
+  | bigint
+  | string
   | { readonly kind: 'lpm'; readonly value: bigint; readonly prefixLength: number }
   | { readonly kind: 'ternary'; readonly value: bigint; readonly mask: bigint }
   | { readonly kind: 'range'; readonly low: bigint; readonly high: bigint }
@@ -28,7 +29,11 @@ export const range = (low: Value, high: Value): Match => ({ kind: 'range', low, 
 export const optional = (value: Value): Match => ({ kind: 'optional', value });
 
 const KINDS: Partial<Record<MatchType, string>> = {
-  [MatchType.EXACT]: 'exact', [MatchType.LPM]: 'lpm', [MatchType.TERNARY]: 'ternary', [MatchType.RANGE]: 'range', [MatchType.OPTIONAL]: 'optional',
+  [MatchType.EXACT]: 'exact',
+  [MatchType.LPM]: 'lpm',
+  [MatchType.TERNARY]: 'ternary',
+  [MatchType.RANGE]: 'range',
+  [MatchType.OPTIONAL]: 'optional',
 };
 
 export function matchKind(field: MatchField): string {
@@ -37,7 +42,9 @@ export function matchKind(field: MatchField): string {
 }
 
 /** Whether entries of a table with this field need a priority. */
-export function needsPriority(field: MatchField): boolean { return ['ternary', 'range', 'optional'].includes(matchKind(field)); }
+export function needsPriority(field: MatchField): boolean {
+  return ['ternary', 'range', 'optional'].includes(matchKind(field));
+}
 
 /**
  * @param what  names the field in errors, for example "table 'route', field 'ipv4.dst'"
@@ -45,9 +52,11 @@ export function needsPriority(field: MatchField): boolean { return ['ternary', '
  * @throws {P4RuntimeError} ERR_P4_INVALID when kind, width or bits outside the mask do not fit
  */
 export function toFieldMatch(field: MatchField, match: Match, what: string): FieldMatch | undefined {
-  const kind = matchKind(field), given = typeof match === 'object' && !(match instanceof Uint8Array) ? match.kind : 'exact';
+  const kind = matchKind(field),
+    given = typeof match === 'object' && !(match instanceof Uint8Array) ? match.kind : 'exact';
   // A value alone is also meant where the table asks for an optional one.
-  if (given !== kind && !(given === 'exact' && kind === 'optional')) throw invalid(`${what}: ${given} given, ${kind} expected`);
+  if (given !== kind && !(given === 'exact' && kind === 'optional'))
+    throw invalid(`${what}: ${given} given, ${kind} expected`);
   const fieldMatchType = matchType(match, field.bitwidth, what, kind);
   return fieldMatchType === undefined ? undefined : { fieldId: field.id, fieldMatchType };
 }
@@ -58,41 +67,59 @@ function matchType(match: Match, bits: number, what: string, kind: string): Fiel
     return kind === 'optional' ? { $case: 'optional', value: { value } } : { $case: 'exact', value: { value } };
   }
   switch (match.kind) {
-    case 'optional': return { $case: 'optional', value: { value: toByteString(match.value, bits, what) } };
+    case 'optional':
+      return { $case: 'optional', value: { value: toByteString(match.value, bits, what) } };
     case 'lpm': {
-      const { prefixLength } = match, value = toInteger(match.value, bits, what);
-      if (!Number.isInteger(prefixLength) || prefixLength < 0 || prefixLength > bits) throw invalid(`${what}: prefix length ${prefixLength}, expected 0 to ${bits}`);
+      const { prefixLength } = match,
+        value = toInteger(match.value, bits, what);
+      if (!Number.isInteger(prefixLength) || prefixLength < 0 || prefixLength > bits)
+        throw invalid(`${what}: prefix length ${prefixLength}, expected 0 to ${bits}`);
       requireMasked(value, prefixMask(bits, prefixLength), what);
-      return prefixLength === 0 ? undefined : { $case: 'lpm', value: { value: toByteString(value, bits, what), prefixLen: prefixLength } };
+      return prefixLength === 0
+        ? undefined
+        : { $case: 'lpm', value: { value: toByteString(value, bits, what), prefixLen: prefixLength } };
     }
     case 'ternary': {
-      const value = toInteger(match.value, bits, what), mask = toInteger(match.mask, bits, `${what}, mask`);
+      const value = toInteger(match.value, bits, what),
+        mask = toInteger(match.mask, bits, `${what}, mask`);
       requireMasked(value, mask, what);
-      return mask === 0n ? undefined : { $case: 'ternary', value: { value: toByteString(value, bits, what), mask: toByteString(mask, bits, what) } };
+      return mask === 0n
+        ? undefined
+        : { $case: 'ternary', value: { value: toByteString(value, bits, what), mask: toByteString(mask, bits, what) } };
     }
     case 'range': {
-      const low = toInteger(match.low, bits, what), high = toInteger(match.high, bits, what);
+      const low = toInteger(match.low, bits, what),
+        high = toInteger(match.high, bits, what);
       if (low > high) throw invalid(`${what}: range from ${low} to ${high} is empty`);
-      return low === 0n && high === fullMask(bits) ? undefined : { $case: 'range', value: { low: toByteString(low, bits, what), high: toByteString(high, bits, what) } };
+      return low === 0n && high === fullMask(bits)
+        ? undefined
+        : { $case: 'range', value: { low: toByteString(low, bits, what), high: toByteString(high, bits, what) } };
     }
   }
 }
 
 /** A server refuses bits that the mask does not cover: they would not come back. */
 function requireMasked(value: bigint, mask: bigint, what: string): void {
-  if ((value & mask) !== value) throw invalid(`${what}: 0x${value.toString(16)} has bits outside its mask 0x${mask.toString(16)}`);
+  if ((value & mask) !== value)
+    throw invalid(`${what}: 0x${value.toString(16)} has bits outside its mask 0x${mask.toString(16)}`);
 }
 
 /** @returns undefined for a kind that this package does not know */
 export function fromFieldMatch(field: MatchField, { fieldMatchType: type }: FieldMatch): ReadMatch | undefined {
   switch (type?.$case) {
-    case 'exact': return readValue(type.value.value, field.bitwidth);
-    case 'optional': return { kind: 'optional', value: readValue(type.value.value, field.bitwidth) };
-    case 'lpm': return { kind: 'lpm', value: fromByteString(type.value.value), prefixLength: type.value.prefixLen };
-    case 'ternary': return { kind: 'ternary', value: fromByteString(type.value.value), mask: fromByteString(type.value.mask) };
-    case 'range': return { kind: 'range', low: fromByteString(type.value.low), high: fromByteString(type.value.high) };
+    case 'exact':
+      return readValue(type.value.value, field.bitwidth);
+    case 'optional':
+      return { kind: 'optional', value: readValue(type.value.value, field.bitwidth) };
+    case 'lpm':
+      return { kind: 'lpm', value: fromByteString(type.value.value), prefixLength: type.value.prefixLen };
+    case 'ternary':
+      return { kind: 'ternary', value: fromByteString(type.value.value), mask: fromByteString(type.value.mask) };
+    case 'range':
+      return { kind: 'range', low: fromByteString(type.value.low), high: fromByteString(type.value.high) };
     case 'other':
-    case undefined: return undefined;
+    case undefined:
+      return undefined;
   }
 }
 

@@ -9,15 +9,43 @@
 import { P4Info } from './generated/p4/config/v1/p4info.js';
 import { P4RuntimeError } from './errors.js';
 
-/** Fields of P4Info that may come more than once, or are maps. All other names are single fields wherever they occur. */
+/**
+ * Fields of P4Info that may come more than once, or are maps. All other names are single fields wherever they occur.
+ */
 const REPEATED = new Set([
-  'tables', 'actions', 'action_profiles', 'counters', 'direct_counters', 'meters', 'direct_meters', 'controller_packet_metadata',
-  'value_sets', 'registers', 'digests', 'externs', 'instances', 'annotations', 'annotation_locations', 'structured_annotations',
-  'match_fields', 'match', 'action_refs', 'direct_resource_ids', 'table_ids', 'arguments', 'params', 'metadata', 'members',
-  'kv_pairs', 'expressions',
+  'tables',
+  'actions',
+  'action_profiles',
+  'counters',
+  'direct_counters',
+  'meters',
+  'direct_meters',
+  'controller_packet_metadata',
+  'value_sets',
+  'registers',
+  'digests',
+  'externs',
+  'instances',
+  'annotations',
+  'annotation_locations',
+  'structured_annotations',
+  'match_fields',
+  'match',
+  'action_refs',
+  'direct_resource_ids',
+  'table_ids',
+  'arguments',
+  'params',
+  'metadata',
+  'members',
+  'kv_pairs',
+  'expressions',
 ]);
 const MAPS = new Set(['structs', 'headers', 'header_unions', 'enums', 'serializable_enums', 'new_types']);
-/** Of type bytes: JSON wants base64. In P4Info, `value` is bytes in arguments and enum members, a message in key-value pairs. */
+/**
+ * Of type bytes: JSON wants base64. In P4Info, `value` is bytes in arguments and enum members, a message in key-value
+ * pairs.
+ */
 const BYTES = new Set(['value']);
 
 type Json = string | number | boolean | Json[] | { [name: string]: Json };
@@ -36,7 +64,10 @@ class TextReader {
   readonly #text: string;
   #at = 0;
 
-  constructor(text: string) { this.#text = text; this.#skip(); }
+  constructor(text: string) {
+    this.#text = text;
+    this.#skip();
+  }
 
   message(close: string | undefined): { [name: string]: Json } {
     const fields: { [name: string]: Json } = {};
@@ -56,7 +87,9 @@ class TextReader {
     }
   }
 
-  #submessage(): Json { return this.message(this.#take('{') ? '}' : (this.#take('<'), '>')); }
+  #submessage(): Json {
+    return this.message(this.#take('{') ? '}' : (this.#take('<'), '>'));
+  }
 
   #list(fields: { [name: string]: Json }, name: string): void {
     while (!this.#take(']')) {
@@ -95,15 +128,20 @@ class TextReader {
   #string(bytes: number[]): void {
     const raw = this.#match(/"(?:[^"\\\n]|\\[^\n])*"|'(?:[^'\\\n]|\\[^\n])*'/y) ?? this.#fail('the end of a string');
     const single: { [letter: string]: number } = { a: 7, b: 8, f: 12, n: 10, r: 13, t: 9, v: 11 };
-    for (const [part, hex, octal, letter] of raw.slice(1, -1).matchAll(/\\x([0-9a-fA-F]{1,2})|\\([0-7]{1,3})|\\(.)|[^\\]+/g)) {
+    for (const [part, hex, octal, letter] of raw
+      .slice(1, -1)
+      .matchAll(/\\x([0-9a-fA-F]{1,2})|\\([0-7]{1,3})|\\(.)|[^\\]+/g)) {
       if (hex !== undefined) bytes.push(parseInt(hex, 16));
       else if (octal !== undefined) bytes.push(parseInt(octal, 8) & 0xff);
-      else if (letter !== undefined) bytes.push(...(single[letter] === undefined ? Buffer.from(letter) : [single[letter]]));
+      else if (letter !== undefined)
+        bytes.push(...(single[letter] === undefined ? Buffer.from(letter) : [single[letter]]));
       else bytes.push(...Buffer.from(part));
     }
   }
 
-  #peek(): string | undefined { return this.#text[this.#at]; }
+  #peek(): string | undefined {
+    return this.#text[this.#at];
+  }
 
   #take(token: string): boolean {
     if (this.#peek() !== token) return false;
@@ -127,10 +165,15 @@ class TextReader {
     this.#at += blank.exec(this.#text)![0].length;
   }
 
-  #fail(expected: string): never { throw this.#error(`expected ${expected}`); }
+  #fail(expected: string): never {
+    throw this.#error(`expected ${expected}`);
+  }
 
   #error(what: string): P4RuntimeError {
     const before = this.#text.slice(0, this.#at).split('\n');
-    return new P4RuntimeError('ERR_P4_INFO', `Cannot read P4Info at line ${before.length}, column ${before.at(-1)!.length + 1}: ${what}`);
+    return new P4RuntimeError(
+      'ERR_P4_INFO',
+      `Cannot read P4Info at line ${before.length}, column ${before.at(-1)!.length + 1}: ${what}`,
+    );
   }
 }

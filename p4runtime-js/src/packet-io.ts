@@ -7,9 +7,19 @@ import type { Program } from './program.js';
 import { requireNames } from './table-entry.js';
 
 /** @param metadata  every field of the program's packet_out header, by name */
-export function packetOut(program: Program, payload: Uint8Array, metadata: Readonly<Record<string, Value>> = {}): PacketOut {
-  const fields = program.has('controller header', 'packet_out') ? program.find('controller header', 'packet_out').metadata : [];
-  requireNames(Object.keys(metadata), fields.map((field) => field.name), 'packet_out: field');
+export function packetOut(
+  program: Program,
+  payload: Uint8Array,
+  metadata: Readonly<Record<string, Value>> = {},
+): PacketOut {
+  const fields = program.has('controller header', 'packet_out')
+    ? program.find('controller header', 'packet_out').metadata
+    : [];
+  requireNames(
+    Object.keys(metadata),
+    fields.map((field) => field.name),
+    'packet_out: field',
+  );
   return {
     payload: Buffer.from(payload),
     metadata: fields.map((field) => {
@@ -20,13 +30,20 @@ export function packetOut(program: Program, payload: Uint8Array, metadata: Reado
   };
 }
 
-export function readPacketIn(program: Program, packet: PacketIn): { payload: Uint8Array; metadata: Record<string, bigint | string> } {
-  const fields = program.has('controller header', 'packet_in') ? program.find('controller header', 'packet_in').metadata : [];
+export function readPacketIn(
+  program: Program,
+  packet: PacketIn,
+): { payload: Uint8Array; metadata: Record<string, bigint | string> } {
+  const fields = program.has('controller header', 'packet_in')
+    ? program.find('controller header', 'packet_in').metadata
+    : [];
   return {
     payload: packet.payload,
-    metadata: Object.fromEntries(packet.metadata.flatMap(({ metadataId, value }) => {
-      const field = fields.find((candidate) => candidate.id === metadataId);
-      return field === undefined ? [] : [[field.name, readValue(value, field.bitwidth)]];
-    })),
+    metadata: Object.fromEntries(
+      packet.metadata.flatMap(({ metadataId, value }) => {
+        const field = fields.find((candidate) => candidate.id === metadataId);
+        return field === undefined ? [] : [[field.name, readValue(value, field.bitwidth)]];
+      }),
+    ),
   };
 }

@@ -1,19 +1,43 @@
 /** Table entries by names: built and checked against P4Info, and read back. */
-import { ActionRef_Scope as Scope, Table_IdleTimeoutBehavior as IdleTimeout, type Action as ActionInfo, type Table } from './generated/p4/config/v1/p4info.js';
+import {
+  ActionRef_Scope as Scope,
+  Table_IdleTimeoutBehavior as IdleTimeout,
+  type Action as ActionInfo,
+  type Table,
+} from './generated/p4/config/v1/p4info.js';
 import { Entity, TableEntry, type Action, type TableAction } from './generated/p4/v1/p4runtime.js';
 import { toByteString, type Value } from './byte-string.js';
 import { invalid } from './errors.js';
-import { fromFieldMatch, matchKind, needsPriority, readValue, toFieldMatch, type Match, type ReadMatch } from './match.js';
+import {
+  fromFieldMatch,
+  matchKind,
+  needsPriority,
+  readValue,
+  toFieldMatch,
+  type Match,
+  type ReadMatch,
+} from './match.js';
 import type { Program } from './program.js';
 
-export interface ActionCall { readonly name: string; readonly params?: Readonly<Record<string, Value>> }
+export interface ActionCall {
+  readonly name: string;
+  readonly params?: Readonly<Record<string, Value>>;
+}
 
-/** What a table entry does: an action, or, in a table with an action profile, a member, a group, or weighted actions. */
+/**
+ * What a table entry does: an action, or, in a table with an action profile, a member, a group, or weighted actions.
+ */
 export type EntryAction =
   | ActionCall
   | { readonly member: number }
   | { readonly group: number }
-  | { readonly oneShot: readonly { readonly action: ActionCall; readonly weight: number; readonly watchPort?: Uint8Array }[] };
+  | {
+      readonly oneShot: readonly {
+        readonly action: ActionCall;
+        readonly weight: number;
+        readonly watchPort?: Uint8Array;
+      }[];
+    };
 
 export interface EntryFields {
   readonly table: string;
@@ -22,7 +46,9 @@ export interface EntryFields {
   readonly action?: EntryAction;
   /** 1 or more where a field is ternary, range or optional; else left out. Higher wins. */
   readonly priority?: number;
-  /** The table's default action is meant: no match, no priority. Only MODIFY; without an action, back to the program's. */
+  /**
+   * The table's default action is meant: no match, no priority. Only MODIFY; without an action, back to the program's.
+   */
   readonly isDefault?: boolean;
   readonly idleTimeoutNs?: bigint;
   /** The controller's own bytes. */
@@ -34,7 +60,11 @@ export interface EntryFields {
 export interface ReadEntry {
   readonly table: string;
   readonly match: Readonly<Record<string, ReadMatch>>;
-  readonly action: { readonly name: string; readonly params: Readonly<Record<string, bigint | string>> } | { readonly member: number } | { readonly group: number } | undefined;
+  readonly action:
+    | { readonly name: string; readonly params: Readonly<Record<string, bigint | string>> }
+    | { readonly member: number }
+    | { readonly group: number }
+    | undefined;
   readonly priority: number;
   readonly isDefault: boolean;
   readonly isConst: boolean;
@@ -44,12 +74,19 @@ export interface ReadEntry {
 
 /** An entry to insert, modify or delete. For DELETE, the action may be left out. */
 export function tableEntry(program: Program, fields: EntryFields): Entity {
-  const table = program.find('table', fields.table), what = `table '${fields.table}'`;
+  const table = program.find('table', fields.table),
+    what = `table '${fields.table}'`;
   const isDefault = fields.isDefault === true;
   if (table.isConstTable) throw invalid(`${what} is constant: its entries are the program's`);
-  if (isDefault && (fields.priority !== undefined || Object.keys(fields.match ?? {}).length > 0)) throw invalid(`${what}: the default action has neither match nor priority`);
+  if (isDefault && (fields.priority !== undefined || Object.keys(fields.match ?? {}).length > 0))
+    throw invalid(`${what}: the default action has neither match nor priority`);
   if (isDefault && table.constDefaultActionId !== 0) throw invalid(`${what}: the default action is constant`);
-  if (fields.idleTimeoutNs !== undefined && fields.idleTimeoutNs !== 0n && table.idleTimeoutBehavior === IdleTimeout.NO_TIMEOUT) throw invalid(`${what} has no idle timeout`);
+  if (
+    fields.idleTimeoutNs !== undefined &&
+    fields.idleTimeoutNs !== 0n &&
+    table.idleTimeoutBehavior === IdleTimeout.NO_TIMEOUT
+  )
+    throw invalid(`${what} has no idle timeout`);
   if (fields.counter !== undefined && !hasDirectCounter(program, table)) throw invalid(`${what} has no direct counter`);
   return entity({
     tableId: table.preamble!.id,
@@ -59,7 +96,10 @@ export function tableEntry(program: Program, fields: EntryFields): Entity {
     isDefaultAction: isDefault,
     idleTimeoutNs: fields.idleTimeoutNs ?? 0n,
     metadata: Buffer.from(fields.metadata ?? []),
-    counterData: fields.counter === undefined ? undefined : { byteCount: fields.counter.bytes, packetCount: fields.counter.packets },
+    counterData:
+      fields.counter === undefined
+        ? undefined
+        : { byteCount: fields.counter.bytes, packetCount: fields.counter.packets },
   });
 }
 
@@ -69,7 +109,11 @@ export function tableEntry(program: Program, fields: EntryFields): Entity {
  * @param options.defaults  the default action instead of the entries
  * @param options.counters  with their direct counters, where the table has them
  */
-export function tableWildcard(program: Program, table?: string, options: { defaults?: boolean; counters?: boolean } = {}): Entity {
+export function tableWildcard(
+  program: Program,
+  table?: string,
+  options: { defaults?: boolean; counters?: boolean } = {},
+): Entity {
   return entity({
     tableId: table === undefined ? 0 : program.find('table', table).preamble!.id,
     isDefaultAction: options.defaults === true,
@@ -84,20 +128,36 @@ export function readTableEntry(program: Program, entry: TableEntry): ReadEntry {
   for (const each of entry.match) {
     const field = table.matchFields.find((candidate) => candidate.id === each.fieldId);
     const value = field === undefined ? undefined : fromFieldMatch(field, each);
-    if (field === undefined || value === undefined) throw invalid(`table '${program.nameOf(table)}': match field id ${each.fieldId} cannot be read with this program's P4Info`);
+    if (field === undefined || value === undefined)
+      throw invalid(
+        `table '${program.nameOf(table)}': match field id ${each.fieldId} cannot be read with this program's P4Info`,
+      );
     match[field.name] = value;
   }
   return {
-    table: program.nameOf(table), match, action: readTableAction(program, entry.action), priority: entry.priority,
-    isDefault: entry.isDefaultAction, isConst: entry.isConst, metadata: entry.metadata,
-    counter: entry.counterData === undefined ? undefined : { bytes: entry.counterData.byteCount, packets: entry.counterData.packetCount },
+    table: program.nameOf(table),
+    match,
+    action: readTableAction(program, entry.action),
+    priority: entry.priority,
+    isDefault: entry.isDefaultAction,
+    isConst: entry.isConst,
+    metadata: entry.metadata,
+    counter:
+      entry.counterData === undefined
+        ? undefined
+        : { bytes: entry.counterData.byteCount, packets: entry.counterData.packetCount },
   };
 }
 
 /** An action and its parameters, complete and each in its width. */
 export function toAction(program: Program, call: ActionCall, what = `action '${call.name}'`): Action {
-  const action = program.find('action', call.name), given = call.params ?? {};
-  requireNames(Object.keys(given), action.params.map((param) => param.name), `${what}: parameter`);
+  const action = program.find('action', call.name),
+    given = call.params ?? {};
+  requireNames(
+    Object.keys(given),
+    action.params.map((param) => param.name),
+    `${what}: parameter`,
+  );
   return {
     actionId: action.preamble!.id,
     params: action.params.map((param) => {
@@ -108,32 +168,52 @@ export function toAction(program: Program, call: ActionCall, what = `action '${c
   };
 }
 
-export function readAction(program: Program, action: Action): { name: string; params: Record<string, bigint | string> } {
+export function readAction(
+  program: Program,
+  action: Action,
+): { name: string; params: Record<string, bigint | string> } {
   const info = program.findById('action', action.actionId);
-  return { name: program.nameOf(info), params: Object.fromEntries(action.params.map((param) => readParam(program, info, param))) };
+  return {
+    name: program.nameOf(info),
+    params: Object.fromEntries(action.params.map((param) => readParam(program, info, param))),
+  };
 }
 
-function readParam(program: Program, info: ActionInfo, { paramId, value }: { paramId: number; value: Uint8Array }): [string, bigint | string] {
+function readParam(
+  program: Program,
+  info: ActionInfo,
+  { paramId, value }: { paramId: number; value: Uint8Array },
+): [string, bigint | string] {
   const param = info.params.find((candidate) => candidate.id === paramId);
-  if (param === undefined) throw invalid(`action '${program.nameOf(info)}': parameter id ${paramId} is not in this program's P4Info`);
+  if (param === undefined)
+    throw invalid(`action '${program.nameOf(info)}': parameter id ${paramId} is not in this program's P4Info`);
   return [param.name, readValue(value, param.bitwidth)];
 }
 
 function readTableAction(program: Program, action: TableAction | undefined): ReadEntry['action'] {
   switch (action?.type?.$case) {
-    case 'action': return readAction(program, action.type.value);
-    case 'actionProfileMemberId': return { member: action.type.value };
-    case 'actionProfileGroupId': return { group: action.type.value };
+    case 'action':
+      return readAction(program, action.type.value);
+    case 'actionProfileMemberId':
+      return { member: action.type.value };
+    case 'actionProfileGroupId':
+      return { group: action.type.value };
     case 'actionProfileActionSet':
-    case undefined: return undefined;
+    case undefined:
+      return undefined;
   }
 }
 
 function matchesOf(table: Table, given: Readonly<Record<string, Match>>, what: string): TableEntry['match'] {
-  requireNames(Object.keys(given), table.matchFields.map((field) => field.name), `${what}: match field`);
+  requireNames(
+    Object.keys(given),
+    table.matchFields.map((field) => field.name),
+    `${what}: match field`,
+  );
   return table.matchFields.flatMap((field) => {
     const match = given[field.name];
-    if (match === undefined && matchKind(field) === 'exact') throw invalid(`${what}: match field '${field.name}' is missing, and is exact`);
+    if (match === undefined && matchKind(field) === 'exact')
+      throw invalid(`${what}: match field '${field.name}' is missing, and is exact`);
     const made = match === undefined ? undefined : toFieldMatch(field, match, `${what}, field '${field.name}'`);
     return made === undefined ? [] : [made];
   });
@@ -141,47 +221,76 @@ function matchesOf(table: Table, given: Readonly<Record<string, Match>>, what: s
 
 function priorityOf(table: Table, priority: number | undefined, what: string): number {
   if (!table.matchFields.some(needsPriority)) {
-    if (priority !== undefined && priority !== 0) throw invalid(`${what}: priority ${priority}, but no field is ternary, range or optional`);
+    if (priority !== undefined && priority !== 0)
+      throw invalid(`${what}: priority ${priority}, but no field is ternary, range or optional`);
     return 0;
   }
-  if (priority === undefined || !Number.isInteger(priority) || priority < 1 || priority > 0x7fff_ffff) throw invalid(`${what}: priority ${priority ?? 'missing'}, expected 1 to 2147483647`);
+  if (priority === undefined || !Number.isInteger(priority) || priority < 1 || priority > 0x7fff_ffff)
+    throw invalid(`${what}: priority ${priority ?? 'missing'}, expected 1 to 2147483647`);
   return priority;
 }
 
-function toTableAction(program: Program, table: Table, action: EntryAction, isDefault: boolean, what: string): TableAction {
-  if (('name' in action) === (table.implementationId !== 0) && !isDefault) {
-    throw invalid(`${what} has ${table.implementationId === 0 ? 'no' : 'an'} action profile: ${'name' in action ? 'a member, a group or weighted actions' : 'an action'} expected`);
+function toTableAction(
+  program: Program,
+  table: Table,
+  action: EntryAction,
+  isDefault: boolean,
+  what: string,
+): TableAction {
+  if ('name' in action === (table.implementationId !== 0) && !isDefault) {
+    throw invalid(
+      `${what} has ${table.implementationId === 0 ? 'no' : 'an'} action ` +
+        `profile: ${'name' in action ? 'a member, a group or weighted actions' : 'an action'} expected`,
+    );
   }
   if ('name' in action) return { type: { $case: 'action', value: allowed(program, table, action, isDefault, what) } };
   if ('member' in action) return { type: { $case: 'actionProfileMemberId', value: action.member } };
   if ('group' in action) return { type: { $case: 'actionProfileGroupId', value: action.group } };
-  return { type: { $case: 'actionProfileActionSet', value: { actionProfileActions: action.oneShot.map((each) => {
-    if (!Number.isInteger(each.weight) || each.weight < 1) throw invalid(`${what}: weight ${each.weight}, expected 1 or more`);
-    return {
-      action: allowed(program, table, each.action, false, what), weight: each.weight,
-      watchKind: each.watchPort === undefined ? undefined : { $case: 'watchPort' as const, value: Buffer.from(each.watchPort) },
-    };
-  }) } } };
+  return {
+    type: {
+      $case: 'actionProfileActionSet',
+      value: {
+        actionProfileActions: action.oneShot.map((each) => {
+          if (!Number.isInteger(each.weight) || each.weight < 1)
+            throw invalid(`${what}: weight ${each.weight}, expected 1 or more`);
+          return {
+            action: allowed(program, table, each.action, false, what),
+            weight: each.weight,
+            watchKind:
+              each.watchPort === undefined
+                ? undefined
+                : { $case: 'watchPort' as const, value: Buffer.from(each.watchPort) },
+          };
+        }),
+      },
+    },
+  };
 }
 
 function allowed(program: Program, table: Table, call: ActionCall, isDefault: boolean, what: string): Action {
   const id = program.find('action', call.name).preamble!.id;
   const ref = table.actionRefs.find((candidate) => candidate.id === id);
-  const names = () => table.actionRefs.map((each) => `'${program.nameOf(program.findById('action', each.id))}'`).join(', ');
+  const names = () =>
+    table.actionRefs.map((each) => `'${program.nameOf(program.findById('action', each.id))}'`).join(', ');
   if (ref === undefined) throw invalid(`${what}: action '${call.name}' is not one of its actions: ${names()}`);
-  if (isDefault && ref.scope === Scope.TABLE_ONLY) throw invalid(`${what}: action '${call.name}' cannot be the default action`);
-  if (!isDefault && ref.scope === Scope.DEFAULT_ONLY) throw invalid(`${what}: action '${call.name}' can only be the default action`);
+  if (isDefault && ref.scope === Scope.TABLE_ONLY)
+    throw invalid(`${what}: action '${call.name}' cannot be the default action`);
+  if (!isDefault && ref.scope === Scope.DEFAULT_ONLY)
+    throw invalid(`${what}: action '${call.name}' can only be the default action`);
   return toAction(program, call, `${what}, action '${call.name}'`);
 }
 
 function hasDirectCounter(program: Program, table: Table): boolean {
-  return table.directResourceIds.some((id) => program.p4info.directCounters.some((counter) => counter.preamble?.id === id));
+  return table.directResourceIds.some((id) =>
+    program.p4info.directCounters.some((counter) => counter.preamble?.id === id),
+  );
 }
 
 /** Names are spelled as P4Info spells them, or it is a mistake. */
 export function requireNames(given: readonly string[], known: readonly string[], what: string): void {
   const unknown = given.find((name) => !known.includes(name));
-  if (unknown !== undefined) throw invalid(`${what} '${unknown}': expected ${known.map((name) => `'${name}'`).join(', ') || 'none'}`);
+  if (unknown !== undefined)
+    throw invalid(`${what} '${unknown}': expected ${known.map((name) => `'${name}'`).join(', ') || 'none'}`);
 }
 
 function entity(entry: Partial<TableEntry>): Entity {

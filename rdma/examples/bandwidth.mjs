@@ -4,7 +4,8 @@
  *   node bandwidth.mjs serve ADDRESS [DEVICE]
  *   node bandwidth.mjs ADDRESS PORT RKEY [DEVICE] [BYTES=65536] [IN_FLIGHT=16] [SECONDS=2]
  *
- * DEVICE: soft, verbs, verbs:NAME or auto (default). `serve` prints the line that the other process is to be started with.
+ * DEVICE: soft, verbs, verbs:NAME or auto (default). `serve` prints the line that the other process is to be started
+ * with.
  */
 import { Access, Flag, openDevice, statusName } from 'tartan-rdma';
 
@@ -15,7 +16,11 @@ if (first === 'serve') {
   const [address = '127.0.0.1', spec = 'auto'] = rest;
   const device = openDevice(spec, { host: address, log: console.error });
   const region = device.allocate(REGION_BYTES, Access.REMOTE_WRITE);
-  const listener = await device.listen(address, 0, (qp) => { qp.onError = () => { void qp.destroy(); }; });
+  const listener = await device.listen(address, 0, (qp) => {
+    qp.onError = () => {
+      void qp.destroy();
+    };
+  });
   console.log(`node bandwidth.mjs ${address} ${listener.port} ${region.rkey} ${spec}`);
 } else {
   const [port, rkey] = rest.map(Number);
@@ -42,6 +47,9 @@ if (first === 'serve') {
     device.ring();
   });
   const elapsed = (performance.now() - begin) / 1000;
-  console.log(`${device.kind} ${device.name}: ${(done * bytes / elapsed / 1e6).toFixed(1)} MB/s, ${bytes} bytes each, ${window} in flight`);
+  console.log(
+    `${device.kind} ${device.name}: ${((done * bytes) / elapsed / 1e6).toFixed(1)} MB/s, ${bytes} bytes ` +
+      `each, ${window} in flight`,
+  );
   await device.close();
 }

@@ -25,8 +25,12 @@ if (first === 'serve') {
   const device = openDevice(spec, { host: address, log: console.error });
   const listener = await device.listen(address, 0, (qp) => {
     const region = device.allocate(2 * BYTES);
-    receive(device, qp, region, () => { qp.postSend(0, region, 0, BYTES); });
-    qp.onError = () => { void qp.destroy().then(() => region.deregister()); };
+    receive(device, qp, region, () => {
+      qp.postSend(0, region, 0, BYTES);
+    });
+    qp.onError = () => {
+      void qp.destroy().then(() => region.deregister());
+    };
   });
   console.log(`node ping-pong.mjs ${address} ${listener.port} ${spec}`);
 } else {
@@ -38,7 +42,9 @@ if (first === 'serve') {
   let sent = performance.now();
   await new Promise((resolve, reject) => {
     let round = 0;
-    qp.onError = (reason) => { reject(new Error(reason)); };
+    qp.onError = (reason) => {
+      reject(new Error(reason));
+    };
     receive(device, qp, region, () => {
       micros[round++] = (performance.now() - sent) * 1000;
       if (round === count) return resolve();
@@ -49,6 +55,9 @@ if (first === 'serve') {
     device.ring();
   });
   micros.sort();
-  console.log(`${device.kind} ${device.name}: round trip p50 ${micros[count >> 1].toFixed(1)} µs, p99 ${micros[Math.floor(count * 0.99)].toFixed(1)} µs`);
+  console.log(
+    `${device.kind} ${device.name}: round trip p50 ${micros[count >> 1].toFixed(1)} µs, ` +
+      `p99 ${micros[Math.floor(count * 0.99)].toFixed(1)} µs`,
+  );
   await device.close();
 }

@@ -1,11 +1,13 @@
 /**
- * A ring buffer between two processes: the receiver owns SLOTS slots, grants them once, and gives each back as a credit;
- * the sender writes with immediate, the slot's number. No byte is copied, no slot is written before it was given back.
+ * A ring buffer between two processes: the receiver owns SLOTS slots, grants them once, and gives each back as a
+ * credit; the sender writes with immediate, the slot's number. No byte is copied, no slot is written before it was
+ * given back.
  *
  *   node ring.mjs receive ADDRESS [DEVICE]       prints the line to start the other with
  *   node ring.mjs ADDRESS PORT [DEVICE] [MESSAGES=1000]
  *
- * Both sides: a receive for each message that may come. The grant and the credits are SENDs of 8 bytes: [rkey or slot, kind].
+ * Both sides: a receive for each message that may come. The grant and the credits are SENDs of 8 bytes: [rkey or slot,
+ * kind].
  */
 import { Access, Flag, openDevice, Opcode } from 'tartan-rdma';
 
@@ -20,7 +22,7 @@ if (first === 'receive') {
   const device = openDevice(spec, { host: address, log: console.error });
   const listener = await device.listen(address, 0, (qp) => {
     const ring = device.allocate(SLOTS * SLOT_BYTES, Access.REMOTE_WRITE);
-    const notes = device.allocate((SLOTS + 1) * 8);  // one for each credit, one for the grant
+    const notes = device.allocate((SLOTS + 1) * 8); // one for each credit, one for the grant
     const words = new Uint32Array(notes.buffer);
     let messages = 0;
     let sum = 0;
@@ -59,13 +61,15 @@ if (first === 'receive') {
   let returned = 0;
   let sum = 0;
   const send = (slot) => {
-    const length = 1 + (sent * 7919) % SLOT_BYTES;
+    const length = 1 + ((sent * 7919) % SLOT_BYTES);
     const bytes = new Uint8Array(staging.buffer, slot * SLOT_BYTES, length).fill(sent++);
     for (const byte of bytes) sum = (sum + byte) >>> 0;
     qp.postWriteWithImm(slot, staging, slot * SLOT_BYTES, length, rkey, slot * SLOT_BYTES, slot, Flag.SIGNALED);
   };
   await new Promise((resolve, reject) => {
-    qp.onError = (reason) => { reject(new Error(reason)); };
+    qp.onError = (reason) => {
+      reject(new Error(reason));
+    };
     qp.handler = (opcode, status, note) => {
       if (opcode !== Opcode.RECV || status !== 0) return;
       const [value, kind] = words.subarray(note * 2, note * 2 + 2);

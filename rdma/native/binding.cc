@@ -2,9 +2,9 @@
 // that can be decided in TypeScript is decided there (src/soft/); arguments are trusted to have the right types.
 //
 // Threads: every function here runs on the JavaScript thread that called open(), except wake_from_engine().
-// Lifetime: a Device lives until its JavaScript object is collected or the environment ends. Its engine ends earlier: by
-// close(), or by the environment's cleanup hook, which is added after the threadsafe function was made and therefore runs
-// before that one is torn down. The rings' typed arrays are referenced until the engine's thread has been joined.
+// Lifetime: a Device lives until its JavaScript object is collected or the environment ends. Its engine ends earlier:
+// by close(), or by the environment's cleanup hook, which is added after the threadsafe function was made and therefore
+// runs before that one is torn down. The rings' typed arrays are referenced until the engine's thread has been joined.
 #include <node_api.h>
 #include <sys/random.h>
 
@@ -122,8 +122,12 @@ napi_value take_event(napi_env env, napi_callback_info info) {
   Call call(env, info);
   Event event;
   if (!call.device->engine || !call.device->engine->take_event(event)) return undefined(env);
-  const napi_value fields[] = {uint32(env, static_cast<uint32_t>(event.type)), uint32(env, event.id), uint32(env, event.qpn),
-                               uint32(env, event.number), uint32(env, event.transport), string(env, event.text)};
+  const napi_value fields[] = {uint32(env, static_cast<uint32_t>(event.type)),
+                               uint32(env, event.id),
+                               uint32(env, event.qpn),
+                               uint32(env, event.number),
+                               uint32(env, event.transport),
+                               string(env, event.text)};
   napi_value array;
   napi_create_array_with_length(env, 6, &array);
   for (uint32_t i = 0; i < 6; i++) napi_set_element(env, array, i, fields[i]);
@@ -134,8 +138,8 @@ napi_value take_event(napi_env env, napi_callback_info info) {
 
 void keep_memory(napi_env, void*, void*) {}  // the Device unmaps, not the garbage collector
 
-// V8 counts the bytes of ArrayBuffers and collects garbage when many were made: no collection frees a region, and with a
-// session of some MiB for every small file most of a node's CPU went there. So they are taken out of the count.
+// V8 counts the bytes of ArrayBuffers and collects garbage when many were made: no collection frees a region, and with
+// a session of some MiB for every small file most of a node's CPU went there. So they are taken out of the count.
 void count_as_heap(napi_env env, int64_t bytes) {
   int64_t unused = 0;
   napi_adjust_external_memory(env, bytes, &unused);
@@ -183,8 +187,10 @@ napi_value release(napi_env env, napi_callback_info info) {
   Call call(env, info);
   auto found = call.device->regions.find(call.u32(0));
   if (found == call.device->regions.end()) return undefined(env);
-  count_as_heap(env, static_cast<int64_t>(found->second->size));  // detaching takes them out; first, so that the sum never falls below what it was
-  if (napi_detach_arraybuffer(env, call.arguments[1]) != napi_ok) return fail(env, "the region's ArrayBuffer can't be detached");
+  // detaching takes them out; first, so that the sum never falls below what it was
+  count_as_heap(env, static_cast<int64_t>(found->second->size));
+  if (napi_detach_arraybuffer(env, call.arguments[1]) != napi_ok)
+    return fail(env, "the region's ArrayBuffer can't be detached");
   delete found->second;
   call.device->regions.erase(found);
   return undefined(env);
@@ -205,7 +211,8 @@ napi_value create_coder(napi_env env, napi_callback_info info) {
   coder->digest = {spec[3], spec[4], spec[5], spec[6], spec[7]};
   memcpy(coder->input_units, spec + 8, coder->inputs * 4);
   memcpy(coder->output_units, spec + 8 + coder->inputs, coder->outputs * 4);
-  coder->plan = coding_plan_create(static_cast<int>(coder->inputs), static_cast<int>(coder->outputs), matrix, kernel.empty() ? nullptr : kernel.c_str());
+  coder->plan = coding_plan_create(static_cast<int>(coder->inputs), static_cast<int>(coder->outputs), matrix,
+                                   kernel.empty() ? nullptr : kernel.c_str());
   if (!coder->plan) return fail(env, "no such kernel on this CPU");
   coder->id = call.device->next_coder++;
   const uint32_t id = coder->id;
@@ -259,8 +266,10 @@ napi_value to_error(napi_env env, napi_callback_info info) {  // (qpn, reason)
 napi_value keep_alive(napi_env env, napi_callback_info info) {
   Call call(env, info);
   if (!call.device->wake) return undefined(env);
-  if (call.u32(0)) napi_ref_threadsafe_function(env, call.device->wake);
-  else napi_unref_threadsafe_function(env, call.device->wake);
+  if (call.u32(0))
+    napi_ref_threadsafe_function(env, call.device->wake);
+  else
+    napi_unref_threadsafe_function(env, call.device->wake);
   return undefined(env);
 }
 
@@ -302,7 +311,8 @@ napi_value add_to_packet_socket(napi_env env, napi_callback_info info) {
 
 napi_value remove_packet_receiver(napi_env env, napi_callback_info info) {  // (socket, qpn, fence)
   Call call(env, info);
-  if (call.device->engine) call.device->engine->submit({CommandType::remove_packet_receiver, call.u32(0), call.u32(1), call.u32(2)});
+  if (call.device->engine)
+    call.device->engine->submit({CommandType::remove_packet_receiver, call.u32(0), call.u32(1), call.u32(2)});
   return undefined(env);
 }
 
@@ -312,7 +322,8 @@ napi_value close_packet_socket(napi_env env, napi_callback_info info) {  // (soc
   return undefined(env);
 }
 
-napi_value packet_counters(napi_env env, napi_callback_info info) {  // (socket, Float64Array, whether they are asked for the last time)
+// (socket, Float64Array, whether they are asked for the last time)
+napi_value packet_counters(napi_env env, napi_callback_info info) {
   Call call(env, info);
   const auto found = call.device->packet_counters.find(call.u32(0));
   if (found == call.device->packet_counters.end()) return undefined(env);
@@ -367,15 +378,17 @@ napi_value open(napi_env env, napi_callback_info info) {
   size_t request_words, completion_words;
   const WorkRequest* requests = call.array<WorkRequest>(0, &request_words);
   Completion* completions = call.array<Completion>(1, &completion_words);
-  if (napi_create_threadsafe_function(env, call.arguments[2], nullptr, string(env, "tartan-rdma"), 0, 1, nullptr, nullptr, nullptr, nullptr, &device->wake) != napi_ok) {
+  if (napi_create_threadsafe_function(env, call.arguments[2], nullptr, string(env, "tartan-rdma"), 0, 1, nullptr,
+                                      nullptr, nullptr, nullptr, &device->wake) != napi_ok) {
     return fail(env, "cannot create a threadsafe function");
   }
   napi_unref_threadsafe_function(env, device->wake);
   napi_threadsafe_function wake = device->wake;
   const auto wake_from_engine = [wake] { napi_call_threadsafe_function(wake, nullptr, napi_tsfn_nonblocking); };
   std::string why;
-  device->engine = Engine::open(requests, static_cast<uint32_t>(request_words * 4 / sizeof(WorkRequest)), completions,
-                                static_cast<uint32_t>(completion_words * 4 / sizeof(Completion)), wake_from_engine, why);
+  device->engine =
+      Engine::open(requests, static_cast<uint32_t>(request_words * 4 / sizeof(WorkRequest)), completions,
+                   static_cast<uint32_t>(completion_words * 4 / sizeof(Completion)), wake_from_engine, why);
   if (!device->engine) {
     napi_release_threadsafe_function(device->wake, napi_tsfn_abort);
     return fail(env, why);

@@ -1,7 +1,7 @@
 // A prepared linear map and the layout of the headers beside its units: what CoderSpec in rdma/src/device.ts says.
 //
-// Threads: built on the JavaScript thread (which has checked the spec), then the engine's alone until the engine deletes
-// it: when JavaScript removed it and no queued request refers to it.
+// Threads: built on the JavaScript thread (which has checked the spec), then the engine's alone until the engine
+// deletes it: when JavaScript removed it and no queued request refers to it.
 #pragma once
 #include <cstdint>
 
@@ -30,7 +30,9 @@ struct Coder {
   ~Coder() {
     if (plan) coding_plan_destroy(plan);
   }
-  uint32_t header_bytes(uint32_t unit) const { return unit < k ? digest.data_header_bytes : digest.crc_list_offset + 4 * k; }
+  uint32_t header_bytes(uint32_t unit) const {
+    return unit < k ? digest.data_header_bytes : digest.crc_list_offset + 4 * k;
+  }
 };
 
 }  // namespace tartan

@@ -1,4 +1,5 @@
-// Chooses a kernel and walks stripes in blocks that stay in the first caches, so that digests cost no second trip to memory.
+// Chooses a kernel and walks stripes in blocks that stay in the first caches, so that digests cost no second trip to
+// memory.
 #include "coding.h"
 
 #include <atomic>
@@ -79,8 +80,8 @@ struct CodingPlan {
 
 namespace {
 
-// A block's bytes of all units together. Measured: from 24 to 128 KiB it makes little difference, as long as it stays well
-// inside a second cache.
+// A block's bytes of all units together. Measured: from 24 to 128 KiB it makes little difference, as long as it stays
+// well inside a second cache.
 constexpr size_t kBlockBudget = 64 * 1024;
 constexpr size_t kMinBlock = 2048, kMaxBlock = 16 * 1024;  // multiples of 256
 
@@ -89,8 +90,10 @@ size_t block_bytes(const CodingPlan& plan) {
   return fair < kMinBlock ? kMinBlock : smaller(fair, kMaxBlock);
 }
 
-// Bytes [begin, end) of every output, placed from out[…] on. Inputs end at different places: each piece between two ends has columns of its own.
-void multiply_range(const CodingPlan& plan, const uint8_t* const* in, const size_t* in_len, uint8_t* const* out, size_t begin, size_t end, size_t ahead) {
+// Bytes [begin, end) of every output, placed from out[…] on. Inputs end at different places: each piece between two
+// ends has columns of its own.
+void multiply_range(const CodingPlan& plan, const uint8_t* const* in, const size_t* in_len, uint8_t* const* out,
+                    size_t begin, size_t end, size_t ahead) {
   for (size_t at = begin; at < end;) {
     size_t piece_end = end;
     int active[kMaxUnits], count = 0;
@@ -133,7 +136,9 @@ std::atomic<size_t>& stream_from() {
 
 bool streams(const CodingPlan& plan, uint8_t* const* out, size_t out_len) {
   const size_t units = static_cast<size_t>(plan.inputs + plan.outputs);
-  if (plan.outputs == 0 || plan.outputs > kMaxGroupRows || out_len * units < stream_from().load(std::memory_order_relaxed)) return false;
+  if (plan.outputs == 0 || plan.outputs > kMaxGroupRows ||
+      out_len * units < stream_from().load(std::memory_order_relaxed))
+    return false;
   for (int r = 0; r < plan.outputs; r++) {
     if (reinterpret_cast<uintptr_t>(out[r]) % 64 != 0) return false;
   }
@@ -172,7 +177,8 @@ CodingPlan* coding_plan_create(int inputs, int outputs, const uint8_t* matrix, c
 
   // One allocation: the plan, then the prepared coefficients, each group's table aligned for vector loads.
   const size_t header = (sizeof(CodingPlan) + 63) & ~size_t{63};
-  const size_t tables = static_cast<size_t>(inputs * outputs) * kernel->coefficient_bytes + static_cast<size_t>(outputs) * 64;
+  const size_t tables =
+      static_cast<size_t>(inputs * outputs) * kernel->coefficient_bytes + static_cast<size_t>(outputs) * 64;
   void* memory = std::aligned_alloc(64, (header + tables + 63) & ~size_t{63});
   if (memory == nullptr) return nullptr;
   CodingPlan* plan = new (memory) CodingPlan{kernel, inputs, outputs, 0, {}, {}};
@@ -187,8 +193,10 @@ CodingPlan* coding_plan_create(int inputs, int outputs, const uint8_t* matrix, c
   int ones[kMaxUnits], ones_count = 0, general[kMaxUnits], general_count = 0;
   for (int r = 0; r < outputs; r++) {
     plan->all_ones[r] = all_ones(r);
-    if (plan->all_ones[r]) ones[ones_count++] = r;
-    else general[general_count++] = r;
+    if (plan->all_ones[r])
+      ones[ones_count++] = r;
+    else
+      general[general_count++] = r;
   }
   for (int o = 0, g = 0; o < ones_count || g < general_count;) {
     Group& group = plan->group[plan->groups++];
@@ -200,7 +208,8 @@ CodingPlan* coding_plan_create(int inputs, int outputs, const uint8_t* matrix, c
     }
     group.coefficients = table;
     for (int c = 0; c < inputs; c++) {
-      for (int r = begin; r < g; r++, table += kernel->coefficient_bytes) kernel->prepare(matrix[general[r] * inputs + c], table);
+      for (int r = begin; r < g; r++, table += kernel->coefficient_bytes)
+        kernel->prepare(matrix[general[r] * inputs + c], table);
     }
     table += -reinterpret_cast<uintptr_t>(table) & 63;
   }
@@ -225,12 +234,13 @@ const char* coding_kernels() {
   return names;
 }
 
-void coding_encode(const CodingPlan* plan, const uint8_t* const* in, const size_t* in_len, uint8_t* const* out, size_t out_len,
-                   Digest* in_digest, Digest* out_digest) {
+void coding_encode(const CodingPlan* plan, const uint8_t* const* in, const size_t* in_len, uint8_t* const* out,
+                   size_t out_len, Digest* in_digest, Digest* out_digest) {
   // A longer input would be cut off silently, its digest included.
   for (int c = 0; c < plan->inputs; c++) assert(in_len[c] <= out_len);
   const bool stream = streams(*plan, out, out_len);
-  if (in_digest == nullptr && out_digest == nullptr && !stream) return multiply_range(*plan, in, in_len, out, 0, out_len, kAhead);
+  if (in_digest == nullptr && out_digest == nullptr && !stream)
+    return multiply_range(*plan, in, in_len, out, 0, out_len, kAhead);
 
   const bool derive = in_digest && out_digest && all_equal(in_len, plan->inputs, out_len);
   const auto& digest = plan->kernel->digest;
@@ -258,8 +268,10 @@ void coding_encode(const CodingPlan* plan, const uint8_t* const* in, const size_
 
   for (int c = 0; in_digest && c < plan->inputs; c++) in_running[c].store(&in_digest[c]);
   for (int r = 0; out_digest && r < plan->outputs; r++) {
-    if (derive && plan->all_ones[r]) derive_digest(in_digest, plan->inputs, out_len, &out_digest[r]);
-    else out_running[r].store(&out_digest[r]);
+    if (derive && plan->all_ones[r])
+      derive_digest(in_digest, plan->inputs, out_len, &out_digest[r]);
+    else
+      out_running[r].store(&out_digest[r]);
   }
 }
 

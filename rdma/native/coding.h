@@ -24,16 +24,17 @@ const char* coding_plan_kernel(const CodingPlan*);
 // Comma-separated names of the kernels this CPU runs, best first.
 const char* coding_kernels();
 
-// out[r][0..out_len) = Σ matrix[r][c]·in[c]; an input shorter than out_len counts as padded with zeros (in_len[c] ≤ out_len).
-// in[c] may be null where in_len[c] is 0. Inputs and outputs do not overlap; no alignment is needed, 64 is fastest.
-// in_digest: null, or one Digest per input (of its own in_len bytes). out_digest: null, or one per output (of out_len).
-void coding_encode(const CodingPlan*, const uint8_t* const* in, const size_t* in_len, uint8_t* const* out, size_t out_len,
-                   Digest* in_digest, Digest* out_digest);
+// out[r][0..out_len) = Σ matrix[r][c]·in[c]; an input shorter than out_len counts as padded with zeros (in_len[c] ≤
+// out_len). in[c] may be null where in_len[c] is 0. Inputs and outputs do not overlap; no alignment is needed, 64 is
+// fastest. in_digest: null, or one Digest per input (of its own in_len bytes). out_digest: null, or one per output (of
+// out_len).
+void coding_encode(const CodingPlan*, const uint8_t* const* in, const size_t* in_len, uint8_t* const* out,
+                   size_t out_len, Digest* in_digest, Digest* out_digest);
 
-// Outputs go to memory past the caches where a call's inputs and outputs together have at least `bytes` (and lie 64-byte
-// aligned): to begin with TARTAN_STREAM_BYTES from the environment, else 3 MiB. Process-wide. 0: always; SIZE_MAX: never.
-// It pays where outputs are out of the caches and not read soon: 1.3 to 1.5 times faster; it costs half the speed where they
-// are in them.
+// Outputs go to memory past the caches where a call's inputs and outputs together have at least `bytes` (and lie
+// 64-byte aligned): to begin with TARTAN_STREAM_BYTES from the environment, else 3 MiB. Process-wide. 0: always;
+// SIZE_MAX: never. It pays where outputs are out of the caches and not read soon: 1.3 to 1.5 times faster; it costs
+// half the speed where they are in them.
 void coding_stream_from(size_t bytes);
 
 uint32_t coding_crc32c(uint32_t crc, const void* data, size_t len);  // crc: 0 to begin, or the result so far

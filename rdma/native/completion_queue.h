@@ -1,7 +1,8 @@
 // The completion ring: the engine writes 32-byte records, publish() makes them visible, JavaScript polls. It never
 // overflows: what does not fit waits in a growable ring of the engine's until a poll makes room.
 //
-// To sleep, JavaScript arms and polls once more: either it then sees what was published, or publish() sees that it is armed.
+// To sleep, JavaScript arms and polls once more: either it then sees what was published, or publish() sees that it is
+// armed.
 //
 // Threads: push() and publish() on the engine thread; poll() and arm() on the JavaScript thread. JavaScript dispatches
 // what one poll returned before the next one: poll() is also what gives the previous batch's entries back.

@@ -1,9 +1,9 @@
-// How many packets of one sender may be under way, and how fast they leave. Reacts to loss as TCP does (once in a round trip,
-// less sharply) and to delay before that: a switch whose queues hold few packets drops silently, and a deep queue makes every
-// retransmission late. Times in µs of one monotonic clock.
+// How many packets of one sender may be under way, and how fast they leave. Reacts to loss as TCP does (once in a round
+// trip, less sharply) and to delay before that: a switch whose queues hold few packets drops silently, and a deep queue
+// makes every retransmission late. Times in µs of one monotonic clock.
 //
-// Source: the rules are those of RFC 6298 (round-trip times) and RFC 5681 (growth), the factor of 0.7 that of RFC 9438; leaving
-// slow start by delay is an idea of RFC 9406.
+// Source: the rules are those of RFC 6298 (round-trip times) and RFC 5681 (growth), the factor of 0.7 that of RFC 9438;
+// leaving slow start by delay is an idea of RFC 9406.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -20,16 +20,18 @@ class CongestionWindow {
     if (rtt_us > 0) measure(rtt_us);
     const bool queueing = srtt_us_ > 0 && srtt_us_ - least_us_ > std::max(QUEUE_US, least_us_ / 2);
     if (window_ < threshold_) {
-      if (queueing) threshold_ = window_;
-      else window_ += 1;
+      if (queueing)
+        threshold_ = window_;
+      else
+        window_ += 1;
     } else {
       window_ += (queueing ? -2 : 1) / window_;
     }
     window_ = std::clamp(window_, LEAST, most_);
   }
 
-  // A packet sent at `sent_us` was lost. partly: some of its copies have arrived. With a dozen copies of each packet that is the
-  // rule on a lossy network; were it answered as the loss of all, the window would never open.
+  // A packet sent at `sent_us` was lost. partly: some of its copies have arrived. With a dozen copies of each packet
+  // that is the rule on a lossy network; were it answered as the loss of all, the window would never open.
   void on_lost(int64_t sent_us, int64_t now_us, bool partly) {
     if (sent_us < reduced_us_) return;  // of the round trip that has been answered already
     reduced_us_ = now_us;
@@ -48,18 +50,28 @@ class CongestionWindow {
   // Of late: what comes back sooner answers an earlier sending.
   int64_t least_us() const { return least_us_; }
   int64_t smoothed_us() const { return srtt_us_; }
-  int64_t timeout_us() const { return std::min<int64_t>(MOST_TIMEOUT_US, (srtt_us_ == 0 ? FIRST_TIMEOUT_US : std::max(LEAST_TIMEOUT_US, srtt_us_ + 4 * variance_us_)) << backoff_); }
-  // After such a silence one packet is sent again: it costs less than waiting for the timeout (RFC 8985's tail loss probe).
+  int64_t timeout_us() const {
+    return std::min<int64_t>(
+        MOST_TIMEOUT_US, (srtt_us_ == 0 ? FIRST_TIMEOUT_US : std::max(LEAST_TIMEOUT_US, srtt_us_ + 4 * variance_us_))
+                             << backoff_);
+  }
+  // After such a silence one packet is sent again: it costs less than waiting for the timeout (RFC 8985's tail loss
+  // probe).
   int64_t probe_us() const { return std::min(timeout_us(), std::max<int64_t>(8000, 2 * srtt_us_)); }
   // Packets may overtake each other by so much before one that is missing counts as lost.
   // More than a receiver may keep its acknowledgement back.
   int64_t reordering_us() const { return std::max<int64_t>(4000, srtt_us_ / 2); }
   // Between two packets.
-  int64_t pace_us() const { return srtt_us_ == 0 ? 0 : static_cast<int64_t>(static_cast<double>(srtt_us_) / (window_ * (window_ < threshold_ ? 2 : 1.25))); }
+  int64_t pace_us() const {
+    return srtt_us_ == 0
+               ? 0
+               : static_cast<int64_t>(static_cast<double>(srtt_us_) / (window_ * (window_ < threshold_ ? 2 : 1.25)));
+  }
 
  private:
   static constexpr double LEAST = 2;
-  static constexpr int64_t QUEUE_US = 5000, LEAST_TIMEOUT_US = 10'000, FIRST_TIMEOUT_US = 100'000, MOST_TIMEOUT_US = 500'000;
+  static constexpr int64_t QUEUE_US = 5000, LEAST_TIMEOUT_US = 10'000, FIRST_TIMEOUT_US = 100'000,
+                           MOST_TIMEOUT_US = 500'000;
   static constexpr uint32_t LEAST_LASTS = 1 << 14;  // samples after which the least round trip is looked for anew
 
   void measure(int64_t rtt_us) {

@@ -1,5 +1,5 @@
-// Monotonic counts. Each has one writing thread (the engine's, except `rings`); JavaScript reads them at any time, so they
-// are atomics, but never locked ones: add() is a plain load and store.
+// Monotonic counts. Each has one writing thread (the engine's, except `rings`); JavaScript reads them at any time, so
+// they are atomics, but never locked ones: add() is a plain load and store.
 #pragma once
 #include <atomic>
 #include <cstdint>

@@ -67,7 +67,8 @@ void summarize(const uint8_t* data, size_t len, uint8_t* summary) {
   }
   const __m256i all = _mm256_xor_si256(_mm256_xor_si256(lanes[0], lanes[1]), _mm256_xor_si256(lanes[2], lanes[3]));
   __m128i lane = _mm_xor_si128(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
-  for (; len >= 16; len -= 16, data += 16) lane = _mm_xor_si128(lane, _mm_loadu_si128(reinterpret_cast<const __m128i*>(data)));
+  for (; len >= 16; len -= 16, data += 16)
+    lane = _mm_xor_si128(lane, _mm_loadu_si128(reinterpret_cast<const __m128i*>(data)));
   __m128i* to = reinterpret_cast<__m128i*>(summary);
   _mm_storeu_si128(to, _mm_xor_si128(_mm_loadu_si128(to), lane));
   for (size_t i = 0; i < len; i++) summary[i] ^= data[i];

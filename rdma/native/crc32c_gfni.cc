@@ -1,8 +1,8 @@
 // CRC32C by folding with 512-bit carry-less multiplications, and the summary from the same registers.
 //
 // Four accumulators of 64 bytes hold a remainder congruent to all bytes so far. A step multiplies each 16-byte lane by
-// x^2048 (its halves by x^(2048+32) and x^(2048-32), for reflected bits) and adds the next 256 bytes. In the end the lanes
-// are folded onto the last one in the same way, and the crc32 instruction reduces it.
+// x^2048 (its halves by x^(2048+32) and x^(2048-32), for reflected bits) and adds the next 256 bytes. In the end the
+// lanes are folded onto the last one in the same way, and the crc32 instruction reduces it.
 // Source: Gopal et al., "Fast CRC Computation for Generic Polynomials Using PCLMULQDQ", Intel, 2009
 #if defined(__GNUC__) && !defined(__clang__)
 // GCC 12 takes its own headers' _mm512_undefined_…() for a mistake (GCC bug 105593).
@@ -42,7 +42,8 @@ inline __m512i fold(__m512i lanes, __m512i distance, __m512i next) {
 
 inline __m128i fold_lane(__m128i lane, const Distance& d, __m128i next) {
   const __m128i distance = _mm_set_epi64x(static_cast<long long>(d.high), static_cast<long long>(d.low));
-  return _mm_xor_si128(next, _mm_xor_si128(_mm_clmulepi64_si128(lane, distance, 0x00), _mm_clmulepi64_si128(lane, distance, 0x11)));
+  return _mm_xor_si128(
+      next, _mm_xor_si128(_mm_clmulepi64_si128(lane, distance, 0x00), _mm_clmulepi64_si128(lane, distance, 0x11)));
 }
 
 inline void add_to_summary(uint8_t* summary, __m512i lanes) {

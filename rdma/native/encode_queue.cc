@@ -14,10 +14,12 @@ constexpr uint8_t INPUT_FLAGS = DIGEST_INPUTS_WRITE | DIGEST_INPUTS_CHECK;
 // Where the stripe's units and headers are, with every access checked against the region.
 class Stripe {
  public:
-  Stripe(const WorkRequest& wr, const Coder& coder, const Region& region) : at_(wr.encode), coder_(coder), region_(region) {}
+  Stripe(const WorkRequest& wr, const Coder& coder, const Region& region)
+      : at_(wr.encode), coder_(coder), region_(region) {}
 
   bool is_wellformed() const {
-    return at_.stride > 0 && at_.stride % 64 == 0 && at_.stride < (1u << 31) && at_.data_length <= uint64_t{coder_.k} * at_.stride;
+    return at_.stride > 0 && at_.stride % 64 == 0 && at_.stride < (1u << 31) &&
+           at_.data_length <= uint64_t{coder_.k} * at_.stride;
   }
   uint32_t parity_length() const { return std::min(at_.stride, at_.data_length); }
   uint32_t length(uint32_t unit) const {
@@ -27,15 +29,20 @@ class Stripe {
     return static_cast<uint32_t>(std::min<uint64_t>(at_.data_length - before, at_.stride));
   }
   // nullptr: outside the region.
-  uint8_t* unit(uint32_t unit, uint32_t bytes) const { return inside(at_.units_offset + uint64_t{unit} * at_.stride, bytes); }
+  uint8_t* unit(uint32_t unit, uint32_t bytes) const {
+    return inside(at_.units_offset + uint64_t{unit} * at_.stride, bytes);
+  }
   uint8_t* header(uint32_t unit) const {
-    const uint64_t offset = unit < coder_.k ? at_.data_headers_offset + uint64_t{unit} * at_.data_header_stride
-                                            : at_.parity_headers_offset + uint64_t{unit - coder_.k} * at_.parity_header_stride;
+    const uint64_t offset = unit < coder_.k
+                                ? at_.data_headers_offset + uint64_t{unit} * at_.data_header_stride
+                                : at_.parity_headers_offset + uint64_t{unit - coder_.k} * at_.parity_header_stride;
     return inside(offset, coder_.header_bytes(unit));
   }
 
  private:
-  uint8_t* inside(uint64_t offset, uint64_t bytes) const { return offset + bytes <= region_.size ? region_.base + offset : nullptr; }
+  uint8_t* inside(uint64_t offset, uint64_t bytes) const {
+    return offset + bytes <= region_.size ? region_.base + offset : nullptr;
+  }
 
   const decltype(WorkRequest::encode)& at_;
   const Coder& coder_;
@@ -85,11 +92,16 @@ void EncodeQueue::post(const WorkRequest& wr) {
 void EncodeQueue::run(uint64_t budget) {
   for (uint64_t bytes = 0; !requests_.empty() && bytes < budget; requests_.pop()) {
     Request& request = requests_.front();
-    if (request.flushed) finish(request, {FLUSHED});
-    else if (!request.coder) finish(request, {INVALID_REQUEST});
-    else if (!request.region) finish(request, {LOCAL_PROTECTION_ERROR});
-    else if (request.wr.opcode == VERIFY) finish(request, verify(request, bytes));
-    else finish(request, encode(request, bytes));
+    if (request.flushed)
+      finish(request, {FLUSHED});
+    else if (!request.coder)
+      finish(request, {INVALID_REQUEST});
+    else if (!request.region)
+      finish(request, {LOCAL_PROTECTION_ERROR});
+    else if (request.wr.opcode == VERIFY)
+      finish(request, verify(request, bytes));
+    else
+      finish(request, encode(request, bytes));
   }
 }
 
@@ -104,7 +116,8 @@ EncodeQueue::Outcome EncodeQueue::encode(const Request& request, uint64_t& bytes
   const Coder& coder = *request.coder;
   const uint8_t flags = request.wr.flags;
   const Stripe stripe(request.wr, coder, *request.region);
-  if (!stripe.is_wellformed() || (flags & INPUT_FLAGS) == INPUT_FLAGS || (flags & OUTPUT_FLAGS) == OUTPUT_FLAGS) return {INVALID_REQUEST};
+  if (!stripe.is_wellformed() || (flags & INPUT_FLAGS) == INPUT_FLAGS || (flags & OUTPUT_FLAGS) == OUTPUT_FLAGS)
+    return {INVALID_REQUEST};
 
   const uint8_t* in[Coder::MAX_UNITS];
   size_t in_length[Coder::MAX_UNITS];
@@ -136,13 +149,15 @@ EncodeQueue::Outcome EncodeQueue::encode(const Request& request, uint64_t& bytes
     if (!data_header[unit]) return {LOCAL_PROTECTION_ERROR};
   }
 
-  coding_encode(coder.plan, in, in_length, out, out_length, (flags & INPUT_FLAGS) ? in_digest : nullptr, (flags & OUTPUT_FLAGS) ? out_digest : nullptr);
+  coding_encode(coder.plan, in, in_length, out, out_length, (flags & INPUT_FLAGS) ? in_digest : nullptr,
+                (flags & OUTPUT_FLAGS) ? out_digest : nullptr);
   services_.counters.bytes_encoded.add(input_bytes);
 
   for (uint32_t i = 0; (flags & INPUT_FLAGS) && i < coder.inputs; i++) {
     const uint32_t header_bytes = coder.header_bytes(coder.input_units[i]);
     if (flags & DIGEST_INPUTS_CHECK) {
-      if (header_mismatch(coder.digest, in_header[i], header_bytes, in_digest[i]) != 0) return {CHECKSUM_ERROR, coder.input_units[i]};
+      if (header_mismatch(coder.digest, in_header[i], header_bytes, in_digest[i]) != 0)
+        return {CHECKSUM_ERROR, coder.input_units[i]};
     } else {
       store_digest(coder.digest, in_header[i], in_digest[i]);
       seal(coder.digest, in_header[i], header_bytes);
@@ -155,7 +170,8 @@ EncodeQueue::Outcome EncodeQueue::encode(const Request& request, uint64_t& bytes
     store_digest(coder.digest, out_header[i], out_digest[i]);
     if (!writes_list) continue;
     for (uint32_t c = 0; unit >= coder.k && c < coder.k; c++) {
-      store32(out_header[i] + coder.digest.crc_list_offset + 4 * c, load32(data_header[c] + coder.digest.payload_crc_offset));
+      store32(out_header[i] + coder.digest.crc_list_offset + 4 * c,
+              load32(data_header[c] + coder.digest.payload_crc_offset));
     }
     seal(coder.digest, out_header[i], coder.header_bytes(unit));
   }
@@ -166,7 +182,8 @@ EncodeQueue::Outcome EncodeQueue::verify(const Request& request, uint64_t& bytes
   const auto& at = request.wr.verify;
   const DigestLayout& layout = request.coder->digest;
   if (!layout_fits(layout, at.header_bytes)) return {INVALID_REQUEST};
-  if (!request.region->contains(at.header_offset, at.header_bytes) || !request.region->contains(at.payload_offset, at.payload_bytes)) {
+  if (!request.region->contains(at.header_offset, at.header_bytes) ||
+      !request.region->contains(at.payload_offset, at.payload_bytes)) {
     return {LOCAL_PROTECTION_ERROR};
   }
   Digest digest;

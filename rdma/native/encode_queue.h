@@ -1,5 +1,6 @@
-// Coding requests: queued in the order of posting, executed one by one on the engine thread between turns of the network.
-// Engine thread only. The region and the coder of a request are held from post() until its completion is pushed.
+// Coding requests: queued in the order of posting, executed one by one on the engine thread between turns of the
+// network. Engine thread only. The region and the coder of a request are held from post() until its completion is
+// pushed.
 #pragma once
 #include <cstdint>
 #include <unordered_map>

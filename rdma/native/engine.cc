@@ -20,8 +20,8 @@ namespace {
 constexpr int READY_EVENTS = 64;
 // Coding work between two turns of the network: about 50 µs, so that neither starves the other.
 constexpr uint64_t ENCODE_BUDGET_BYTES = 1 << 20;
-// Waking JavaScript costs both threads microseconds. While there is other work to do it sleeps on: until the oldest of its
-// completions has waited about as long as two units take, or many wait.
+// Waking JavaScript costs both threads microseconds. While there is other work to do it sleeps on: until the oldest of
+// its completions has waited about as long as two units take, or many wait.
 constexpr int64_t WAKE_DELAY_NS = 100'000;
 constexpr uint32_t WAKE_COMPLETIONS = 32;
 
@@ -32,8 +32,8 @@ int64_t monotonic_ns() {
 }
 }  // namespace
 
-std::unique_ptr<Engine> Engine::open(const WorkRequest* requests, uint32_t request_capacity, Completion* completions, uint32_t completion_capacity,
-                                     std::function<void()> wake, std::string& why) {
+std::unique_ptr<Engine> Engine::open(const WorkRequest* requests, uint32_t request_capacity, Completion* completions,
+                                     uint32_t completion_capacity, std::function<void()> wake, std::string& why) {
   const int epoll_fd = epoll_create1(EPOLL_CLOEXEC);
   const int doorbell_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
   if (epoll_fd < 0 || doorbell_fd < 0) {
@@ -42,11 +42,12 @@ std::unique_ptr<Engine> Engine::open(const WorkRequest* requests, uint32_t reque
     if (doorbell_fd >= 0) ::close(doorbell_fd);
     return nullptr;
   }
-  return std::unique_ptr<Engine>(new Engine(requests, request_capacity, completions, completion_capacity, std::move(wake), epoll_fd, doorbell_fd));
+  return std::unique_ptr<Engine>(
+      new Engine(requests, request_capacity, completions, completion_capacity, std::move(wake), epoll_fd, doorbell_fd));
 }
 
-Engine::Engine(const WorkRequest* requests, uint32_t request_capacity, Completion* completions, uint32_t completion_capacity, std::function<void()> wake,
-               int epoll_fd, int doorbell_fd)
+Engine::Engine(const WorkRequest* requests, uint32_t request_capacity, Completion* completions,
+               uint32_t completion_capacity, std::function<void()> wake, int epoll_fd, int doorbell_fd)
     : submissions_(requests, request_capacity),
       completions_(completions, completion_capacity, counters),
       wake_(std::move(wake)),
@@ -116,8 +117,10 @@ void Engine::run() {
   while (!stopping_.load(std::memory_order_acquire)) {
     // Asleep is announced before looking once more at everything that rings the doorbell only for a sleeper.
     sleeping_.store(true, std::memory_order_seq_cst);
-    const bool busy = submissions_.tail() != submissions_.head() || commands_submitted_.load(std::memory_order_seq_cst) != commands_taken_ ||
-                      !services_.dirty.empty() || !encodes_.empty() || packets_.has_work() || completions_.can_move() || stopping_.load(std::memory_order_seq_cst);
+    const bool busy = submissions_.tail() != submissions_.head() ||
+                      commands_submitted_.load(std::memory_order_seq_cst) != commands_taken_ ||
+                      !services_.dirty.empty() || !encodes_.empty() || packets_.has_work() || completions_.can_move() ||
+                      stopping_.load(std::memory_order_seq_cst);
     if (busy) sleeping_.store(false, std::memory_order_relaxed);
     const int count = wait(ready, busy);
     sleeping_.store(false, std::memory_order_relaxed);
@@ -261,7 +264,8 @@ void Engine::start_listening(Command& command) {
   auto listener = std::make_unique<Listener>(services_, command.id);
   uint32_t port = command.port;
   std::string why;
-  if (!listener->open(command.host, port, why)) return services_.emit({EventType::listen_failed, command.id, 0, 0, 0, why});
+  if (!listener->open(command.host, port, why))
+    return services_.emit({EventType::listen_failed, command.id, 0, 0, 0, why});
   listeners_[command.id] = listener.release();
   services_.emit({EventType::listening, command.id, 0, port});
 }

@@ -2,8 +2,9 @@
 //
 // Threads: open() and close(), and the section "JavaScript thread", belong to the JavaScript thread that opened the
 // device; everything private runs on the engine thread. They share only the rings, the mailboxes and the atomics here.
-// Lifetime: the rings' memory and `wake` must outlive close(), which joins the thread. Regions and coders handed over in
-// commands are the engine's; regions come back by region_gone events or, after close(), are what JavaScript still lists.
+// Lifetime: the rings' memory and `wake` must outlive close(), which joins the thread. Regions and coders handed over
+// in commands are the engine's; regions come back by region_gone events or, after close(), are what JavaScript still
+// lists.
 #pragma once
 #include <sys/epoll.h>
 
@@ -28,8 +29,8 @@ namespace tartan {
 class Engine {
  public:
   // Returns nullptr and sets `why` when the kernel refuses a descriptor. `wake` is called on the engine thread.
-  static std::unique_ptr<Engine> open(const WorkRequest* requests, uint32_t request_capacity, Completion* completions, uint32_t completion_capacity,
-                                      std::function<void()> wake, std::string& why);
+  static std::unique_ptr<Engine> open(const WorkRequest* requests, uint32_t request_capacity, Completion* completions,
+                                      uint32_t completion_capacity, std::function<void()> wake, std::string& why);
   ~Engine();
   void close();
 
@@ -50,7 +51,8 @@ class Engine {
     int fd = -1;
   };
 
-  Engine(const WorkRequest* requests, uint32_t request_capacity, Completion* completions, uint32_t completion_capacity, std::function<void()> wake, int epoll_fd, int doorbell_fd);
+  Engine(const WorkRequest* requests, uint32_t request_capacity, Completion* completions, uint32_t completion_capacity,
+         std::function<void()> wake, int epoll_fd, int doorbell_fd);
   void run();
   void kick();
   void take_submissions();

@@ -20,9 +20,9 @@
 //   PLACED_IMM   the request's       none                  shm: WRITE_IMM likewise
 //
 // `ack` is cumulative and in every frame: how many of the receiver's requests the sender has executed (mod 2^32).
-// `recvs`, too, is in every frame: how many receives its sender has ever posted. SEND and WRITE_IMM go out only against one
-// not yet used, so that a request never waits at the peer, where later ones (copied already, over shared memory) would
-// overtake it and acknowledgements would queue behind it. A peer that sends nevertheless is simply not read from.
+// `recvs`, too, is in every frame: how many receives its sender has ever posted. SEND and WRITE_IMM go out only against
+// one not yet used, so that a request never waits at the peer, where later ones (copied already, over shared memory)
+// would overtake it and acknowledgements would queue behind it. A peer that sends nevertheless is simply not read from.
 // `follow` promises that at least so many frames without payload come right behind this frame('s payload), so that the
 // receiver may read their headers together without ever reading payload bytes into a buffer of its own.
 #pragma once
@@ -85,7 +85,7 @@ struct Preamble {
 };
 static_assert(sizeof(Preamble) == 32);
 
-constexpr uint32_t MAX_FOLLOW = 63;           // staging for MAX_FOLLOW + 1 headers on the receiving side
+constexpr uint32_t MAX_FOLLOW = 63;             // staging for MAX_FOLLOW + 1 headers on the receiving side
 constexpr uint32_t MAX_OUTSTANDING_READS = 64;  // per queue pair; a peer that asks for more is malformed
 constexpr uint32_t READ_CHUNK_BYTES = 1 << 20;
 

@@ -114,7 +114,8 @@ void Handshake::read_preamble() {
   static constexpr char VERBS_SIGN[] = "tartan-rdma: a verbs device";
   if (memcmp(&preamble_, VERBS_SIGN, std::min<size_t>(got_, sizeof VERBS_SIGN - 1)) == 0) {
     if (got_ < sizeof VERBS_SIGN - 1) return;
-    return give_up("a verbs device listens there, over RDMA only: all of a cluster must use the same kind of device (--device)");
+    return give_up(
+        "a verbs device listens there, over RDMA only: all of a cluster must use the same kind of device (--device)");
   }
   if (memcmp(&preamble_, &expected, got_) != 0) return give_up("it does not speak this protocol and version");
   if (got_ == sizeof preamble_) succeed();
@@ -128,7 +129,12 @@ void Handshake::succeed() {
   const int fd = fd_;
   fd_ = -1;
   QueuePair* pair = services_.adopt(fd, transport_, remote_, true);
-  Event event{listener_ ? EventType::accepted : EventType::connected, listener_ ? listener_->id : request_, pair->qpn, 0, static_cast<uint8_t>(transport_), remote_};
+  Event event{listener_ ? EventType::accepted : EventType::connected,
+              listener_ ? listener_->id : request_,
+              pair->qpn,
+              0,
+              static_cast<uint8_t>(transport_),
+              remote_};
   services_.emit(std::move(event));
   if (listener_) listener_->forget(this);
   services_.bury(this);
@@ -139,8 +145,10 @@ void Handshake::give_up(const std::string& observation) {
   services_.counters.errors.add(1);  // before the close: who sees that finds it counted
   if (fd_ >= 0) close(fd_);
   fd_ = -1;
-  if (listener_) listener_->forget(this);
-  else services_.emit({EventType::connect_failed, request_, 0, 0, 0, observation});
+  if (listener_)
+    listener_->forget(this);
+  else
+    services_.emit({EventType::connect_failed, request_, 0, 0, 0, observation});
   services_.bury(this);
 }
 

@@ -1,8 +1,8 @@
 // What one kernel offers to coding.cc. A kernel is written for one kind of CPU; nothing outside coding.cc calls it.
 //
-// A file that holds a kernel for a newer CPU defines only functions with internal linkage and its one `Kernel`: an inline
-// function of a shared header would be emitted there with that CPU's instructions, and the linker might keep that copy
-// for all.
+// A file that holds a kernel for a newer CPU defines only functions with internal linkage and its one `Kernel`: an
+// inline function of a shared header would be emitted there with that CPU's instructions, and the linker might keep
+// that copy for all.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -27,10 +27,11 @@ struct Kernel {
   size_t coefficient_bytes;  // of one prepared coefficient, 64-byte aligned tables
   void (*prepare)(uint8_t coefficient, uint8_t* prepared);
 
-  // out[0 … ones_rows + general_rows) = Σ coefficient·in over `columns`, `len` bytes of each; zeros where there are none.
-  // ones_rows: 0 or 1; that row comes first and has all coefficients 1. In all, 1 to kMaxGroupRows rows.
+  // out[0 … ones_rows + general_rows) = Σ coefficient·in over `columns`, `len` bytes of each; zeros where there are
+  // none. ones_rows: 0 or 1; that row comes first and has all coefficients 1. In all, 1 to kMaxGroupRows rows.
   // Inputs are prefetched `ahead` bytes before their use (also beyond their ends, where nothing is read).
-  void (*multiply)(const Column* columns, int count, int ones_rows, int general_rows, uint8_t* const* out, size_t len, size_t ahead);
+  void (*multiply)(const Column* columns, int count, int ones_rows, int general_rows, uint8_t* const* out, size_t len,
+                   size_t ahead);
 
   // Carries on a CRC32C register (without the initial and final inversion) and, unless it is null, a 16-byte summary.
   // `data` starts at a multiple of 16 bytes from the beginning of what is summed.

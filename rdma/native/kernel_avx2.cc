@@ -19,7 +19,8 @@ inline __m256i table(const uint8_t* at) {
 }
 
 template <int Ones, int General>
-inline __attribute__((always_inline)) void step(const Column* columns, int count, size_t at, uint8_t* const* out, size_t ahead) {
+inline __attribute__((always_inline)) void step(const Column* columns, int count, size_t at, uint8_t* const* out,
+                                                size_t ahead) {
   constexpr int kRows = Ones + General;
   const __m256i nibble = _mm256_set1_epi8(0x0f);
   __m256i sum[kRows][kUnroll];
@@ -40,8 +41,9 @@ inline __attribute__((always_inline)) void step(const Column* columns, int count
     for (int r = 0; r < General; r++) {
       const __m256i low_table = table(coefficients + 32 * r), high_table = table(coefficients + 32 * r + 16);
       for (int u = 0; u < kUnroll; u++) {
-        sum[Ones + r][u] = _mm256_xor_si256(sum[Ones + r][u], _mm256_xor_si256(_mm256_shuffle_epi8(low_table, low[u]),
-                                                                              _mm256_shuffle_epi8(high_table, high[u])));
+        sum[Ones + r][u] = _mm256_xor_si256(
+            sum[Ones + r][u],
+            _mm256_xor_si256(_mm256_shuffle_epi8(low_table, low[u]), _mm256_shuffle_epi8(high_table, high[u])));
       }
     }
   }
@@ -69,21 +71,32 @@ void multiply_rows(const Column* columns, int count, uint8_t* const* out, size_t
   for (int r = 0; r < Ones + General; r++) __builtin_memcpy(out[r] + at, out_copy[r], len - at);
 }
 
-void multiply(const Column* columns, int count, int ones_rows, int general_rows, uint8_t* const* out, size_t len, size_t ahead) {
+void multiply(const Column* columns, int count, int ones_rows, int general_rows, uint8_t* const* out, size_t len,
+              size_t ahead) {
   switch (ones_rows * 8 + general_rows) {
-    case 1: return multiply_rows<0, 1>(columns, count, out, len, ahead);
-    case 2: return multiply_rows<0, 2>(columns, count, out, len, ahead);
-    case 3: return multiply_rows<0, 3>(columns, count, out, len, ahead);
-    case 4: return multiply_rows<0, 4>(columns, count, out, len, ahead);
-    case 8: return multiply_rows<1, 0>(columns, count, out, len, ahead);
-    case 9: return multiply_rows<1, 1>(columns, count, out, len, ahead);
-    case 10: return multiply_rows<1, 2>(columns, count, out, len, ahead);
-    case 11: return multiply_rows<1, 3>(columns, count, out, len, ahead);
+    case 1:
+      return multiply_rows<0, 1>(columns, count, out, len, ahead);
+    case 2:
+      return multiply_rows<0, 2>(columns, count, out, len, ahead);
+    case 3:
+      return multiply_rows<0, 3>(columns, count, out, len, ahead);
+    case 4:
+      return multiply_rows<0, 4>(columns, count, out, len, ahead);
+    case 8:
+      return multiply_rows<1, 0>(columns, count, out, len, ahead);
+    case 9:
+      return multiply_rows<1, 1>(columns, count, out, len, ahead);
+    case 10:
+      return multiply_rows<1, 2>(columns, count, out, len, ahead);
+    case 11:
+      return multiply_rows<1, 3>(columns, count, out, len, ahead);
   }
 }
 
 // __builtin_cpu_supports also asks whether the operating system keeps the registers.
-bool runs() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("pclmul") && __builtin_cpu_supports("sse4.2"); }
+bool runs() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("pclmul") && __builtin_cpu_supports("sse4.2");
+}
 
 // 16 products of the low nibble, then 16 of the high one.
 void prepare(uint8_t coefficient, uint8_t* prepared) {

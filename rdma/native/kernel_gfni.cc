@@ -1,5 +1,5 @@
-// The kernel for CPUs with GFNI and AVX-512: multiplying by a constant is linear over bits, so one instruction multiplies
-// 64 bytes by an 8 × 8 bit matrix (the instruction for products itself knows only another polynomial).
+// The kernel for CPUs with GFNI and AVX-512: multiplying by a constant is linear over bits, so one instruction
+// multiplies 64 bytes by an 8 × 8 bit matrix (the instruction for products itself knows only another polynomial).
 #include <immintrin.h>
 
 #include "crc32c.h"
@@ -11,8 +11,8 @@ namespace {
 
 constexpr int kUnroll = 4;
 constexpr size_t kStep = kUnroll * 64;
-// Without products memory alone is the limit: the lines to be written are asked for so many bytes ahead, too. XOR of two
-// units in cache gains 10 %; with products it costs more than it gains.
+// Without products memory alone is the limit: the lines to be written are asked for so many bytes ahead, too. XOR of
+// two units in cache gains 10 %; with products it costs more than it gains.
 constexpr size_t kOutAhead = 1024;
 
 inline __m512i load(const uint8_t* at) { return _mm512_loadu_si512(at); }
@@ -30,9 +30,12 @@ inline __m512i times(__m512i x, __m512i matrix) { return _mm512_gf2p8affine_epi6
 
 // Unroll × 64 bytes of all rows, kept in registers. With Unroll 1 a mask may select fewer bytes.
 template <int Ones, int General, int Unroll>
-inline __attribute__((always_inline)) void step(const Column* columns, int count, size_t at, uint8_t* const* out, size_t ahead, __mmask64 mask = ~0ull) {
+inline __attribute__((always_inline)) void step(const Column* columns, int count, size_t at, uint8_t* const* out,
+                                                size_t ahead, __mmask64 mask = ~0ull) {
   constexpr int kRows = Ones + General;
-  const auto get = [mask](const uint8_t* from) { return Unroll == 1 ? _mm512_maskz_loadu_epi8(mask, from) : load(from); };
+  const auto get = [mask](const uint8_t* from) {
+    return Unroll == 1 ? _mm512_maskz_loadu_epi8(mask, from) : load(from);
+  };
   __m512i sum[kRows][Unroll];
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; r++) {
@@ -59,7 +62,8 @@ inline __attribute__((always_inline)) void step(const Column* columns, int count
     for (int r = 0; r < General; r++) {
       const __m512i left_bits = bits(left.coefficients, r), right_bits = bits(right.coefficients, r);
 #pragma GCC unroll 4
-      for (int u = 0; u < Unroll; u++) sum[Ones + r][u] = xor3(sum[Ones + r][u], times(x[u], left_bits), times(y[u], right_bits));
+      for (int u = 0; u < Unroll; u++)
+        sum[Ones + r][u] = xor3(sum[Ones + r][u], times(x[u], left_bits), times(y[u], right_bits));
     }
   }
   if (c < count) {
@@ -70,15 +74,18 @@ inline __attribute__((always_inline)) void step(const Column* columns, int count
       const __m512i x = get(last.in + at + 64 * u);
       if (Ones) sum[0][u] = _mm512_xor_si512(sum[0][u], x);
 #pragma GCC unroll 4
-      for (int r = 0; r < General; r++) sum[Ones + r][u] = _mm512_xor_si512(sum[Ones + r][u], times(x, bits(last.coefficients, r)));
+      for (int r = 0; r < General; r++)
+        sum[Ones + r][u] = _mm512_xor_si512(sum[Ones + r][u], times(x, bits(last.coefficients, r)));
     }
   }
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; r++) {
 #pragma GCC unroll 4
     for (int u = 0; u < Unroll; u++) {
-      if (Unroll == 1) _mm512_mask_storeu_epi8(out[r] + at, mask, sum[r][u]);
-      else _mm512_storeu_si512(out[r] + at + 64 * u, sum[r][u]);
+      if (Unroll == 1)
+        _mm512_mask_storeu_epi8(out[r] + at, mask, sum[r][u]);
+      else
+        _mm512_storeu_si512(out[r] + at + 64 * u, sum[r][u]);
     }
   }
 }
@@ -92,16 +99,25 @@ void multiply_rows(const Column* columns, int count, uint8_t* const* out, size_t
   }
 }
 
-void multiply(const Column* columns, int count, int ones_rows, int general_rows, uint8_t* const* out, size_t len, size_t ahead) {
+void multiply(const Column* columns, int count, int ones_rows, int general_rows, uint8_t* const* out, size_t len,
+              size_t ahead) {
   switch (ones_rows * 8 + general_rows) {
-    case 1: return multiply_rows<0, 1>(columns, count, out, len, ahead);
-    case 2: return multiply_rows<0, 2>(columns, count, out, len, ahead);
-    case 3: return multiply_rows<0, 3>(columns, count, out, len, ahead);
-    case 4: return multiply_rows<0, 4>(columns, count, out, len, ahead);
-    case 8: return multiply_rows<1, 0>(columns, count, out, len, ahead);
-    case 9: return multiply_rows<1, 1>(columns, count, out, len, ahead);
-    case 10: return multiply_rows<1, 2>(columns, count, out, len, ahead);
-    case 11: return multiply_rows<1, 3>(columns, count, out, len, ahead);
+    case 1:
+      return multiply_rows<0, 1>(columns, count, out, len, ahead);
+    case 2:
+      return multiply_rows<0, 2>(columns, count, out, len, ahead);
+    case 3:
+      return multiply_rows<0, 3>(columns, count, out, len, ahead);
+    case 4:
+      return multiply_rows<0, 4>(columns, count, out, len, ahead);
+    case 8:
+      return multiply_rows<1, 0>(columns, count, out, len, ahead);
+    case 9:
+      return multiply_rows<1, 1>(columns, count, out, len, ahead);
+    case 10:
+      return multiply_rows<1, 2>(columns, count, out, len, ahead);
+    case 11:
+      return multiply_rows<1, 3>(columns, count, out, len, ahead);
   }
 }
 
@@ -109,8 +125,9 @@ void multiply(const Column* columns, int count, int ones_rows, int general_rows,
 // the registers.
 bool runs() {
   return __builtin_cpu_supports("gfni") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vbmi") &&
-         __builtin_cpu_supports("vpclmulqdq") && __builtin_cpu_supports("pclmul") && __builtin_cpu_supports("sse4.2");
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("vpclmulqdq") &&
+         __builtin_cpu_supports("pclmul") && __builtin_cpu_supports("sse4.2");
 }
 
 // Byte 7 − i of the matrix says which bits of x add up to bit i of the product.

@@ -1,7 +1,7 @@
 // The kernel for every CPU: plain 64-bit words, eight bytes of the field in each.
 //
-// A coefficient is a sum of powers of 2, so its product with x is a sum of x·1, x·2, x·4, … A word is doubled in all its
-// bytes by a shift and a masked reduction; the doublings are shared by the rows. Compilers make vectors of it.
+// A coefficient is a sum of powers of 2, so its product with x is a sum of x·1, x·2, x·4, … A word is doubled in all
+// its bytes by a shift and a masked reduction; the doublings are shared by the rows. Compilers make vectors of it.
 #include <cstring>
 
 #include "crc32c.h"
@@ -25,7 +25,8 @@ inline void add_strip(uint64_t* sum, const uint64_t* x) {
 }
 
 // Inlined, so that `len` is a constant but for the last strip and copies are single loads.
-inline __attribute__((always_inline)) void multiply_strip(const Column* columns, int count, size_t at, int ones_rows, int general_rows, uint8_t* const* out, size_t len) {
+inline __attribute__((always_inline)) void multiply_strip(const Column* columns, int count, size_t at, int ones_rows,
+                                                          int general_rows, uint8_t* const* out, size_t len) {
   uint64_t sum[kMaxGroupRows][kStripWords] = {};
   for (int c = 0; c < count; c++) {
     uint64_t x[kStripWords] = {};
@@ -43,7 +44,8 @@ inline __attribute__((always_inline)) void multiply_strip(const Column* columns,
   for (int r = 0; r < ones_rows + general_rows; r++) std::memcpy(out[r] + at, sum[r], len);
 }
 
-void multiply(const Column* columns, int count, int ones_rows, int general_rows, uint8_t* const* out, size_t len, size_t) {
+void multiply(const Column* columns, int count, int ones_rows, int general_rows, uint8_t* const* out, size_t len,
+              size_t) {
   constexpr size_t kStrip = kStripWords * 8;
   size_t at = 0;
   for (; at + kStrip <= len; at += kStrip) multiply_strip(columns, count, at, ones_rows, general_rows, out, kStrip);
@@ -60,6 +62,7 @@ void stream_fence() {}
 
 }  // namespace
 
-extern const Kernel kKernelPortable = {"portable", runs, 1, prepare, multiply, digest_portable, stream_copy, stream_fence};
+extern const Kernel kKernelPortable = {"portable",      runs,        1,           prepare, multiply,
+                                       digest_portable, stream_copy, stream_fence};
 
 }  // namespace tartan

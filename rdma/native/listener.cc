@@ -53,7 +53,9 @@ bool Listener::open_shm(std::string& why) {
   sockaddr_un name;
   const socklen_t length = abstract_name(address_, name);
   shm_fd_ = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-  if (shm_fd_ >= 0 && bind(shm_fd_, reinterpret_cast<const sockaddr*>(&name), length) == 0 && listen(shm_fd_, BACKLOG) == 0) return true;
+  if (shm_fd_ >= 0 && bind(shm_fd_, reinterpret_cast<const sockaddr*>(&name), length) == 0 &&
+      listen(shm_fd_, BACKLOG) == 0)
+    return true;
   why = std::string("its shared-memory name: ") + strerror(errno);
   return false;
 }
@@ -98,7 +100,9 @@ void Listener::accept_from(int listening_fd, TransportKind transport) {
       continue;
     }
     if (transport == TransportKind::tcp) tune_tcp(fd);
-    handshakes_.push_back(new Handshake(services_, *this, fd, transport, transport == TransportKind::tcp ? peer.text() : "local:" + std::to_string(pid)));
+    handshakes_.push_back(
+        new Handshake(services_, *this, fd, transport,
+                      transport == TransportKind::tcp ? peer.text() : "local:" + std::to_string(pid)));
   }
 }
 

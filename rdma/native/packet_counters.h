@@ -1,4 +1,5 @@
-// What a packet socket has done. One writing thread, the engine's; JavaScript reads at any time and outlives the socket's end.
+// What a packet socket has done. One writing thread, the engine's; JavaScript reads at any time and outlives the
+// socket's end.
 #pragma once
 #include "counters.h"
 

@@ -1,5 +1,6 @@
-// The packets of docs/wire-format.md ("Stripe packets") as bytes: field offsets, checksum, and what a unit header in one says.
-// The twin of wire/packet-header.ts and wire/unit-header.ts; test/rdma/packets.test.ts compares what both make.
+// The packets of docs/wire-format.md ("Stripe packets") as bytes: field offsets, checksum, and what a unit header in
+// one says. The twin of wire/packet-header.ts and wire/unit-header.ts; test/rdma/packets.test.ts compares what both
+// make.
 #pragma once
 #include <endian.h>
 
@@ -61,7 +62,8 @@ inline uint16_t fold(uint64_t sum) {
 }
 
 // A packet header without its checksum.
-inline void put_header(uint8_t* at, Type type, uint32_t k, uint32_t m, uint32_t group, uint32_t map_epoch, uint32_t offset, uint32_t chunk) {
+inline void put_header(uint8_t* at, Type type, uint32_t k, uint32_t m, uint32_t group, uint32_t map_epoch,
+                       uint32_t offset, uint32_t chunk) {
   store32_be(at, MAGIC);
   at[4] = VERSION;
   at[5] = type;
@@ -96,7 +98,8 @@ struct UnitView {
   // Whether shape and lengths fit each other, as checkHeader() of wire/unit-header.ts has it, and a packet's limits.
   bool is_plausible() const {
     if (magic() != UNIT_MAGIC || version() != UNIT_VERSION) return false;
-    if (k() < 1 || k() > MAX_K || m() < 1 || m() > MAX_M || unit() >= k() + m() || shift() < 9 || shift() > 22) return false;
+    if (k() < 1 || k() > MAX_K || m() < 1 || m() > MAX_M || unit() >= k() + m() || shift() < 9 || shift() > 22)
+      return false;
     if (header_bytes() != DATA_HEADER_BYTES + (unit() < k() ? 0 : 4 * k())) return false;
     const uint64_t unit_bytes = uint64_t{1} << shift(), length = stripe_length();
     if (length < 1 || length > k() * unit_bytes) return false;
@@ -106,7 +109,8 @@ struct UnitView {
   }
 };
 
-// The stripe seal: CRC32C of the 88 bytes without what differs between units and without the seal, then of the data units' CRCs.
+// The stripe seal: CRC32C of the 88 bytes without what differs between units and without the seal, then of the data
+// units' CRCs.
 //
 // header: of any unit of the stripe. crcs: k of them, little-endian, as in a parity header.
 inline uint32_t stripe_seal(const uint8_t* header, const uint8_t* crcs, uint32_t k) {
@@ -117,7 +121,8 @@ inline uint32_t stripe_seal(const uint8_t* header, const uint8_t* crcs, uint32_t
   memset(common + 32, 0, 4);
   memset(common + 56, 0, 24);
   const uint32_t crc = coding_crc32c(0, common, DIGESTS.seal_offset);
-  const uint32_t rest = coding_crc32c(crc, common + DIGESTS.seal_offset + 4, DATA_HEADER_BYTES - DIGESTS.seal_offset - 4);
+  const uint32_t rest =
+      coding_crc32c(crc, common + DIGESTS.seal_offset + 4, DATA_HEADER_BYTES - DIGESTS.seal_offset - 4);
   return coding_crc32c(rest, crcs, 4 * k);
 }
 

@@ -6,8 +6,15 @@ namespace tartan {
 
 using packet::UnitView;
 
-PacketReceiver::PacketReceiver(Services& services, PacketCounters& counters, uint32_t qpn, Region* region, const ReceiverOptions& options)
-    : qpn(qpn), options(options), services_(services), counters_(counters), region_(region), slots_(options.slots), remembered_(REMEMBERED, Name{UINT64_MAX, 0, 0}) {
+PacketReceiver::PacketReceiver(Services& services, PacketCounters& counters, uint32_t qpn, Region* region,
+                               const ReceiverOptions& options)
+    : qpn(qpn),
+      options(options),
+      services_(services),
+      counters_(counters),
+      region_(region),
+      slots_(options.slots),
+      remembered_(REMEMBERED, Name{UINT64_MAX, 0, 0}) {
   services_.hold(region_);
   const uint32_t most = options.unit_bytes / packet::MIN_CHUNK_BYTES;
   for (Slot& slot : slots_) slot.bits.resize((most + 63) / 64 + 1);
@@ -18,7 +25,9 @@ PacketReceiver::PacketReceiver(Services& services, PacketCounters& counters, uin
 PacketReceiver::~PacketReceiver() { services_.release(region_); }
 
 PacketReceiver::Slot* PacketReceiver::find(uint64_t stripe, uint32_t counter) {
-  const auto is_it = [&](const Slot& slot) { return slot.state != State::free && slot.stripe == stripe && slot.counter == counter; };
+  const auto is_it = [&](const Slot& slot) {
+    return slot.state != State::free && slot.stripe == stripe && slot.counter == counter;
+  };
   if (is_it(slots_[last_found_])) return &slots_[last_found_];
   for (size_t i = 0; i < slots_.size(); i++) {
     if (is_it(slots_[i])) return &slots_[last_found_ = i];
@@ -39,8 +48,8 @@ void PacketReceiver::take(const uint8_t* packet, uint32_t bytes, int64_t now_ms)
   const uint32_t offset = packet::load32_be(packet + 16), chunk = packet::load16_be(packet + 20);
   const uint32_t header_bytes = header.header_bytes();
   const uint32_t wanted = header.unit_length() == 0 ? 1 : (header.unit_length() + chunk - 1) / chunk;
-  if ((uint32_t{1} << header.shift()) > options.unit_bytes || bytes != packet::HEADER_BYTES + header_bytes + chunk || offset % chunk != 0 ||
-      (wanted > 1 && chunk < packet::MIN_CHUNK_BYTES)) {
+  if ((uint32_t{1} << header.shift()) > options.unit_bytes || bytes != packet::HEADER_BYTES + header_bytes + chunk ||
+      offset % chunk != 0 || (wanted > 1 && chunk < packet::MIN_CHUNK_BYTES)) {
     counters_.malformed.add(1);
     return;
   }
@@ -86,7 +95,8 @@ void PacketReceiver::take(const uint8_t* packet, uint32_t bytes, int64_t now_ms)
       memcpy(payload_of(*slot) + offset, packet + packet::HEADER_BYTES + header_bytes, length);
       counters_.bytes_received.add(length);
       services_.counters.bytes_copied.add(length);
-      while (slot->first_missing < slot->wanted && slot->bits[slot->first_missing / 64] >> slot->first_missing % 64 & 1) slot->first_missing++;
+      while (slot->first_missing < slot->wanted && slot->bits[slot->first_missing / 64] >> slot->first_missing % 64 & 1)
+        slot->first_missing++;
     }
   }
   // Past a short unit's end: nothing is to be placed, the acknowledgement says how far this unit goes.
@@ -126,11 +136,14 @@ void PacketReceiver::finish(Slot& slot) {
   services_.complete(RECV_WRITE_WITH_IMM, SUCCESS, qpn, 0, slot.header_bytes + slot.payload_bytes, imm);
 }
 
-// The switch could not compute a CRC32C: what the header lacks is added here, if the payload is the one that it speaks of.
+// The switch could not compute a CRC32C: what the header lacks is added here, if the payload is the one that it speaks
+// of.
 bool PacketReceiver::finish_parity(uint8_t* header, const Slot& slot) {
   if (slot.header_bytes == packet::DATA_HEADER_BYTES) return false;
   const uint32_t k = UnitView{header}.k();
-  if (load32(header + packet::DIGESTS.seal_offset) != packet::stripe_seal(header, header + packet::DIGESTS.crc_list_offset, k)) return false;
+  if (load32(header + packet::DIGESTS.seal_offset) !=
+      packet::stripe_seal(header, header + packet::DIGESTS.crc_list_offset, k))
+    return false;
   Digest digest;
   coding_digest(payload_of(slot), slot.payload_bytes, &digest);
   if (memcmp(header + packet::DIGESTS.summary_offset, digest.summary, 16) != 0) return false;
@@ -145,7 +158,8 @@ void PacketReceiver::release(uint32_t index, bool durable) {
   if (durable) remembered_[remembered_at_++ % REMEMBERED] = {slot.stripe, slot.counter, slot.map_epoch};
   // What was to be said of this slot is said before it holds another unit.
   for (Touched& touched : touched_) {
-    if (touched.slot == static_cast<int32_t>(index)) touched = {-1, {{slot.stripe, slot.counter, slot.map_epoch}, slot.chunk, slot.unit}};
+    if (touched.slot == static_cast<int32_t>(index))
+      touched = {-1, {{slot.stripe, slot.counter, slot.map_epoch}, slot.chunk, slot.unit}};
   }
   slot.state = State::free;
   free_.push_back(index);
@@ -180,12 +194,16 @@ void PacketReceiver::touch(Slot& slot) {
 void PacketReceiver::say_whole(const UnitView& header, uint32_t chunk) {
   ack_now_ = true;
   for (const Touched& touched : touched_) {
-    if (touched.slot < 0 && touched.said.name.stripe == header.stripe() && touched.said.name.counter == header.counter()) return;
+    if (touched.slot < 0 && touched.said.name.stripe == header.stripe() &&
+        touched.said.name.counter == header.counter())
+      return;
   }
   if (touched_.size() < 2 * packet::MAX_ACK_ENTRIES) {
-    touched_.push_back({-1, {{header.stripe(), header.counter(), header.map_epoch()}, chunk, static_cast<uint8_t>(header.unit())}});
+    touched_.push_back(
+        {-1, {{header.stripe(), header.counter(), header.map_epoch()}, chunk, static_cast<uint8_t>(header.unit())}});
     // Who sent it again may not have heard that it is durable: JavaScript says so once more, over the session.
-    services_.complete(RECV_DUPLICATE, SUCCESS, qpn, static_cast<uint32_t>(header.stripe()), header.counter(), static_cast<uint32_t>(header.stripe() >> 32), header.unit(), header.map_epoch());
+    services_.complete(RECV_DUPLICATE, SUCCESS, qpn, static_cast<uint32_t>(header.stripe()), header.counter(),
+                       static_cast<uint32_t>(header.stripe() >> 32), header.unit(), header.map_epoch());
   }
 }
 
@@ -196,7 +214,8 @@ uint32_t PacketReceiver::make_ack(uint8_t* packet, uint32_t room) {
     return 0;
   }
   const uint32_t fixed = packet::HEADER_BYTES + packet::ACK_PREFIX_BYTES;
-  const uint32_t count = std::min<uint32_t>({static_cast<uint32_t>(touched_.size()), packet::MAX_ACK_ENTRIES, (room - fixed) / packet::ACK_ENTRY_BYTES});
+  const uint32_t count = std::min<uint32_t>(
+      {static_cast<uint32_t>(touched_.size()), packet::MAX_ACK_ENTRIES, (room - fixed) / packet::ACK_ENTRY_BYTES});
   packet::put_header(packet, packet::ACK, 0, 0, 0, 0, 0, count);
   uint8_t* at = packet + packet::HEADER_BYTES;
   packet::store64(at, options.file);
@@ -220,7 +239,8 @@ uint32_t PacketReceiver::make_ack(uint8_t* packet, uint32_t room) {
     for (uint32_t bit = 0; bit < packet::ACK_BITS; bit++) {
       const uint32_t index = slot->first_missing + bit;
       if (index >= slot->wanted) break;
-      if (slot->bits[index / 64] >> index % 64 & 1) at[24 + bit / 8] = static_cast<uint8_t>(at[24 + bit / 8] | 1 << bit % 8);
+      if (slot->bits[index / 64] >> index % 64 & 1)
+        at[24 + bit / 8] = static_cast<uint8_t>(at[24 + bit / 8] | 1 << bit % 8);
     }
   }
   touched_.erase(touched_.begin(), touched_.begin() + count);

@@ -1,5 +1,5 @@
-// A node's side of one writer session: units whose chunks come as packets, in any order and more than once, are placed into
-// slots of registered memory; a whole unit becomes a completion as if it had been written with immediate.
+// A node's side of one writer session: units whose chunks come as packets, in any order and more than once, are placed
+// into slots of registered memory; a whole unit becomes a completion as if it had been written with immediate.
 //
 //   FREE ── first chunk ──▶ FILLING ── all chunks, parity finished ──▶ WHOLE ── release() by JavaScript ──▶ FREE
 //             ▲                │ nothing came for two deadlines, or it was found wrong
@@ -28,7 +28,8 @@ struct ReceiverOptions {
 
 class PacketReceiver {
  public:
-  PacketReceiver(Services& services, PacketCounters& counters, uint32_t qpn, Region* region, const ReceiverOptions& options);
+  PacketReceiver(Services& services, PacketCounters& counters, uint32_t qpn, Region* region,
+                 const ReceiverOptions& options);
   ~PacketReceiver();
   PacketReceiver(const PacketReceiver&) = delete;
 
@@ -85,7 +86,9 @@ class PacketReceiver {
   void drop(Slot& slot);
   void touch(Slot& slot);
   void say_whole(const packet::UnitView& header, uint32_t chunk);
-  uint8_t* payload_of(const Slot& slot) const { return region_->base + index_of(slot) * options.slot_bytes + packet::SLOT_PAYLOAD; }
+  uint8_t* payload_of(const Slot& slot) const {
+    return region_->base + index_of(slot) * options.slot_bytes + packet::SLOT_PAYLOAD;
+  }
   uint8_t* header_of(const Slot& slot) const { return payload_of(slot) - slot.header_bytes; }
   size_t index_of(const Slot& slot) const { return static_cast<size_t>(&slot - slots_.data()); }
 

@@ -16,7 +16,12 @@ constexpr uint32_t MAX_CHUNKS = (4u << 20) / packet::MIN_CHUNK_BYTES;
 }  // namespace
 
 PacketSender::PacketSender(Services& services, PacketCounters& counters, uint32_t qpn, uint32_t most_packets)
-    : qpn(qpn), services_(services), counters_(counters), window_(most_packets), sent_(1024, services.counters.allocations), lost_(1024, services.counters.allocations) {
+    : qpn(qpn),
+      services_(services),
+      counters_(counters),
+      window_(most_packets),
+      sent_(1024, services.counters.allocations),
+      lost_(1024, services.counters.allocations) {
   memset(messages_, 0, sizeof messages_);
 }
 
@@ -39,7 +44,8 @@ void PacketSender::post(const WorkRequest& request) {
   operation.opcode = request.opcode;
   operation.wr_id = request.wr_id;
   for (Unit& unit : operation.units) unit.wanted = 0;
-  const bool sound = request.opcode == SEND_STRIPE ? prepare_stripe(operation, request) : prepare_unit(operation, request);
+  const bool sound =
+      request.opcode == SEND_STRIPE ? prepare_stripe(operation, request) : prepare_unit(operation, request);
   if (!sound) return services_.complete(request.opcode, LOCAL_PROTECTION_ERROR, qpn, request.wr_id);
   free_.pop_back();
   active_.push_back(index);
@@ -56,17 +62,21 @@ bool PacketSender::prepare_stripe(Operation& operation, const WorkRequest& reque
   if (!first.is_plausible() || first.unit() != 0 || wr.chunk == 0) return false;
   const uint32_t k = operation.k = first.k();
   operation.m = first.m();
-  if (packet::HEADER_BYTES + packet::DATA_HEADER_BYTES + k * (packet::DESCRIPTOR_BYTES + wr.chunk) > packet::MAX_BYTES) return false;
+  if (packet::HEADER_BYTES + packet::DATA_HEADER_BYTES + k * (packet::DESCRIPTOR_BYTES + wr.chunk) > packet::MAX_BYTES)
+    return false;
   uint8_t* descriptor = operation.prefix + packet::DATA_HEADER_BYTES;
   uint8_t crcs[4 * packet::MAX_K];
   for (uint32_t c = 0; c < k; c++, descriptor += packet::DESCRIPTOR_BYTES) {
     const UnitView header{headers + c * packet::DATA_HEADER_BYTES};
     const uint64_t at = wr.units_offset + uint64_t{c} * wr.stride;
-    if (!header.is_plausible() || header.unit() != c || at > UINT32_MAX || !region->contains(static_cast<uint32_t>(at), header.unit_length())) return false;
+    if (!header.is_plausible() || header.unit() != c || at > UINT32_MAX ||
+        !region->contains(static_cast<uint32_t>(at), header.unit_length()))
+      return false;
     operation.data[c] = region->base + at;
     operation.length[c] = header.unit_length();
     memcpy(descriptor, header.at + 32, 4);
-    memcpy(descriptor + 4, header.at + packet::DIGESTS.payload_crc_offset, 8);  // the payload's CRC, and the seal beside it
+    // the payload's CRC, and the seal beside it
+    memcpy(descriptor + 4, header.at + packet::DIGESTS.payload_crc_offset, 8);
     memcpy(descriptor + 12, header.at + packet::DIGESTS.summary_offset, 16);
     memcpy(crcs + 4 * c, header.at + packet::DIGESTS.payload_crc_offset, 4);
   }
@@ -94,10 +104,15 @@ bool PacketSender::prepare_stripe(Operation& operation, const WorkRequest& reque
 bool PacketSender::prepare_unit(Operation& operation, const WorkRequest& request) {
   const auto& wr = request.send_unit;
   Region* region = services_.regions.local(wr.lkey);
-  if (!region || wr.header_bytes < packet::DATA_HEADER_BYTES || wr.header_bytes > packet::DATA_HEADER_BYTES + 4 * packet::MAX_K) return false;
-  if (!region->contains(wr.header_offset, wr.header_bytes) || !region->contains(wr.payload_offset, wr.payload_bytes)) return false;
+  if (!region || wr.header_bytes < packet::DATA_HEADER_BYTES ||
+      wr.header_bytes > packet::DATA_HEADER_BYTES + 4 * packet::MAX_K)
+    return false;
+  if (!region->contains(wr.header_offset, wr.header_bytes) || !region->contains(wr.payload_offset, wr.payload_bytes))
+    return false;
   const UnitView header{region->base + wr.header_offset};
-  if (!header.is_plausible() || header.header_bytes() != wr.header_bytes || header.unit_length() != wr.payload_bytes || wr.most_chunk < packet::MIN_CHUNK_BYTES) return false;
+  if (!header.is_plausible() || header.header_bytes() != wr.header_bytes || header.unit_length() != wr.payload_bytes ||
+      wr.most_chunk < packet::MIN_CHUNK_BYTES)
+    return false;
   if (packet::HEADER_BYTES + wr.header_bytes + wr.most_chunk > packet::MAX_BYTES) return false;
   operation.k = header.k();
   operation.m = header.m();
@@ -108,7 +123,8 @@ bool PacketSender::prepare_unit(Operation& operation, const WorkRequest& request
   operation.length[0] = wr.payload_bytes;
   // As many chunks as it takes, and all of about the same length, so that little is padding.
   operation.chunks = std::max(1u, (wr.payload_bytes + wr.most_chunk - 1) / wr.most_chunk);
-  operation.chunk = std::max(operation.chunks == 1 ? 4 : packet::MIN_CHUNK_BYTES, ((wr.payload_bytes + operation.chunks - 1) / operation.chunks + 3) & ~3u);
+  operation.chunk = std::max(operation.chunks == 1 ? 4 : packet::MIN_CHUNK_BYTES,
+                             ((wr.payload_bytes + operation.chunks - 1) / operation.chunks + 3) & ~3u);
   operation.region = region;
   operation.to.sin_addr.s_addr = htonl(wr.address);
   operation.to.sin_port = htons(static_cast<uint16_t>(wr.port));
@@ -186,7 +202,8 @@ void PacketSender::cancel(uint32_t wr_id) {
 PacketSender::Operation* PacketSender::find(uint64_t stripe, uint32_t counter, uint32_t map_epoch, uint32_t unit) {
   const auto is_it = [&](size_t position) {
     const Operation& operation = *operations_[active_[position]];
-    return operation.stripe == stripe && operation.counter == counter && operation.map_epoch == map_epoch && operation.units[unit].wanted != 0;
+    return operation.stripe == stripe && operation.counter == counter && operation.map_epoch == map_epoch &&
+           operation.units[unit].wanted != 0;
   };
   if (last_found_ < active_.size() && is_it(last_found_)) return operations_[active_[last_found_]].get();
   for (size_t position = 0; position < active_.size(); position++) {
@@ -197,7 +214,9 @@ PacketSender::Operation* PacketSender::find(uint64_t stripe, uint32_t counter, u
 
 void PacketSender::take_ack(const uint8_t* packet, uint32_t bytes, int64_t now_us) {
   const uint32_t count = packet::load16_be(packet + 20);
-  if (count > packet::MAX_ACK_ENTRIES || bytes != packet::HEADER_BYTES + packet::ACK_PREFIX_BYTES + count * packet::ACK_ENTRY_BYTES) return counters_.malformed.add(1);
+  if (count > packet::MAX_ACK_ENTRIES ||
+      bytes != packet::HEADER_BYTES + packet::ACK_PREFIX_BYTES + count * packet::ACK_ENTRY_BYTES)
+    return counters_.malformed.add(1);
   counters_.acks_received.add(1);
   const uint8_t* prefix = packet + packet::HEADER_BYTES;
   const uint8_t* at = prefix + packet::ACK_PREFIX_BYTES;
@@ -205,7 +224,8 @@ void PacketSender::take_ack(const uint8_t* packet, uint32_t bytes, int64_t now_u
     const uint32_t index = at[16];
     if (index >= MAX_UNITS) continue;
     Operation* operation = find(packet::load64(at), load32(at + 8), load32(at + 12), index);
-    if (!operation || operation->file != packet::load64(prefix) || operation->writer_epoch != load32(prefix + 8)) continue;
+    if (!operation || operation->file != packet::load64(prefix) || operation->writer_epoch != load32(prefix + 8))
+      continue;
     Unit& unit = operation->units[index];
     if (at[17] != 0) {
       for (uint32_t chunk = unit.below; chunk < unit.wanted; chunk++) acknowledge(*operation, unit, chunk, now_us);
@@ -242,7 +262,8 @@ void PacketSender::acknowledge(Operation& operation, Unit& unit, uint32_t chunk,
     in_flight_--;
     if (is_latest) newest_placed_us_ = std::max(newest_placed_us_, operation.sent_us[chunk]);
     newest_us_ = std::max(newest_us_, newest_placed_us_);
-    window_.on_acknowledged(operation.sendings[chunk] == 1 ? std::max<int64_t>(1, now_us - operation.sent_us[chunk]) : 0);
+    window_.on_acknowledged(operation.sendings[chunk] == 1 ? std::max<int64_t>(1, now_us - operation.sent_us[chunk])
+                                                           : 0);
   }
   operation.state[chunk] = Chunk::placed;
   operation.placed++;
@@ -252,7 +273,8 @@ void PacketSender::acknowledge(Operation& operation, Unit& unit, uint32_t chunk,
 
 const PacketSender::Operation* PacketSender::live(const Sent& sent) const {
   const Operation& operation = *operations_[sent.operation];
-  const bool is_live = operation.generation == sent.generation && operation.state[sent.chunk] == Chunk::in_flight && operation.sent_us[sent.chunk] == sent.at_us;
+  const bool is_live = operation.generation == sent.generation && operation.state[sent.chunk] == Chunk::in_flight &&
+                       operation.sent_us[sent.chunk] == sent.at_us;
   return is_live ? &operation : nullptr;
 }
 
@@ -263,12 +285,14 @@ void PacketSender::lose(const Sent& sent) {
   lost_.push() = sent;
 }
 
-// A packet is lost for a node when one of the same stripe sent a while after it is there, or when one sent after it is everywhere.
+// A packet is lost for a node when one of the same stripe sent a while after it is there, or when one sent after it is
+// everywhere.
 bool PacketSender::is_overtaken(const Sent& sent) const {
   const int64_t latest = sent.at_us + window_.reordering_us();
   if (latest <= newest_placed_us_) return true;
   for (const Unit& unit : operations_[sent.operation]->units) {
-    if (sent.chunk < unit.wanted && latest <= unit.newest_us && !(unit.bits[sent.chunk / 64] >> sent.chunk % 64 & 1)) return true;
+    if (sent.chunk < unit.wanted && latest <= unit.newest_us && !(unit.bits[sent.chunk / 64] >> sent.chunk % 64 & 1))
+      return true;
   }
   return false;
 }
@@ -328,7 +352,8 @@ uint32_t PacketSender::build(Operation& operation, uint32_t chunk, uint32_t at) 
   const bool is_stripe = operation.opcode == SEND_STRIPE;
   const uint32_t offset = chunk * operation.chunk;
   uint8_t* header = headers_[at];
-  packet::put_header(header, is_stripe ? packet::STRIPE : packet::UNIT, operation.k, operation.m, operation.group, operation.map_epoch, offset, operation.chunk);
+  packet::put_header(header, is_stripe ? packet::STRIPE : packet::UNIT, operation.k, operation.m, operation.group,
+                     operation.map_epoch, offset, operation.chunk);
   packet::store16_be(header + 22, packet::fold(packet::sum16(header, packet::HEADER_BYTES) + operation.prefix_sum));
   iovec* piece = pieces_[at];
   *piece++ = {header, packet::HEADER_BYTES};
@@ -354,7 +379,9 @@ int64_t PacketSender::pump(int fd, int64_t now_us) {
   while (more && in_flight_ < static_cast<uint32_t>(window_.packets()) && pace_due_us_ <= now_us + PACE_SLACK_US) {
     Sent batch[BATCH];
     uint32_t count = 0;
-    for (; count < BATCH && in_flight_ < static_cast<uint32_t>(window_.packets()) && pace_due_us_ <= now_us + PACE_SLACK_US; count++) {
+    for (; count < BATCH && in_flight_ < static_cast<uint32_t>(window_.packets()) &&
+           pace_due_us_ <= now_us + PACE_SLACK_US;
+         count++) {
       uint32_t index, chunk;
       if (!take_next(index, chunk)) {
         more = false;
@@ -385,7 +412,8 @@ int64_t PacketSender::pump(int fd, int64_t now_us) {
         counters_.send_blocked.add(1);
         break;
       }
-      if (errno == EMSGSIZE && operations_[batch[done].operation]->generation == batch[done].generation) complete(*operations_[batch[done].operation], LENGTH_ERROR);
+      if (errno == EMSGSIZE && operations_[batch[done].operation]->generation == batch[done].generation)
+        complete(*operations_[batch[done].operation], LENGTH_ERROR);
       done++;  // refused by this host (a filter, no route): as good as lost on the way
     }
     counters_.packets_sent.add(done);
@@ -406,7 +434,8 @@ int64_t PacketSender::pump(int fd, int64_t now_us) {
   counters_.set(counters_.smoothed_rtt_us, static_cast<uint64_t>(window_.smoothed_us()));
   int64_t due = 0;
   if (in_flight_ > 0) due = is_probed_ ? progress_us_ + window_.timeout_us() : probe_due_us();
-  if (more && in_flight_ < static_cast<uint32_t>(window_.packets())) due = due == 0 ? pace_due_us_ - PACE_SLACK_US : std::min(due, pace_due_us_ - PACE_SLACK_US);
+  if (more && in_flight_ < static_cast<uint32_t>(window_.packets()))
+    due = due == 0 ? pace_due_us_ - PACE_SLACK_US : std::min(due, pace_due_us_ - PACE_SLACK_US);
   return due == 0 ? 0 : std::max(due, now_us + 50);
 }
 

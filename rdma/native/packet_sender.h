@@ -1,9 +1,9 @@
-// A writer's side: cuts stripes (for a packet switch) and units (for a node) into packets, sends them at the pace that the path
-// takes, and sends again what is not acknowledged. A request completes when every chunk of every unit that it must reach has been
-// acknowledged as placed; until then its memory is read.
+// A writer's side: cuts stripes (for a packet switch) and units (for a node) into packets, sends them at the pace that
+// the path takes, and sends again what is not acknowledged. A request completes when every chunk of every unit that it
+// must reach has been acknowledged as placed; until then its memory is read.
 //
-// One congestion window covers everything that is sent: what it protects is the writer's own link and the switch behind it.
-// Engine thread only. Nothing is allocated per request once as many have been under way as ever will be.
+// One congestion window covers everything that is sent: what it protects is the writer's own link and the switch behind
+// it. Engine thread only. Nothing is allocated per request once as many have been under way as ever will be.
 #pragma once
 #include <netinet/in.h>
 #include <sys/socket.h>
@@ -45,8 +45,8 @@ class PacketSender {
 
   enum class Chunk : uint8_t { unsent, in_flight, lost, placed };
   struct Unit {
-    uint32_t wanted = 0;  // chunks; 0: not to be waited for
-    uint32_t below = 0;   // all chunks below have been acknowledged
+    uint32_t wanted = 0;    // chunks; 0: not to be waited for
+    uint32_t below = 0;     // all chunks below have been acknowledged
     int64_t newest_us = 0;  // when the newest chunk that it has acknowledged had been sent
     std::vector<uint64_t> bits;
   };
@@ -101,8 +101,8 @@ class PacketSender {
   std::vector<uint32_t> free_;
   std::vector<uint32_t> active_;  // in the order of posting
   size_t last_found_ = 0;
-  size_t next_unsent_ = 0;        // position in active_ from which on chunks may be unsent
-  GrowableRing<Sent> sent_;       // in the order of sending; entries of chunks sent again or placed are stale
+  size_t next_unsent_ = 0;   // position in active_ from which on chunks may be unsent
+  GrowableRing<Sent> sent_;  // in the order of sending; entries of chunks sent again or placed are stale
   GrowableRing<Sent> lost_;
   uint32_t in_flight_ = 0;
   int64_t newest_placed_us_ = 0;  // when the newest packet that was acknowledged had been sent

@@ -26,8 +26,15 @@ int64_t monotonic_us() {
   return static_cast<int64_t>(now.tv_sec) * 1'000'000 + now.tv_nsec / 1000;
 }
 
-PacketSocket::PacketSocket(Services& services, uint32_t id, std::shared_ptr<PacketCounters> counters, const Impairment& impairment)
-    : id(id), services_(services), counters_(std::move(counters)), impairment_(impairment), random_(impairment.seed), timer_(*this), buffers_(BATCH * BUFFER_BYTES) {}
+PacketSocket::PacketSocket(Services& services, uint32_t id, std::shared_ptr<PacketCounters> counters,
+                           const Impairment& impairment)
+    : id(id),
+      services_(services),
+      counters_(std::move(counters)),
+      impairment_(impairment),
+      random_(impairment.seed),
+      timer_(*this),
+      buffers_(BATCH * BUFFER_BYTES) {}
 
 PacketSocket::~PacketSocket() { close_all(); }
 
@@ -43,11 +50,13 @@ bool PacketSocket::open(const std::string& host, uint32_t& port, std::string& wh
   if (fd_ >= 0) {
     setsockopt(fd_, IPPROTO_IP, IP_MTU_DISCOVER, &no_fragments, sizeof no_fragments);
     for (int option : {SO_RCVBUFFORCE, SO_SNDBUFFORCE, SO_RCVBUF, SO_SNDBUF}) {
-      if (setsockopt(fd_, SOL_SOCKET, option, &BUFFER_SPACE, sizeof BUFFER_SPACE) == 0 && option == SO_SNDBUFFORCE) break;
+      if (setsockopt(fd_, SOL_SOCKET, option, &BUFFER_SPACE, sizeof BUFFER_SPACE) == 0 && option == SO_SNDBUFFORCE)
+        break;
     }
   }
   address.length = sizeof(sockaddr_in);
-  if (fd_ < 0 || timer_.fd < 0 || bind(fd_, address.get(), address.length) < 0 || getsockname(fd_, address.get(), &address.length) < 0) {
+  if (fd_ < 0 || timer_.fd < 0 || bind(fd_, address.get(), address.length) < 0 ||
+      getsockname(fd_, address.get(), &address.length) < 0) {
     why = strerror(errno);
     close_all();
     return false;
@@ -67,7 +76,9 @@ void PacketSocket::close_all() {
   fd_ = timer_.fd = -1;
 }
 
-void PacketSocket::add_sender(uint32_t qpn, uint32_t most_packets) { sender_ = std::make_unique<PacketSender>(services_, *counters_, qpn, most_packets); }
+void PacketSocket::add_sender(uint32_t qpn, uint32_t most_packets) {
+  sender_ = std::make_unique<PacketSender>(services_, *counters_, qpn, most_packets);
+}
 
 void PacketSocket::add_receiver(uint32_t qpn, Region* region, const ReceiverOptions& options) {
   // The newest first: a session that was made again must not lose units to the one that is about to go.
@@ -115,8 +126,10 @@ void PacketSocket::on_ready(uint32_t) {
     if (count <= 0) break;
     for (int i = 0; i < count; i++) {
       const auto* packet = static_cast<const uint8_t*>(pieces[i].iov_base);
-      if (impairment_.seed != 0) impair(packet, messages[i].msg_len, from[i]);
-      else take(packet, messages[i].msg_len, from[i]);
+      if (impairment_.seed != 0)
+        impair(packet, messages[i].msg_len, from[i]);
+      else
+        take(packet, messages[i].msg_len, from[i]);
     }
     answer(false);
     if (count < static_cast<int>(BATCH)) break;
@@ -152,7 +165,8 @@ void PacketSocket::let_pass() {
 
 void PacketSocket::take(const uint8_t* packet, uint32_t bytes, const sockaddr_in& from) {
   counters_->packets_received.add(1);
-  if (bytes < packet::HEADER_BYTES || packet::load32_be(packet) != packet::MAGIC || packet[4] != packet::VERSION) return counters_->malformed.add(1);
+  if (bytes < packet::HEADER_BYTES || packet::load32_be(packet) != packet::MAGIC || packet[4] != packet::VERSION)
+    return counters_->malformed.add(1);
   const uint8_t type = packet[5];
   if (type == packet::ACK) {
     if (packet::fold(packet::sum16(packet, packet::HEADER_BYTES)) != 0 || !sender_) return counters_->malformed.add(1);
@@ -160,8 +174,10 @@ void PacketSocket::take(const uint8_t* packet, uint32_t bytes, const sockaddr_in
   }
   const packet::UnitView header{packet + packet::HEADER_BYTES};
   const uint32_t checked = packet::HEADER_BYTES + packet::DATA_HEADER_BYTES;
-  if ((type != packet::UNIT && type != packet::PARITY) || bytes < checked || packet::fold(packet::sum16(packet, checked)) != 0 || !header.is_plausible() ||
-      packet[6] != header.k() || packet[7] != header.m() || packet::load32_be(packet + 12) != header.map_epoch() || packet::load16_be(packet + 20) == 0) {
+  if ((type != packet::UNIT && type != packet::PARITY) || bytes < checked ||
+      packet::fold(packet::sum16(packet, checked)) != 0 || !header.is_plausible() || packet[6] != header.k() ||
+      packet[7] != header.m() || packet::load32_be(packet + 12) != header.map_epoch() ||
+      packet::load16_be(packet + 20) == 0) {
     return counters_->malformed.add(1);
   }
   const auto found = receivers_.find(key_of(ntohl(from.sin_addr.s_addr), ntohs(from.sin_port)));
@@ -188,7 +204,8 @@ void PacketSocket::answer(bool all) {
       to.sin_addr.s_addr = htonl(receiver->options.peer_address);
       to.sin_port = htons(static_cast<uint16_t>(receiver->options.peer_port));
       // Lost like any other when it can't be sent: the writer's next packet brings another.
-      if (sendto(fd_, packet, bytes, MSG_NOSIGNAL, reinterpret_cast<const sockaddr*>(&to), sizeof to) > 0) counters_->acks_sent.add(1);
+      if (sendto(fd_, packet, bytes, MSG_NOSIGNAL, reinterpret_cast<const sockaddr*>(&to), sizeof to) > 0)
+        counters_->acks_sent.add(1);
     }
   }
   std::erase_if(answering_, [](PacketReceiver* receiver) { return !receiver->wants_ack(); });

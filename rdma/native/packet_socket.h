@@ -1,4 +1,5 @@
-// A UDP socket of the packet data plane: a node's, with a receiver for every writer session, or a writer's, with a sender.
+// A UDP socket of the packet data plane: a node's, with a receiver for every writer session, or a writer's, with a
+// sender.
 //
 // Engine thread only. Its timer is a timerfd, as the engine's own deadlines have a resolution of milliseconds.
 #pragma once
@@ -68,8 +69,10 @@ class PacketSocket : public Pollable {
   Timer timer_;
   int fd_ = -1;
   std::unique_ptr<PacketSender> sender_;
-  std::unordered_map<uint64_t, std::vector<std::unique_ptr<PacketReceiver>>> receivers_;  // by the peer's address and port
-  std::vector<PacketReceiver*> answering_;                                               // have something to acknowledge
+  // by the peer's address and port
+  std::unordered_map<uint64_t, std::vector<std::unique_ptr<PacketReceiver>>> receivers_;
+  // have something to acknowledge
+  std::vector<PacketReceiver*> answering_;
   int64_t ack_due_us_ = 0, reclaim_due_us_ = 0, send_due_us_ = 0;
   std::vector<uint8_t> buffers_;
   std::vector<uint8_t> held_;  // a packet that is being overtaken

@@ -8,7 +8,8 @@ void PacketSockets::execute(Command& command) {
   if (command.type == CommandType::open_packet_socket) return open(command);
   const auto found = sockets_.find(command.id);
   if (found == sockets_.end()) {
-    if (command.type != CommandType::add_packet_sender && command.type != CommandType::add_packet_receiver) services_.emit({EventType::fence, command.number});
+    if (command.type != CommandType::add_packet_sender && command.type != CommandType::add_packet_receiver)
+      services_.emit({EventType::fence, command.number});
     return;
   }
   PacketSocket* socket = found->second;
@@ -34,10 +35,12 @@ void PacketSockets::execute(Command& command) {
 }
 
 void PacketSockets::open(Command& command) {
-  auto socket = std::make_unique<PacketSocket>(services_, command.id, command.packet_counters, Impairment{command.words[0], command.words[1], command.words[2]});
+  auto socket = std::make_unique<PacketSocket>(services_, command.id, command.packet_counters,
+                                               Impairment{command.words[0], command.words[1], command.words[2]});
   uint32_t port = command.port;
   std::string why;
-  if (!socket->open(command.host, port, why)) return services_.emit({EventType::listen_failed, command.id, 0, 0, 0, why});
+  if (!socket->open(command.host, port, why))
+    return services_.emit({EventType::listen_failed, command.id, 0, 0, 0, why});
   sockets_[command.id] = socket.release();
   services_.emit({EventType::listening, command.id, 0, port});
 }
@@ -45,7 +48,8 @@ void PacketSockets::open(Command& command) {
 void PacketSockets::add_receiver(Command& command) {
   const uint32_t* words = command.words;
   Region* region = services_.regions.local(words[0]);
-  const ReceiverOptions options{words[1], words[2], uint64_t{words[4]} << 32 | words[3], words[5], words[6], words[7], words[8], words[9]};
+  const ReceiverOptions options{words[1], words[2], uint64_t{words[4]} << 32 | words[3], words[5], words[6], words[7],
+                                words[8], words[9]};
   if (!region || options.slots == 0 || uint64_t{options.slots} * options.slot_bytes > region->size) return;
   PacketSocket* socket = sockets_[command.id];
   socket->add_receiver(command.number, region, options);

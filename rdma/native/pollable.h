@@ -1,6 +1,6 @@
 // Something with a descriptor in the engine's epoll set and perhaps a deadline. Engine thread only.
-// Lifetime: epoll hands back raw pointers, so a Pollable that is done calls Services::bury(); the engine deletes it after
-// the current batch of events.
+// Lifetime: epoll hands back raw pointers, so a Pollable that is done calls Services::bury(); the engine deletes it
+// after the current batch of events.
 #pragma once
 #include <cstdint>
 

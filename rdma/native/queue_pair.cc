@@ -7,7 +7,7 @@
 namespace tartan {
 
 namespace {
-constexpr uint32_t QUEUE_ENTRIES = 256;     // per queue at first; the rings grow
+constexpr uint32_t QUEUE_ENTRIES = 256;  // per queue at first; the rings grow
 constexpr int64_t LINGER_MS = 1000;
 }  // namespace
 
@@ -78,7 +78,8 @@ void QueuePair::post_recv(const WorkRequest& request) {
     return;
   }
   recvs_.push() = {request.wr_id, piece.length, piece.at, piece.region};
-  if (must_announce_recvs() || inbound_ == Inbound::needs_recv_for_send || inbound_ == Inbound::needs_recv_for_imm) mark_dirty();
+  if (must_announce_recvs() || inbound_ == Inbound::needs_recv_for_send || inbound_ == Inbound::needs_recv_for_imm)
+    mark_dirty();
 }
 
 void QueuePair::mark_dirty() {
@@ -101,7 +102,8 @@ void QueuePair::complete_acknowledged() {
     if (entry.opcode == READ && !entry.answered) return;
     complete_send(entry, SUCCESS);
   }
-  if (state_ == State::connected && sends_.head() == next_ && next_ != sends_.tail() && sends_.front().status != SUCCESS) {
+  if (state_ == State::connected && sends_.head() == next_ && next_ != sends_.tail() &&
+      sends_.front().status != SUCCESS) {
     fail("a request named memory outside its region", sends_.front().status);
   }
 }
@@ -219,7 +221,8 @@ void QueuePair::on_revoke(Region* region) {
       break;
     }
   }
-  if (placing_ == region) refuse(REMOTE_ACCESS_ERROR, current_.seq, "the peer was writing to a region as it was deregistered");
+  if (placing_ == region)
+    refuse(REMOTE_ACCESS_ERROR, current_.seq, "the peer was writing to a region as it was deregistered");
 }
 
 void QueuePair::on_deadline() {

@@ -5,9 +5,10 @@
 //   CONNECTED ─────────────────────────────────────────────────────▶ ERROR ─────────────────────────▶ gone
 //       └── fail() with a NAK ──▶ DRAINING ── NAK written, or deadline ──▶┘
 //
-// Engine thread only. In DRAINING no new request starts, but a frame half on its way is completed, so that the NAK behind
-// it can be read: source memory may still be touched, hence no completion is flushed before. In ERROR nothing touches any
-// region any more. Regions named by an outstanding request are held (Services::hold) until its completion is pushed.
+// Engine thread only. In DRAINING no new request starts, but a frame half on its way is completed, so that the NAK
+// behind it can be read: source memory may still be touched, hence no completion is flushed before. In ERROR nothing
+// touches any region any more. Regions named by an outstanding request are held (Services::hold) until its completion
+// is pushed.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -80,7 +81,7 @@ class QueuePair : public Pollable {
     FrameHeader header;
     const uint8_t* at[2];
     uint32_t length[2];
-    int fd;          // a copy of a memfd that travels with the frame, or -1
+    int fd;  // a copy of a memfd that travels with the frame, or -1
     bool is_request;
     Region* answered;  // the last part of an answer to a READ: its region, to release
   };
@@ -154,12 +155,12 @@ class QueuePair : public Pollable {
   // Responder.
   GrowableRing<RecvEntry> recvs_;
   GrowableRing<Answer> answers_;
-  uint32_t executed_ = 0;       // requests of the peer executed, i.e. the sequence number expected next
+  uint32_t executed_ = 0;  // requests of the peer executed, i.e. the sequence number expected next
   uint32_t acked_to_peer_ = 0;
   uint32_t recvs_announced_ = 0;
   std::vector<uint32_t> mapped_by_peer_;
-  std::vector<uint32_t> unmaps_;    // to announce
-  std::vector<FrameHeader> maps_;   // answers to MAP, to be sent
+  std::vector<uint32_t> unmaps_;   // to announce
+  std::vector<FrameHeader> maps_;  // answers to MAP, to be sent
   bool nak_pending_ = false;
   uint8_t nak_status_ = 0;
   uint32_t nak_seq_ = 0;

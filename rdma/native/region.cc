@@ -30,8 +30,8 @@ Region* Region::allocate(size_t bytes, uint32_t access, uint32_t lkey, uint32_t 
     close(memfd);
     return nullptr;
   }
-  madvise(base, mapped, MADV_HUGEPAGE);    // a hint: needs shmem_enabled=advise
-  madvise(base, mapped, MADV_DONTFORK);    // a forked child must not keep revoked memory alive
+  madvise(base, mapped, MADV_HUGEPAGE);  // a hint: needs shmem_enabled=advise
+  madvise(base, mapped, MADV_DONTFORK);  // a forked child must not keep revoked memory alive
   return new Region(static_cast<uint8_t*>(base), bytes, access, lkey, rkey, memfd);
 }
 

@@ -1,5 +1,5 @@
-// Registered memory: a sealed memfd of its own, mapped once. Its descriptor is what a peer in the same network namespace
-// maps to write into it.
+// Registered memory: a sealed memfd of its own, mapped once. Its descriptor is what a peer in the same network
+// namespace maps to write into it.
 //
 // Threads: allocate() and the destructor run on the JavaScript thread; between the engine's ADD_REGION command and its
 // REGION_GONE event everything but the constants belongs to the engine thread.

@@ -17,10 +17,12 @@ class QueuePair;
 
 class Services {
  public:
-  Services(CompletionQueue& completions, Mailbox<Event>& events, Counters& counters, std::atomic<uint32_t>& next_qpn, int epoll_fd)
+  Services(CompletionQueue& completions, Mailbox<Event>& events, Counters& counters, std::atomic<uint32_t>& next_qpn,
+           int epoll_fd)
       : completions(completions), events(events), counters(counters), next_qpn(next_qpn), epoll_fd(epoll_fd) {}
 
-  void complete(uint8_t opcode, uint8_t status, uint32_t qpn, uint32_t wr_id, uint32_t byte_length = 0, uint32_t imm = 0, uint32_t detail = 0, uint32_t extra = 0) {
+  void complete(uint8_t opcode, uint8_t status, uint32_t qpn, uint32_t wr_id, uint32_t byte_length = 0,
+                uint32_t imm = 0, uint32_t detail = 0, uint32_t extra = 0) {
     completions.push(Completion{wr_id, status, opcode, 0, qpn, byte_length, imm, detail, extra, 0});
   }
   void emit(Event event) {

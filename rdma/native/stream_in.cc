@@ -1,5 +1,5 @@
-// The incoming half of a queue pair's stream. Headers are staged, payloads are received straight into the memory they are
-// for; a header is checked completely before one byte of its payload is placed.
+// The incoming half of a queue pair's stream. Headers are staged, payloads are received straight into the memory they
+// are for; a header is checked completely before one byte of its payload is placed.
 #include <errno.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -32,8 +32,10 @@ long QueuePair::receive(iovec* pieces, int count) {
     for (size_t i = 0; i < fds; i++) {
       int fd;
       memcpy(&fd, CMSG_DATA(header) + i * sizeof(int), sizeof(int));
-      if (state_ == State::connected && received_fds_.size() < MAX_FDS_QUEUED) received_fds_.push_back(fd);
-      else close(fd);
+      if (state_ == State::connected && received_fds_.size() < MAX_FDS_QUEUED)
+        received_fds_.push_back(fd);
+      else
+        close(fd);
     }
   }
   return got;
@@ -83,7 +85,8 @@ void QueuePair::read_in(uint32_t budget) {
 }
 
 void QueuePair::parse_headers() {
-  while (state_ == State::connected && inbound_ == Inbound::header && staged_to_ - staged_from_ >= sizeof(FrameHeader)) {
+  while (state_ == State::connected && inbound_ == Inbound::header &&
+         staged_to_ - staged_from_ >= sizeof(FrameHeader)) {
     memcpy(&current_, staging_ + staged_from_, sizeof(FrameHeader));
     staged_from_ += sizeof(FrameHeader);
     const uint32_t staged_headers = (staged_to_ - staged_from_) / sizeof(FrameHeader);
@@ -107,7 +110,8 @@ bool QueuePair::accept_ack(uint32_t ack) {
 
 void QueuePair::handle_frame() {
   const bool is_shm = transport == TransportKind::shm;
-  if (current_.zero != 0 || (current_.status != 0 && current_.type != FRAME_NAK)) return malformed("reserved fields are not zero");
+  if (current_.zero != 0 || (current_.status != 0 && current_.type != FRAME_NAK))
+    return malformed("reserved fields are not zero");
   if (!accept_ack(current_.ack)) return malformed("it acknowledges requests that were not sent");
   if (static_cast<int32_t>(current_.recvs - peer_recvs_) > 0) peer_recvs_ = current_.recvs;
   if (state_ != State::connected) return;  // a local error surfaced as earlier requests completed
@@ -127,8 +131,11 @@ void QueuePair::handle_frame() {
     case FRAME_ACK:
       return;
     case FRAME_NAK:
-      if (current_.status != REMOTE_ACCESS_ERROR && current_.status != REMOTE_INVALID_REQUEST) return malformed("unknown refusal");
-      return fail(current_.status == REMOTE_ACCESS_ERROR ? "the peer refused access to its memory" : "the peer refused a request as invalid", current_.status);
+      if (current_.status != REMOTE_ACCESS_ERROR && current_.status != REMOTE_INVALID_REQUEST)
+        return malformed("unknown refusal");
+      return fail(current_.status == REMOTE_ACCESS_ERROR ? "the peer refused access to its memory"
+                                                         : "the peer refused a request as invalid",
+                  current_.status);
     case FRAME_MAP:
       return is_shm ? handle_map() : malformed("shared memory over TCP");
     case FRAME_MAP_FD:
@@ -196,8 +203,8 @@ void QueuePair::handle_read_data() {
   const uint32_t index = current_.seq;
   if (index - sends_.head() >= next_ - sends_.head()) return malformed("an answer to nothing");
   SendEntry& entry = sends_.at(index);
-  if (entry.opcode != READ || entry.answered || current_.offset != entry.placed || current_.length > entry.length - entry.placed ||
-      (current_.length == 0 && entry.length > 0)) {
+  if (entry.opcode != READ || entry.answered || current_.offset != entry.placed ||
+      current_.length > entry.length - entry.placed || (current_.length == 0 && entry.length > 0)) {
     return malformed("an answer that was not asked for");
   }
   if (current_.length == 0) return payload_placed();
@@ -269,7 +276,8 @@ void QueuePair::handle_map() {
   if (!region || !(region->access & ACCESS_REMOTE_WRITE)) {
     return refuse(REMOTE_ACCESS_ERROR, current_.seq, "the peer wanted to map what it was not granted");
   }
-  if (maps_.size() == MAX_MAPS_QUEUED || mapped_by_peer_.size() == MAX_MAPPED_BY_PEER) return malformed("too many mappings");
+  if (maps_.size() == MAX_MAPS_QUEUED || mapped_by_peer_.size() == MAX_MAPPED_BY_PEER)
+    return malformed("too many mappings");
   bool known = false;
   for (uint32_t rkey : mapped_by_peer_) known = known || rkey == current_.rkey;
   if (!known) mapped_by_peer_.push_back(current_.rkey);
@@ -295,8 +303,10 @@ void QueuePair::discard_input() {
     if (got > 0) continue;
     if (got < 0 && (errno == EINTR)) continue;
     if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return;
-    if (state_ == State::draining) fail("", FLUSHED);
-    else close_stream();
+    if (state_ == State::draining)
+      fail("", FLUSHED);
+    else
+      close_stream();
     return;
   }
 }

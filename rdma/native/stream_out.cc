@@ -1,5 +1,5 @@
-// The outgoing half of a queue pair's stream: frames are appended to a small ring in the order of the wire, payloads stay
-// where they are (gathered by sendmsg), and one sendmsg takes as many frames as the socket has room for.
+// The outgoing half of a queue pair's stream: frames are appended to a small ring in the order of the wire, payloads
+// stay where they are (gathered by sendmsg), and one sendmsg takes as many frames as the socket has room for.
 #include <errno.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -49,7 +49,8 @@ void QueuePair::fill() {
       frame.header.length = fd >= 0 ? static_cast<uint32_t>(region->size) : 0;
       frame.fd = fd;
       maps_.erase(maps_.begin());
-    } else if (!answers_.empty() && (answers_turn_ || state_ != State::connected || next_ == sends_.tail() || waits_for_map_)) {
+    } else if (!answers_.empty() &&
+               (answers_turn_ || state_ != State::connected || next_ == sends_.tail() || waits_for_map_)) {
       append_answer();
       answers_turn_ = false;
     } else if (state_ == State::connected && append_request(copied)) {
@@ -71,7 +72,8 @@ void QueuePair::fill() {
     if (i + 1 == out_tail_) continue;
     const OutFrame& behind = out_[(i + 1) % OUT_FRAMES];
     const bool bare = behind.length[0] + behind.length[1] == 0;
-    header.follow = !bare ? 0 : static_cast<uint8_t>(behind.header.follow < MAX_FOLLOW ? behind.header.follow + 1 : MAX_FOLLOW);
+    header.follow =
+        !bare ? 0 : static_cast<uint8_t>(behind.header.follow < MAX_FOLLOW ? behind.header.follow + 1 : MAX_FOLLOW);
   }
 }
 
@@ -108,7 +110,8 @@ bool QueuePair::append_request(uint32_t& copied) {
         map_rkey_ = entry.rkey;
         return true;
       }
-      // Outside the region nothing is copied, here or by later requests; the owner judges the descriptor and refuses it.
+      // Outside the region nothing is copied, here or by later requests; the owner judges the descriptor and refuses
+      // it.
       if (static_cast<uint64_t>(entry.remote_offset) + entry.length > target->size) {
         is_doomed_ = true;
       } else {

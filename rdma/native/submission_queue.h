@@ -14,7 +14,9 @@ class SubmissionQueue {
  public:
   SubmissionQueue(const WorkRequest* entries, uint32_t capacity) : entries_(entries), mask_(capacity - 1) {}
 
-  void release(uint32_t count) { tail_.store(tail_.load(std::memory_order_relaxed) + count, std::memory_order_seq_cst); }
+  void release(uint32_t count) {
+    tail_.store(tail_.load(std::memory_order_relaxed) + count, std::memory_order_seq_cst);
+  }
   uint32_t free_entries() const {
     return mask_ + 1 - (tail_.load(std::memory_order_relaxed) - head_.load(std::memory_order_acquire));
   }

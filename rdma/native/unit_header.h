@@ -30,7 +30,8 @@ inline void seal(const DigestLayout& layout, uint8_t* header, uint32_t bytes) {
 }
 
 // 0: all is as the header says; otherwise what differs first: 1 the seal, 2 the payload's CRC, 3 its summary.
-inline uint32_t header_mismatch(const DigestLayout& layout, const uint8_t* header, uint32_t bytes, const Digest& digest) {
+inline uint32_t header_mismatch(const DigestLayout& layout, const uint8_t* header, uint32_t bytes,
+                                const Digest& digest) {
   if (load32(header + layout.seal_offset) != header_seal(layout, header, bytes)) return 1;
   if (load32(header + layout.payload_crc_offset) != digest.crc32c) return 2;
   if (memcmp(header + layout.summary_offset, digest.summary, 16) != 0) return 3;
@@ -39,7 +40,8 @@ inline uint32_t header_mismatch(const DigestLayout& layout, const uint8_t* heade
 
 // Whether every digest field lies inside a header of so many bytes.
 inline bool layout_fits(const DigestLayout& layout, uint64_t bytes) {
-  return uint64_t{layout.payload_crc_offset} + 4 <= bytes && uint64_t{layout.seal_offset} + 4 <= bytes && uint64_t{layout.summary_offset} + 16 <= bytes;
+  return uint64_t{layout.payload_crc_offset} + 4 <= bytes && uint64_t{layout.seal_offset} + 4 <= bytes &&
+         uint64_t{layout.summary_offset} + 16 <= bytes;
 }
 
 }  // namespace tartan

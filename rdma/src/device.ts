@@ -35,7 +35,8 @@ export type Transport = 'tcp' | 'shm' | 'sim' | 'rdma';
 /**
  * Called once for each completion, on the device's JavaScript thread, in batches.
  *
- * @param opcode      one of `Opcode`: the request's own; RECV_WRITE_WITH_IMM for a RECV that a write with immediate consumed
+ * @param opcode      one of `Opcode`: the request's own; RECV_WRITE_WITH_IMM for a RECV that a write with immediate
+ *         consumed
  * @param status      one of `Status`
  * @param wrId        the number given when posting (uint32)
  * @param byteLength  RECV: bytes placed by the peer; otherwise 0
@@ -43,7 +44,12 @@ export type Transport = 'tcp' | 'shm' | 'sim' | 'rdma';
  * @param detail      CHECKSUM_ERROR: the index of the unit that failed; otherwise a device's own syndrome
  */
 export type CompletionHandler = (
-  opcode: number, status: number, wrId: number, byteLength: number, imm: number, detail: number,
+  opcode: number,
+  status: number,
+  wrId: number,
+  byteLength: number,
+  imm: number,
+  detail: number,
 ) => void;
 
 /** Registered memory. Offsets into it, not addresses, name bytes in work requests. At most 2 GiB. */
@@ -71,15 +77,53 @@ export interface QueuePair {
   /** Called once when the state leaves 'connected', before the flushed completions are delivered. */
   onError: ((reason: string) => void) | undefined;
 
-  /** Posts a receive. `region` undefined: for WRITE_WITH_IMM only (no buffer; a SEND then fails with a length error). */
+  /**
+   * Posts a receive. `region` undefined: for WRITE_WITH_IMM only (no buffer; a SEND then fails with a length error).
+   */
   postRecv(wrId: number, region: MemoryRegion | undefined, offset: number, length: number): void;
   postSend(wrId: number, region: MemoryRegion, offset: number, length: number, flags?: number): void;
   /** One gather entry. `length` 0 is legal. */
-  postWrite(wrId: number, region: MemoryRegion, offset: number, length: number, rkey: number, remoteOffset: number, flags?: number): void;
-  postWriteWithImm(wrId: number, region: MemoryRegion, offset: number, length: number, rkey: number, remoteOffset: number, imm: number, flags?: number): void;
+  postWrite(
+    wrId: number,
+    region: MemoryRegion,
+    offset: number,
+    length: number,
+    rkey: number,
+    remoteOffset: number,
+    flags?: number,
+  ): void;
+  postWriteWithImm(
+    wrId: number,
+    region: MemoryRegion,
+    offset: number,
+    length: number,
+    rkey: number,
+    remoteOffset: number,
+    imm: number,
+    flags?: number,
+  ): void;
   /** Two gather entries of one region, placed one after the other at `remoteOffset`: a header, then its payload. */
-  postGatherWithImm(wrId: number, region: MemoryRegion, offset0: number, length0: number, offset1: number, length1: number, rkey: number, remoteOffset: number, imm: number, flags?: number): void;
-  postRead(wrId: number, region: MemoryRegion, offset: number, length: number, rkey: number, remoteOffset: number, flags?: number): void;
+  postGatherWithImm(
+    wrId: number,
+    region: MemoryRegion,
+    offset0: number,
+    length0: number,
+    offset1: number,
+    length1: number,
+    rkey: number,
+    remoteOffset: number,
+    imm: number,
+    flags?: number,
+  ): void;
+  postRead(
+    wrId: number,
+    region: MemoryRegion,
+    offset: number,
+    length: number,
+    rkey: number,
+    remoteOffset: number,
+    flags?: number,
+  ): void;
 
   /** Moves to the error state; everything outstanding completes (FLUSHED, or what it already was). */
   toError(reason: string): void;
@@ -114,7 +158,11 @@ export interface CoderSpec {
   readonly digest: DigestLayout;
 }
 
-export interface Coder { readonly id: number; readonly spec: CoderSpec; destroy(): void }
+export interface Coder {
+  readonly id: number;
+  readonly spec: CoderSpec;
+  destroy(): void;
+}
 
 /** Where a stripe lies in one region. Unit u is at unitsOffset + u·stride; data and parity headers likewise. Bytes. */
 export interface StripePlace {
@@ -122,7 +170,10 @@ export interface StripePlace {
   unitsOffset: number;
   /** Multiple of 64, less than 2^31. */
   stride: number;
-  /** The stripe's data length: data unit c is clamp(dataLength − c·stride, 0, stride) long, parity min(stride, dataLength). */
+  /**
+   * The stripe's data length: data unit c is clamp(dataLength − c·stride, 0, stride) long, parity min(stride,
+   * dataLength).
+   */
   dataLength: number;
   dataHeadersOffset: number;
   dataHeaderStride: number;
@@ -139,11 +190,23 @@ export interface CodingQueue {
    */
   postEncode(wrId: number, coder: Coder, place: StripePlace, flags: number): void;
   /** Checks one unit: header seal, payload CRC and summary. `detail`: 1 seal, 2 payload CRC, 3 summary. */
-  postVerify(wrId: number, coder: Coder, region: MemoryRegion, headerOffset: number, headerBytes: number, payloadOffset: number, payloadBytes: number): void;
+  postVerify(
+    wrId: number,
+    coder: Coder,
+    region: MemoryRegion,
+    headerOffset: number,
+    headerBytes: number,
+    payloadOffset: number,
+    payloadBytes: number,
+  ): void;
   destroy(): Promise<void>;
 }
 
-export interface Listener { readonly address: string; readonly port: number; close(): Promise<void> }
+export interface Listener {
+  readonly address: string;
+  readonly port: number;
+  close(): Promise<void>;
+}
 
 export interface ConnectOptions {
   /** 'auto' (default): shared memory between processes of one network namespace, else TCP. */
@@ -154,13 +217,21 @@ export interface ConnectOptions {
 
 /** Monotonic counts since the device was opened; bytes and requests as unsigned integers. */
 export interface DeviceCounters {
-  requests: number; completions: number; rings: number; wakeups: number;
-  bytesSent: number; bytesReceived: number; bytesEncoded: number; bytesVerified: number;
+  requests: number;
+  completions: number;
+  rings: number;
+  wakeups: number;
+  bytesSent: number;
+  bytesReceived: number;
+  bytesEncoded: number;
+  bytesVerified: number;
   /** Payload bytes the device copied through memory of its own (bounce buffers); 0 is the promise for units. */
   bytesCopied: number;
   /** Allocations made on the data path after set-up. */
   allocations: number;
-  errors: number; regions: number; queuePairs: number;
+  errors: number;
+  regions: number;
+  queuePairs: number;
 }
 
 export interface Device {
@@ -170,17 +241,28 @@ export interface Device {
   allocate(byteLength: number, access?: number): MemoryRegion;
   createCoder(spec: CoderSpec): Coder;
   createCodingQueue(handler: CompletionHandler): CodingQueue;
-  /** @throws {RdmaError} ERR_CONNECT when nobody answers at host:port within the time; ERR_DEVICE_KIND when another kind of device does */
+  /**
+   * @throws {RdmaError} ERR_CONNECT when nobody answers at host:port within the time; ERR_DEVICE_KIND when another kind
+   *   of device does
+   */
   connect(host: string, port: number, options?: ConnectOptions): Promise<QueuePair>;
   /** `onConnection` gets each new queue pair before any completion of it; it must set `handler` and post receives. */
   listen(host: string, port: number, onConnection: (qp: QueuePair) => void): Promise<Listener>;
-  /** A UDP socket for packets that a switch computes on. Absent where the device has none. @throws {RdmaError} ERR_LISTEN */
+  /**
+   * A UDP socket for packets that a switch computes on. Absent where the device has none.
+   * @throws {RdmaError} ERR_LISTEN
+   */
   openPacketSocket?(host: string, port: number, options?: PacketSocketOptions): Promise<PacketSocket>;
-  /** Releases everything posted since the last call to the device. Called by the device itself after a batch of handlers. */
+  /**
+   * Releases everything posted since the last call to the device. Called by the device itself after a batch of
+   * handlers.
+   */
   ring(): void;
   /** Runs at the end of every batch of completions, before the device's own `ring()`. */
   onBatchEnd: (() => void) | undefined;
-  /** True while the handlers of a batch run: `onBatchEnd` and a ring are sure to follow. Absent where that is not known. */
+  /**
+   * True while the handlers of a batch run: `onBatchEnd` and a ring are sure to follow. Absent where that is not known.
+   */
   readonly isDispatching?: boolean;
   counters(): DeviceCounters;
   /** Destroys what is left (queue pairs, listeners, regions), stops the thread. Idempotent. */

@@ -17,21 +17,35 @@
  *   word 11, 12, 13     gather entry 1                                word 11: their stride    0
  *   word 14, 15         0                                             0                        0
  *
- *   SEND_STRIPE         word 3 lkey · 4 data headers offset · 5 units offset · 6 stride · 7 group · 8 chunk · 9 units waited for · 10 IPv4 · 11 port
- *   SEND_UNIT           word 3 lkey · 4 header offset · 5 its bytes · 6 payload offset · 7 its bytes · 8 largest chunk · 9 IPv4 · 10 port
+ *   SEND_STRIPE         word 3 lkey · 4 data headers offset · 5 units offset · 6 stride · 7 group · 8 chunk · 9 units
+ *                       waited for · 10 IPv4 · 11 port
+ *   SEND_UNIT           word 3 lkey · 4 header offset · 5 its bytes · 6 payload offset · 7 its bytes · 8 largest chunk
+ *                       · 9 IPv4 · 10 port
  *   CANCEL              word 2 the wrId of the request that is to be given up
  *   RELEASE_SLOT        word 2 the slot; flags 1: its unit is durable
  *
- *   completion          word 0 wrId · 1 status | opcode << 8 · 2 qpn · 3 byte length · 4 imm · 5 detail · 6 extra · 7: 0
+ *   completion          word 0 wrId · 1 status | opcode << 8 · 2 qpn · 3 byte length · 4 imm · 5 detail · 6 extra · 7:
+ *                       0
  *   RECV_DUPLICATE      word 0, 4 stripe · 3 counter · 5 unit · 6 map epoch
  */
 export const WR_WORDS = 16;
 export const CQE_WORDS = 8;
 
 export const Opcode = {
-  WRITE: 1, WRITE_WITH_IMM: 2, READ: 3, SEND: 4, RECV: 5, ENCODE: 6, VERIFY: 7, RECV_WRITE_WITH_IMM: 8,
+  WRITE: 1,
+  WRITE_WITH_IMM: 2,
+  READ: 3,
+  SEND: 4,
+  RECV: 5,
+  ENCODE: 6,
+  VERIFY: 7,
+  RECV_WRITE_WITH_IMM: 8,
   /** Of a packet socket (packets.ts). */
-  SEND_STRIPE: 9, SEND_UNIT: 10, CANCEL: 11, RELEASE_SLOT: 12, RECV_DUPLICATE: 13,
+  SEND_STRIPE: 9,
+  SEND_UNIT: 10,
+  CANCEL: 11,
+  RELEASE_SLOT: 12,
+  RECV_DUPLICATE: 13,
 } as const;
 
 /** Bits of a work request's flags. */
@@ -45,7 +59,9 @@ export const Flag = {
   /** ENCODE: writes CRC, summary and (parity) the list of data CRCs of the outputs into their headers, then seals them.
    *  The list is copied from the data units' headers, so those must be written or checked. */
   DIGEST_OUTPUTS_WRITE: 8,
-  /** ENCODE: computes the payload CRC and summary of the outputs into their headers, without list or seal (decoding). */
+  /**
+   * ENCODE: computes the payload CRC and summary of the outputs into their headers, without list or seal (decoding).
+   */
   DIGEST_OUTPUTS_STORE: 16,
 } as const;
 

@@ -1,10 +1,20 @@
 /**
  * One connection to the P4Runtime server of a switch, as its controller: mastership, the program, reading and writing.
  *
- * Election ids are from the times at which agents started, so that the one started last is primary, also after the switch has
- * forgotten everybody. One that another has overtaken stays a backup while the primary lives, and stands again when there is none.
+ * Election ids are from the times at which agents started, so that the one started last is primary, also after the
+ * switch has forgotten everybody. One that another has overtaken stays a backup while the primary lives, and stands
+ * again when there is none.
  */
-import { P4RuntimeClient, P4RuntimeError, Status, allMulticastGroups, connect, tableWildcard, v1, type Program } from 'tartan-p4runtime';
+import {
+  P4RuntimeClient,
+  P4RuntimeError,
+  Status,
+  allMulticastGroups,
+  connect,
+  tableWildcard,
+  v1,
+  type Program,
+} from 'tartan-p4runtime';
 import { entering } from './difference.js';
 import type { Artefact } from './artefact.js';
 
@@ -20,8 +30,13 @@ export class Controller {
   onChange: () => void = () => undefined;
 
   private constructor(private readonly client: P4RuntimeClient) {
-    client.on('closed', (error) => { this.ended = error; this.onChange(); });
-    client.on('mastership', () => { this.onChange(); });
+    client.on('closed', (error) => {
+      this.ended = error;
+      this.onChange();
+    });
+    client.on('mastership', () => {
+      this.onChange();
+    });
     client.on('stream-error', () => undefined);
   }
 
@@ -32,9 +47,20 @@ export class Controller {
    * @param takeOver    stands above whoever is primary; else only above those of the past
    * @throws {P4RuntimeError} as connect() and arbitrate()
    */
-  static async connect(options: { readonly address: string; readonly deviceId: number; readonly deadlineMs: number; readonly electionId: bigint; readonly takeOver: boolean }): Promise<Controller> {
-    // Hundreds of entries take a busy switch longer than a silence that means death: that is what the stream and probes are for.
-    const client = await connect({ address: options.address, deviceId: options.deviceId, deadlineMs: Math.max(LEAST_CALL_MS, options.deadlineMs) });
+  static async connect(options: {
+    readonly address: string;
+    readonly deviceId: number;
+    readonly deadlineMs: number;
+    readonly electionId: bigint;
+    readonly takeOver: boolean;
+  }): Promise<Controller> {
+    // Hundreds of entries take a busy switch longer than a silence that means death: that is what the stream and probes
+    // are for.
+    const client = await connect({
+      address: options.address,
+      deviceId: options.deviceId,
+      deadlineMs: Math.max(LEAST_CALL_MS, options.deadlineMs),
+    });
     const controller = new Controller(client);
     try {
       const { primary } = await client.arbitrate(options.electionId);
@@ -46,10 +72,16 @@ export class Controller {
     return controller;
   }
 
-  get primary(): boolean { return this.client.primary; }
-  get electionId(): bigint { return this.client.electionId ?? 0n; }
+  get primary(): boolean {
+    return this.client.primary;
+  }
+  get electionId(): bigint {
+    return this.client.electionId ?? 0n;
+  }
   /** Nobody is: whoever was has gone. */
-  get isVacant(): boolean { return !this.client.primary && this.client.mastership.electionId === undefined; }
+  get isVacant(): boolean {
+    return !this.client.primary && this.client.mastership.electionId === undefined;
+  }
 
   /** Stands above the highest id that the server has seen. */
   async stand(): Promise<void> {
@@ -68,9 +100,9 @@ export class Controller {
   }
 
   /**
-   * Gives the switch a program with its entries. Saved first, and committed with what was written meanwhile (P4Runtime 1.4,
-   * SetForwardingPipelineConfig): traffic never meets an empty bridge. A server that cannot do that gets program and entries
-   * one after the other.
+   * Gives the switch a program with its entries. Saved first, and committed with what was written meanwhile (P4Runtime
+   * 1.4, SetForwardingPipelineConfig): traffic never meets an empty bridge. A server that cannot do that gets program
+   * and entries one after the other.
    */
   async install({ program, deviceConfig, cookie }: Artefact, entities: readonly v1.Entity[]): Promise<void> {
     const pipeline = { p4info: program.p4info, deviceConfig, cookie };
@@ -79,7 +111,8 @@ export class Controller {
       await this.write(entering(program, entities));
       await this.client.setPipeline(undefined, COMMIT);
     } catch (error) {
-      if (!(error instanceof P4RuntimeError) || (error.code !== 'ERR_P4_RPC' && error.code !== 'ERR_P4_WRITE')) throw error;
+      if (!(error instanceof P4RuntimeError) || (error.code !== 'ERR_P4_RPC' && error.code !== 'ERR_P4_WRITE'))
+        throw error;
       await this.client.setPipeline(pipeline, VERIFY_AND_COMMIT);
       await this.write(entering(program, entities));
     }
@@ -89,7 +122,7 @@ export class Controller {
   async present(program: Program): Promise<v1.Entity[]> {
     const found = await this.client.readAll(tableWildcard(program));
     // Apart: a server may answer a request of several kinds with the first one's.
-    found.push(...await this.client.readAll(allMulticastGroups()));
+    found.push(...(await this.client.readAll(allMulticastGroups())));
     return found;
   }
 
@@ -99,7 +132,11 @@ export class Controller {
     return steps.reduce((sum, step) => sum + step.length, 0);
   }
 
-  read(...entities: v1.Entity[]): Promise<v1.Entity[]> { return this.client.readAll(...entities); }
+  read(...entities: v1.Entity[]): Promise<v1.Entity[]> {
+    return this.client.readAll(...entities);
+  }
 
-  close(): void { this.client.close(); }
+  close(): void {
+    this.client.close();
+  }
 }

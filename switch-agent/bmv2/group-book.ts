@@ -1,8 +1,9 @@
 /**
  * Which groups a packet switch has, and why: a pure book; entering them in the switch is the controller's.
  *
- * A number is never given twice while it could matter: numbers ascend from where the agent began, by chance or above what
- * it found in the switch. So an agent whose memory is lost does not give another set the number that a writer still uses.
+ * A number is never given twice while it could matter: numbers ascend from where the agent began, by chance or above
+ * what it found in the switch. So an agent whose memory is lost does not give another set the number that a writer
+ * still uses.
  */
 import type { ClusterMap } from '../../cluster/records.js';
 import { TartanError } from '../../wire/errors.js';
@@ -11,7 +12,10 @@ import { neighbourOf, type PortMap } from './port-map.js';
 import { unitPlace, type Group, type UnitPlace } from './split.js';
 
 /** How much a switch holds. */
-export interface Room { readonly groups: number; readonly copies: number }
+export interface Room {
+  readonly groups: number;
+  readonly copies: number;
+}
 
 /** Sizes of p4/split.p4's tables. */
 export const TABLE_ROOM: Room = { groups: 4096, copies: 32_768 };
@@ -19,7 +23,11 @@ export const TABLE_ROOM: Room = { groups: 4096, copies: 32_768 };
 export const BMV2_ROOM: Room = { groups: TABLE_ROOM.groups, copies: 4095 };
 const LAST_ID = 0xffff_ffff;
 
-interface Entered { readonly group: Group; readonly name: string | undefined; removeAtMs: number | undefined }
+interface Entered {
+  readonly group: Group;
+  readonly name: string | undefined;
+  removeAtMs: number | undefined;
+}
 
 export class GroupBook {
   private readonly records = new Map<number, Entered>();
@@ -28,39 +36,68 @@ export class GroupBook {
   private replicas = 0;
 
   /** @param lastId  the number before the first that is given */
-  constructor(private lastId: number, private readonly room: Room = TABLE_ROOM) {}
+  constructor(
+    private lastId: number,
+    private readonly room: Room = TABLE_ROOM,
+  ) {}
 
-  get size(): number { return this.records.size; }
+  get size(): number {
+    return this.records.size;
+  }
 
-  groups(): Group[] { return [...this.records.values()].map((each) => each.group); }
+  groups(): Group[] {
+    return [...this.records.values()].map((each) => each.group);
+  }
 
   /**
    * The group of a set of nodes under the map's epoch: the one it has, or a new one.
    *
    * @param nodes  node id by unit index, k + m of them
    * @returns isNew: it has to be entered in the switch
-   * @throws {TartanError} ERR_ARGUMENT: a node that the map does not have, that takes no packets, or that no port leads to · ERR_CAPACITY
+   * @throws {TartanError} ERR_ARGUMENT: a node that the map does not have, that takes no packets, or that no port leads
+   *         to · ERR_CAPACITY
    */
-  open(map: ClusterMap, ports: PortMap, k: number, m: number, nodes: readonly string[]): { group: Group; isNew: boolean } {
-    const name = nameOf(map.epoch, k, m, nodes), known = this.byName.get(name);
+  open(
+    map: ClusterMap,
+    ports: PortMap,
+    k: number,
+    m: number,
+    nodes: readonly string[],
+  ): { group: Group; isNew: boolean } {
+    const name = nameOf(map.epoch, k, m, nodes),
+      known = this.byName.get(name);
     if (known !== undefined) return { group: this.records.get(known)!.group, isNew: false };
     const units = nodes.map((id) => placeOf(map, ports, id));
     const copies = units.filter((each) => each !== undefined).length;
     if (this.records.size >= this.room.groups || this.replicas + copies > this.room.copies) {
-      throw new TartanError('ERR_CAPACITY', `Cannot open a group of ${nodes.join(', ')}: the switch has ${this.records.size} groups with ${this.replicas} copies, and takes ${this.room.groups} with ${this.room.copies}`);
+      throw new TartanError(
+        'ERR_CAPACITY',
+        `Cannot open a group of ${nodes.join(', ')}: the switch has ${this.records.size} groups ` +
+          `with ${this.replicas} copies, and takes ${this.room.groups} with ${this.room.copies}`,
+      );
     }
     const group: Group = { id: this.nextId(), multicast: this.freeMulticast(), mapEpoch: map.epoch, k, m, units };
     this.add({ group, name, removeAtMs: undefined });
     return { group, isNew: true };
   }
 
-  /** Groups found in the switch. One whose nodes cannot be told from it is kept for whoever uses it, and not given again. */
+  /**
+   * Groups found in the switch. One whose nodes cannot be told from it is kept for whoever uses it, and not given
+   * again.
+   */
   restore(groups: readonly Group[], map: ClusterMap): void {
     for (const group of groups) {
       if (this.records.has(group.id) || group.multicast === FLOOD_GROUP) continue;
-      const nodes = group.units.map((place) => place && map.nodes.find((node) => node.packets !== undefined && sameAddress(place, node.packets))?.id);
+      const nodes = group.units.map(
+        (place) =>
+          place && map.nodes.find((node) => node.packets !== undefined && sameAddress(place, node.packets))?.id,
+      );
       const named = group.mapEpoch === map.epoch && nodes.every((id) => id !== undefined);
-      this.add({ group, name: named ? nameOf(group.mapEpoch, group.k, group.m, nodes) : undefined, removeAtMs: undefined });
+      this.add({
+        group,
+        name: named ? nameOf(group.mapEpoch, group.k, group.m, nodes) : undefined,
+        removeAtMs: undefined,
+      });
       this.lastId = Math.max(this.lastId, group.id);
     }
   }
@@ -82,7 +119,9 @@ export class GroupBook {
 
   /** Forgets the groups whose time has come, and returns them: to be removed from the switch. */
   expire(nowMs: number): Group[] {
-    const due = [...this.records.values()].filter((each) => each.removeAtMs !== undefined && each.removeAtMs <= nowMs).map((each) => each.group);
+    const due = [...this.records.values()]
+      .filter((each) => each.removeAtMs !== undefined && each.removeAtMs <= nowMs)
+      .map((each) => each.group);
     for (const { id } of due) this.remove(id);
     return due;
   }
@@ -95,7 +134,8 @@ export class GroupBook {
   }
 
   private nextId(): number {
-    do this.lastId = this.lastId >= LAST_ID ? 1 : this.lastId + 1; while (this.records.has(this.lastId));
+    do this.lastId = this.lastId >= LAST_ID ? 1 : this.lastId + 1;
+    while (this.records.has(this.lastId));
     return this.lastId;
   }
 
@@ -109,7 +149,9 @@ export class GroupBook {
 /** undefined: its node is down, so no copy is made. */
 function placeOf(map: ClusterMap, ports: PortMap, id: string): UnitPlace | undefined {
   const node = map.nodes.find((each) => each.id === id);
-  const fail = (why: string): never => { throw new TartanError('ERR_ARGUMENT', `Cannot open a group with node ${id}: ${why}`); };
+  const fail = (why: string): never => {
+    throw new TartanError('ERR_ARGUMENT', `Cannot open a group with node ${id}: ${why}`);
+  };
   if (node === undefined) return fail(`the map of epoch ${map.epoch} does not have it`);
   if (node.state === 'down') return undefined;
   const { packets } = node;
@@ -123,5 +165,9 @@ function sameAddress(place: UnitPlace, packets: { readonly host: string; readonl
   return place.ip === ip && place.udpPort === udpPort;
 }
 
-function nameOf(mapEpoch: number, k: number, m: number, nodes: readonly (string | undefined)[]): string { return `${mapEpoch} ${k} ${m} ${nodes.join(' ')}`; }
-function copiesOf(group: Group): number { return group.units.filter((each) => each !== undefined).length; }
+function nameOf(mapEpoch: number, k: number, m: number, nodes: readonly (string | undefined)[]): string {
+  return `${mapEpoch} ${k} ${m} ${nodes.join(' ')}`;
+}
+function copiesOf(group: Group): number {
+  return group.units.filter((each) => each !== undefined).length;
+}

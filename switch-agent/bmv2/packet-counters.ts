@@ -7,7 +7,10 @@ import type { Sample } from '../metrics.js';
 
 const REASONS = Object.entries(DropReason);
 
-interface Sum { base: number; last: number }
+interface Sum {
+  base: number;
+  last: number;
+}
 
 export class PacketCounters {
   private readonly sums = new Map<string, Sum>();
@@ -26,14 +29,17 @@ export class PacketCounters {
       }
     }
     const cells: Sample[] = [];
-    let stripes = 0, bytes = 0, units = 0;
+    let stripes = 0,
+      bytes = 0,
+      units = 0;
     for (const table of ['group', 'replica']) {
       if (!program.has('table', table)) continue;
       for (const { entity } of await read(tableWildcard(program, table, { counters: true }))) {
         if (entity?.$case !== 'tableEntry' || entity.value.isDefaultAction) continue;
         const { match, counter } = readTableEntry(program, entity.value);
         if (counter === undefined) continue;
-        const group = String(match['hdr.packet.group']), packets = Number(counter.packets);
+        const group = String(match['hdr.packet.group']),
+          packets = Number(counter.packets);
         if (table === 'group') {
           cells.push({ name: 'tartan_switch_group_packets', labels: { group }, value: packets });
           stripes += this.seen(`group ${group}`, packets);
@@ -58,7 +64,9 @@ export class PacketCounters {
     return out;
   }
 
-  samples(): readonly Sample[] { return this.cells; }
+  samples(): readonly Sample[] {
+    return this.cells;
+  }
 
   /** @returns by how much the sum grew */
   private seen(name: string, value: number): number {

@@ -4,10 +4,10 @@
  *   down ──connected──▶ forwarding ──our parity program, entries, probe answered──▶ programmable
  *     ◀──stream broken── (any)          ◀──unloaded · another's cookie · probes unanswered──
  *
- * One loop tends the switch: it connects, becomes primary, compares what the switch holds with what it should hold, writes the
- * difference, asks the program whether it is there, and publishes the state. What is entered follows from the cluster map,
- * the port map and the groups that writers asked for; so it is the same after a restart of the agent, of the switch, or after
- * another controller. All that is written goes through one queue.
+ * One loop tends the switch: it connects, becomes primary, compares what the switch holds with what it should hold,
+ * writes the difference, asks the program whether it is there, and publishes the state. What is entered follows from
+ * the cluster map, the port map and the groups that writers asked for; so it is the same after a restart of the agent,
+ * of the switch, or after another controller. All that is written goes through one queue.
  */
 import { randomInt } from 'node:crypto';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -67,13 +67,18 @@ export class PacketSwitch {
   #isReconciled = false;
   /** A restarted agent takes from the switch what it was doing, once. */
   #isFresh = true;
-  /** Whether the program, as it is since the last push, has answered; and when the first probe was sent that it has not, on the clock of performance.now(). */
+  /**
+   * Whether the program, as it is since the last push, has answered; and when the first probe was sent that it has not,
+   * on the clock of performance.now().
+   */
   #hasAnswered = false;
   #silentSinceMs: number | undefined;
   #probesUnderWay = 0;
   /** Grows with every push and session: an answer from before says nothing of what is there now. */
   #generation = 0;
-  /** The session's program was there already when it began, at this time; undefined once it has answered, or was pushed. */
+  /**
+   * The session's program was there already when it began, at this time; undefined once it has answered, or was pushed.
+   */
   #foundAtMs: number | undefined;
   #published: State | undefined;
   #lastNote = '';
@@ -90,7 +95,9 @@ export class PacketSwitch {
   }
 
   /** The program that the switch runs, as `tartan status` shows it; empty when it is not ours or not known. */
-  get program(): string { return this.state === 'programmable' ? 'parity' : ''; }
+  get program(): string {
+    return this.state === 'programmable' ? 'parity' : '';
+  }
 
   /** Registers the switch as down, and begins to tend it. @throws {TartanError} what the cluster store throws */
   async start(): Promise<void> {
@@ -98,48 +105,90 @@ export class PacketSwitch {
     const packets = { host: ports.service.host, port: STRIPE_PORT, mtu: Math.min(parity.mtu, ports.mtu ?? parity.mtu) };
     // An agent that was restarted says nothing of the switch's state before it has looked: writers go on meanwhile.
     const known = (await readMap(store)).switches.find((each) => each.id === id);
-    this.map = await registerSwitch(store, { id, host, port: controlPort, controlPort, packets, ...(known === undefined && { state: 'down' as const }) });
+    this.map = await registerSwitch(store, {
+      id,
+      host,
+      port: controlPort,
+      controlPort,
+      packets,
+      ...(known === undefined && { state: 'down' as const }),
+    });
     this.#published = known?.state ?? 'down';
-    this.#watch = watchMap(store, (map) => { this.#adopt(map); });
+    this.#watch = watchMap(store, (map) => {
+      this.#adopt(map);
+    });
     this.#loop = this.#keep();
   }
 
-  /** @throws {TartanError} ERR_ARGUMENT · ERR_NOT_PROGRAMMABLE: the switch cannot be reached, or another is its controller */
+  /**
+   * @throws {TartanError} ERR_ARGUMENT · ERR_NOT_PROGRAMMABLE: the switch cannot be reached, or another is its
+   *   controller
+   */
   async load(program: string): Promise<void> {
-    if (program !== 'parity') throw new TartanError('ERR_ARGUMENT', `Cannot load program '${program}': this switch has 'parity'`);
+    if (program !== 'parity')
+      throw new TartanError('ERR_ARGUMENT', `Cannot load program '${program}': this switch has 'parity'`);
     await this.#change(this.#options.parity, 'load');
   }
 
   /** Only forwarding remains. @throws {TartanError} ERR_NOT_PROGRAMMABLE, as load() */
-  async unload(): Promise<void> { await this.#change(this.#options.forward, 'unload'); }
+  async unload(): Promise<void> {
+    await this.#change(this.#options.forward, 'unload');
+  }
 
-  /** Serves OpenGroups: docs/p4.md. @throws {TartanError} ERR_NOT_PROGRAMMABLE · ERR_STALE_MAP · ERR_ARGUMENT · ERR_CAPACITY */
+  /**
+   * Serves OpenGroups: docs/p4.md.
+   * @throws {TartanError} ERR_NOT_PROGRAMMABLE · ERR_STALE_MAP · ERR_ARGUMENT · ERR_CAPACITY
+   */
   openGroups(request: OpenGroupsRequest): Promise<OpenGroupsReply> {
     return this.#exclusive(async () => {
-      const { parity, ports, store, id } = this.#options, { k, m, mapEpoch, sets } = request;
+      const { parity, ports, store, id } = this.#options,
+        { k, m, mapEpoch, sets } = request;
       const controller = this.#controller;
-      if (this.state !== 'programmable' || controller === undefined || !controller.primary || !this.#isReconciled) throw new TartanError('ERR_NOT_PROGRAMMABLE', `Cannot open groups in switch ${id}: it is ${this.state}`);
+      if (this.state !== 'programmable' || controller === undefined || !controller.primary || !this.#isReconciled)
+        throw new TartanError('ERR_NOT_PROGRAMMABLE', `Cannot open groups in switch ${id}: it is ${this.state}`);
       // The watch may be late: a writer that knows a newer map is right.
       if (this.map!.epoch < mapEpoch) this.#adopt(await readMap(store));
       const map = this.map!;
-      if (map.epoch !== mapEpoch) throw new TartanError('ERR_STALE_MAP', `Cannot open groups in switch ${id} for map epoch ${mapEpoch}: its map is of epoch ${map.epoch}`);
-      if (k < 1 || k > parity.k || m < 1 || m > MAX_PACKET_M) throw new TartanError('ERR_ARGUMENT', `Cannot open groups for k = ${k}, m = ${m}: program ${parity.name} takes k up to ${parity.k} and m up to ${MAX_PACKET_M}`);
+      if (map.epoch !== mapEpoch)
+        throw new TartanError(
+          'ERR_STALE_MAP',
+          `Cannot open groups in switch ${id} for map epoch ${mapEpoch}: its map is of epoch ${map.epoch}`,
+        );
+      if (k < 1 || k > parity.k || m < 1 || m > MAX_PACKET_M)
+        throw new TartanError(
+          'ERR_ARGUMENT',
+          `Cannot open groups for k = ${k}, m = ${m}: program ${parity.name} takes k up to ${parity.k} and m ` +
+            `up to ${MAX_PACKET_M}`,
+        );
       const wrong = sets.find(({ nodes }) => nodes.length !== k + m);
-      if (wrong !== undefined) throw new TartanError('ERR_ARGUMENT', `Cannot open a group of ${wrong.nodes.length} nodes for k = ${k}, m = ${m}: expected ${k + m}`);
-      const fresh: Group[] = [], groups: number[] = [];
+      if (wrong !== undefined)
+        throw new TartanError(
+          'ERR_ARGUMENT',
+          `Cannot open a group of ${wrong.nodes.length} nodes for k = ${k}, m = ${m}: expected ${k + m}`,
+        );
+      const fresh: Group[] = [],
+        groups: number[] = [];
       try {
         for (const { nodes } of sets) {
           const { group, isNew } = this.#book.open(map, ports, k, m, nodes);
           groups.push(group.id);
           if (isNew) fresh.push(group);
         }
-        await this.#write(controller, entering(parity.program, fresh.flatMap((group) => groupEntries(parity.program, ports, group))));
+        await this.#write(
+          controller,
+          entering(
+            parity.program,
+            fresh.flatMap((group) => groupEntries(parity.program, ports, group)),
+          ),
+        );
       } catch (error) {
         for (const each of fresh) this.#book.remove(each.id);
         if (codeOf(error) === undefined || !(error instanceof P4RuntimeError)) throw error;
         this.#isReconciled = false;
         this.#wake();
-        throw new TartanError('ERR_NOT_PROGRAMMABLE', `Cannot open groups in switch ${id}: ${oneLine(error)}`, { cause: error });
+        throw new TartanError('ERR_NOT_PROGRAMMABLE', `Cannot open groups in switch ${id}: ${oneLine(error)}`, {
+          cause: error,
+        });
       }
       return { groups, mapEpoch: map.epoch };
     });
@@ -151,16 +200,26 @@ export class PacketSwitch {
     const { pipelinesPushed, entriesWritten, reconciliations, sessions } = this.#counts;
     return {
       ...this.#counters.totals(),
-      tartan_switch_groups: this.#book.size, tartan_switch_pipelines_pushed: pipelinesPushed, tartan_switch_entries_written: entriesWritten,
-      tartan_switch_reconciliations: reconciliations, tartan_switch_controller_sessions: sessions, tartan_switch_primary: this.#controller?.primary === true ? 1 : 0,
-      tartan_switch_programmable: this.state === 'programmable' ? 1 : 0, tartan_switch_map_epoch: this.map?.epoch ?? 0,
+      tartan_switch_groups: this.#book.size,
+      tartan_switch_pipelines_pushed: pipelinesPushed,
+      tartan_switch_entries_written: entriesWritten,
+      tartan_switch_reconciliations: reconciliations,
+      tartan_switch_controller_sessions: sessions,
+      tartan_switch_primary: this.#controller?.primary === true ? 1 : 0,
+      tartan_switch_programmable: this.state === 'programmable' ? 1 : 0,
+      tartan_switch_map_epoch: this.map?.epoch ?? 0,
     };
   }
 
   /** Of the last counters(). */
-  samples() { return this.#counters.samples(); }
+  samples() {
+    return this.#counters.samples();
+  }
 
-  /** Leaves the switch as it is: it goes on without its agent. Nobody watches its program then, so it counts as forwarding. */
+  /**
+   * Leaves the switch as it is: it goes on without its agent. Nobody watches its program then, so it counts as
+   * forwarding.
+   */
   async stop(): Promise<void> {
     this.#isStopping = true;
     const isOurs = this.#controller === undefined || this.#controller.primary;
@@ -180,12 +239,15 @@ export class PacketSwitch {
 
   async #keep(): Promise<void> {
     const { p4runtime: address, deviceId, deadlineMs } = this.#options;
-    let isFirst = true, electionId = (BigInt(Date.now()) << 16n) | BigInt(randomInt(2 ** 16));
+    let isFirst = true,
+      electionId = (BigInt(Date.now()) << 16n) | BigInt(randomInt(2 ** 16));
     while (!this.#isStopping) {
       try {
         const controller = await Controller.connect({ address, deviceId, deadlineMs, electionId, takeOver: isFirst });
         isFirst = false;
-        controller.onChange = () => { this.#wake(); };
+        controller.onChange = () => {
+          this.#wake();
+        };
         this.#counts.sessions++;
         this.#controller = controller;
         this.#isReconciled = false;
@@ -231,7 +293,14 @@ export class PacketSwitch {
     }
     this.#isFresh = false;
     const expired = this.#book.expire(Date.now());
-    if (expired.length > 0 && this.#wanted === this.#options.parity) await this.#write(controller, removing(this.#wanted.program, expired.flatMap((group) => this.#entriesOf(group))));
+    if (expired.length > 0 && this.#wanted === this.#options.parity)
+      await this.#write(
+        controller,
+        removing(
+          this.#wanted.program,
+          expired.flatMap((group) => this.#entriesOf(group)),
+        ),
+      );
     await this.#become(await this.#judge(controller));
   }
 
@@ -256,15 +325,24 @@ export class PacketSwitch {
 
   /** Sends a probe, and waits a while; an answer that comes later counts too. */
   async #probe(waitMs: number): Promise<void> {
-    const { parity, probe, deadlineMs } = this.#options, generation = this.#generation;
-    if (this.#probesUnderWay >= MOST_PROBES) { await delay(waitMs); return; }
+    const { parity, probe, deadlineMs } = this.#options,
+      generation = this.#generation;
+    if (this.#probesUnderWay >= MOST_PROBES) {
+      await delay(waitMs);
+      return;
+    }
     this.#probesUnderWay++;
     this.#silentSinceMs ??= performance.now();
-    const answered = probe!.ask(deadlineMs).then((answer) => {
-      if (answer?.cookie !== parity.cookie || generation !== this.#generation) return;
-      this.#hasAnswered = true;
-      this.#silentSinceMs = undefined;
-    }).finally(() => { this.#probesUnderWay--; });
+    const answered = probe!
+      .ask(deadlineMs)
+      .then((answer) => {
+        if (answer?.cookie !== parity.cookie || generation !== this.#generation) return;
+        this.#hasAnswered = true;
+        this.#silentSinceMs = undefined;
+      })
+      .finally(() => {
+        this.#probesUnderWay--;
+      });
     await Promise.race([answered, delay(waitMs)]);
   }
 
@@ -277,8 +355,13 @@ export class PacketSwitch {
 
   async #change(wanted: Artefact, verb: string): Promise<void> {
     await this.#exclusive(async () => {
-      const { id } = this.#options, controller = this.#controller;
-      if (controller === undefined || !controller.primary) throw new TartanError('ERR_NOT_PROGRAMMABLE', `Cannot ${verb} the program of switch ${id}: ${controller === undefined ? 'it is down' : 'another controller is primary'}`);
+      const { id } = this.#options,
+        controller = this.#controller;
+      if (controller === undefined || !controller.primary)
+        throw new TartanError(
+          'ERR_NOT_PROGRAMMABLE',
+          `Cannot ${verb} the program of switch ${id}: ${controller === undefined ? 'it is down' : 'another controller is primary'}`,
+        );
       if (this.#wanted !== wanted || !this.#isReconciled) {
         this.#wanted = wanted;
         this.#isFresh = false;
@@ -288,11 +371,16 @@ export class PacketSwitch {
           await this.#install(controller);
         } catch (error) {
           if (!(error instanceof P4RuntimeError)) throw error;
-          throw new TartanError('ERR_NOT_PROGRAMMABLE', `Cannot ${verb} the program of switch ${id}: ${oneLine(error)}`, { cause: error });
+          throw new TartanError(
+            'ERR_NOT_PROGRAMMABLE',
+            `Cannot ${verb} the program of switch ${id}: ${oneLine(error)}`,
+            { cause: error },
+          );
         }
       }
       let state = await this.#judge(controller);
-      for (let again = 1; again < MOST_PROBES && wanted === this.#options.parity && state !== 'programmable'; again++) state = await this.#judge(controller);
+      for (let again = 1; again < MOST_PROBES && wanted === this.#options.parity && state !== 'programmable'; again++)
+        state = await this.#judge(controller);
       await this.#become(state);
     });
     this.#wake();
@@ -317,7 +405,8 @@ export class PacketSwitch {
   async #reconcile(controller: Controller): Promise<void> {
     const { program } = this.#wanted;
     const present = await controller.present(program);
-    if (this.#isFresh && this.#wanted === this.#options.parity) this.#book.restore(readGroups(program, present), this.map!);
+    if (this.#isFresh && this.#wanted === this.#options.parity)
+      this.#book.restore(readGroups(program, present), this.map!);
     this.#adoptGroups();
     const steps = difference(program, present, this.#entities());
     const written = await this.#write(controller, steps);
@@ -329,12 +418,21 @@ export class PacketSwitch {
   }
 
   #entities(): v1.Entity[] {
-    const { parity, ports } = this.#options, { program, cookie } = this.#wanted;
+    const { parity, ports } = this.#options,
+      { program, cookie } = this.#wanted;
     const forwarding = forwardingEntries(program, ports);
-    return this.#wanted !== parity ? forwarding : [...forwarding, ...serviceEntries(program, ports, cookie), ...this.#book.groups().flatMap((group) => this.#entriesOf(group))];
+    return this.#wanted !== parity
+      ? forwarding
+      : [
+          ...forwarding,
+          ...serviceEntries(program, ports, cookie),
+          ...this.#book.groups().flatMap((group) => this.#entriesOf(group)),
+        ];
   }
 
-  #entriesOf(group: Group): v1.Entity[] { return groupEntries(this.#options.parity.program, this.#options.ports, group); }
+  #entriesOf(group: Group): v1.Entity[] {
+    return groupEntries(this.#options.parity.program, this.#options.ports, group);
+  }
 
   async #write(controller: Controller, steps: readonly (readonly v1.Update[])[]): Promise<number> {
     try {
@@ -348,7 +446,8 @@ export class PacketSwitch {
   }
 
   async #readCounters(): Promise<void> {
-    const controller = this.#controller, running = this.#running;
+    const controller = this.#controller,
+      running = this.#running;
     if (controller === undefined || running === undefined) return;
     try {
       await this.#counters.refresh(running.program, (...entities) => controller.read(...entities));
@@ -366,7 +465,9 @@ export class PacketSwitch {
     this.#wake();
   }
 
-  #adoptGroups(): void { this.#book.adopt(this.map!.epoch, Date.now(), 2 * this.#options.deadlineMs); }
+  #adoptGroups(): void {
+    this.#book.adopt(this.map!.epoch, Date.now(), 2 * this.#options.deadlineMs);
+  }
 
   /** Publishes a state that is new, and one that could not be published before. */
   async #become(state: State): Promise<void> {
@@ -395,7 +496,10 @@ export class PacketSwitch {
   async #pause(ms: number): Promise<void> {
     await new Promise<void>((resolve) => {
       const timer = setTimeout(resolve, ms);
-      this.#wake = () => { clearTimeout(timer); resolve(); };
+      this.#wake = () => {
+        clearTimeout(timer);
+        resolve();
+      };
     });
   }
 
@@ -406,4 +510,6 @@ export class PacketSwitch {
   }
 }
 
-function oneLine(error: Error): string { return error.message.split('\n')[0]!; }
+function oneLine(error: Error): string {
+  return error.message.split('\n')[0]!;
+}

@@ -4,5 +4,11 @@ import type { PortMap } from './port-map.js';
 
 /** @param cookie  the pipeline's, answered to probes */
 export function serviceEntries(program: Program, { service }: PortMap, cookie: bigint): v1.Entity[] {
-  return [tableEntry(program, { table: 'service_address', match: { 'meta.service_key': service.ip }, action: { name: 'serve', params: { mac: service.mac, cookie } } })];
+  return [
+    tableEntry(program, {
+      table: 'service_address',
+      match: { 'meta.service_key': service.ip },
+      action: { name: 'serve', params: { mac: service.mac, cookie } },
+    }),
+  ];
 }

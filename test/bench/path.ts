@@ -1,6 +1,6 @@
 /**
- * The whole path, writer → switch → 3 nodes, 2+1, 64 KiB units, in real processes on one machine, beside plain C programs
- * (relay.c) that move and check the same bytes: ours, theirs, ours, theirs …, in one run.
+ * The whole path, writer → switch → 3 nodes, 2+1, 64 KiB units, in real processes on one machine, beside plain C
+ * programs (relay.c) that move and check the same bytes: ours, theirs, ours, theirs …, in one run.
  *
  * No goal is set on switch parity against host parity: the gain exists where the writer's link is the limit, and on
  * loopback the switch only adds work.
@@ -38,17 +38,17 @@ export async function pathFigures(options: PathOptions): Promise<Figure[]> {
   const figures: Figure[] = [];
   if (wanted('write')) {
     note('writes over TCP, storage that discards');
-    figures.push(...await writesOverTcp(relay, repetitions, bytes));
+    figures.push(...(await writesOverTcp(relay, repetitions, bytes)));
     note('writes over shared memory, storage that discards');
-    figures.push(...await writesOverShm(relay, repetitions, bytes));
+    figures.push(...(await writesOverShm(relay, repetitions, bytes)));
   }
   if (wanted('read')) {
     note('reads over TCP, healthy and degraded');
-    figures.push(...await reads(relay, repetitions, bytes));
+    figures.push(...(await reads(relay, repetitions, bytes)));
   }
   if (wanted('sync')) {
     note('writes over TCP to syncing storage');
-    figures.push(...await syncedWrites(relay, folder, repetitions, bytes));
+    figures.push(...(await syncedWrites(relay, folder, repetitions, bytes)));
   }
   return figures;
 }
@@ -57,15 +57,26 @@ async function writesOverTcp(relay: string, repetitions: number, bytes: number):
   const cluster = await BenchCluster.start('tcp', 'discard');
   const theirs = async (): Promise<Sample> => {
     const [port, ...sinks] = await freePorts(4);
-    return yardstick(bytes, [...sinks.map((sink) => [relay, 'sink', sink]), [relay, 'relay', port!, ...sinks], [relay, 'source', port!, String(bytes)]]);
+    return yardstick(bytes, [
+      ...sinks.map((sink) => [relay, 'sink', sink]),
+      [relay, 'relay', port!, ...sinks],
+      [relay, 'source', port!, String(bytes)],
+    ]);
   };
   const [ours, host, relayed] = await interleaved(repetitions, [
-    (i) => cluster.transfer('put', `s${i}`, bytes, 'switch', 'any'), (i) => cluster.transfer('put', `h${i}`, bytes, 'host', 'any'), theirs,
+    (i) => cluster.transfer('put', `s${i}`, bytes, 'switch', 'any'),
+    (i) => cluster.transfer('put', `h${i}`, bytes, 'host', 'any'),
+    theirs,
   ]);
   await cluster.end();
   return [
     ...beside('write', 'over TCP', 'C relay', ours!, relayed!, 0.8),
-    { section: 'write', name: 'over TCP, switch ÷ host parity (information: no gain is claimed on loopback)', unit: '×', ...spread(ours!.map((each, i) => each.mbPerS / host![i]!.mbPerS)) },
+    {
+      section: 'write',
+      name: 'over TCP, switch ÷ host parity (information: no gain is claimed on loopback)',
+      unit: '×',
+      ...spread(ours!.map((each, i) => each.mbPerS / host![i]!.mbPerS)),
+    },
     { section: 'write', name: 'over TCP, host parity', unit: 'MB/s', ...spread(host!.map((each) => each.mbPerS)) },
   ];
 }
@@ -73,7 +84,8 @@ async function writesOverTcp(relay: string, repetitions: number, bytes: number):
 async function writesOverShm(relay: string, repetitions: number, bytes: number): Promise<Figure[]> {
   const cluster = await BenchCluster.start('shm', 'discard');
   const [ours, copies] = await interleaved(repetitions, [
-    (i) => cluster.transfer('put', `s${i}`, bytes, 'switch', 'any'), () => yardstick(bytes, [[relay, 'memcpy', String(bytes)]]),
+    (i) => cluster.transfer('put', `s${i}`, bytes, 'switch', 'any'),
+    () => yardstick(bytes, [[relay, 'memcpy', String(bytes)]]),
   ]);
   await cluster.end();
   return beside('write', 'over shared memory', 'memcpy of the same bytes', ours!, copies!);
@@ -83,16 +95,21 @@ async function reads(relay: string, repetitions: number, bytes: number): Promise
   const cluster = await BenchCluster.start('tcp', 'volatile');
   const hash = await putHashed(cluster);
   await cluster.transfer('put', 'timed', bytes, 'switch', 'any');
-  // Ours reads its disks; the feeds send from memory: the yardstick is what the network and the checks alone would allow.
+  // Ours reads its disks; the feeds send from memory: the yardstick is what the network and the checks alone would
+  // allow.
   const units = bytes / UNIT_BYTES;
   const theirs = async (): Promise<Sample> => {
     const [port] = await freePorts(1);
     const each = String(Math.floor(units / 3));
-    return yardstick(Math.floor(units / 3) * 3 * UNIT_BYTES, [[relay, 'gather', port!, '3', each], ...Array.from({ length: 3 }, () => [relay, 'feed', port!, each])]);
+    return yardstick(Math.floor(units / 3) * 3 * UNIT_BYTES, [
+      [relay, 'gather', port!, '3', each],
+      ...Array.from({ length: 3 }, () => [relay, 'feed', port!, each]),
+    ]);
   };
   const get = async (isDegraded: boolean): Promise<Sample> => {
     const read = await cluster.transfer('get', 'timed', bytes, 'switch', 'any');
-    if ((read.degraded > 0) !== isDegraded) throw new Error(`${read.degraded} stripes were decoded, ${isDegraded ? 'some' : 'none'} were expected to be`);
+    if (read.degraded > 0 !== isDegraded)
+      throw new Error(`${read.degraded} stripes were decoded, ${isDegraded ? 'some' : 'none'} were expected to be`);
     return read;
   };
   await requireHash(cluster, hash);
@@ -101,7 +118,10 @@ async function reads(relay: string, repetitions: number, bytes: number): Promise
   await requireHash(cluster, hash);
   const [degraded, gatheredAgain] = await interleaved(repetitions, [() => get(true), theirs]);
   await cluster.end();
-  return [...beside('read', 'healthy, over TCP', 'C fan-in from memory', healthy!, gathered!), ...beside('read', 'degraded, over TCP', 'C fan-in from memory', degraded!, gatheredAgain!)];
+  return [
+    ...beside('read', 'healthy, over TCP', 'C fan-in from memory', healthy!, gathered!),
+    ...beside('read', 'degraded, over TCP', 'C fan-in from memory', degraded!, gatheredAgain!),
+  ];
 }
 
 async function syncedWrites(relay: string, folder: string, repetitions: number, bytes: number): Promise<Figure[]> {
@@ -112,12 +132,18 @@ async function syncedWrites(relay: string, folder: string, repetitions: number, 
   const batch = await cluster.bytesPerBatch(UNIT_BYTES);
   if (!(batch > 0)) throw new Error('the nodes do not count their batches');
   const [ours, plain] = await interleaved(repetitions, [
-    (i) => cluster.transfer('put', `s${i}`, bytes, 'switch', 'any'), () => yardstick(bytes, [[relay, 'odirect', folder, String(bytes), String(Math.round(batch))]]),
+    (i) => cluster.transfer('put', `s${i}`, bytes, 'switch', 'any'),
+    () => yardstick(bytes, [[relay, 'odirect', folder, String(bytes), String(Math.round(batch))]]),
   ]);
   await cluster.end();
   return [
     ...beside('sync', 'over TCP', 'three plain O_DIRECT writers', ours!, plain!),
-    { section: 'sync', name: 'bytes a node writes between two syncs, its yardstick too', unit: 'KiB', ...spread([batch / 1024]) },
+    {
+      section: 'sync',
+      name: 'bytes a node writes between two syncs, its yardstick too',
+      unit: 'KiB',
+      ...spread([batch / 1024]),
+    },
   ];
 }
 
@@ -127,11 +153,15 @@ async function putHashed(cluster: BenchCluster): Promise<string> {
 
 async function requireHash(cluster: BenchCluster, expected: string): Promise<void> {
   const { sha256 } = await cluster.transfer('get', 'hashed', HASHED_BYTES, 'switch', 'hashed');
-  if (sha256 !== expected) throw new Error(`other bytes came back than were written: SHA-256 ${sha256}, expected ${expected}`);
+  if (sha256 !== expected)
+    throw new Error(`other bytes came back than were written: SHA-256 ${sha256}, expected ${expected}`);
 }
 
 /** Takes turns, so that what disturbs the machine disturbs all alike; the first round warms up and does not count. */
-async function interleaved(repetitions: number, subjects: readonly ((round: number) => Promise<Sample>)[]): Promise<Sample[][]> {
+async function interleaved(
+  repetitions: number,
+  subjects: readonly ((round: number) => Promise<Sample>)[],
+): Promise<Sample[][]> {
   const samples: Sample[][] = subjects.map(() => []);
   for (let round = 0; round <= repetitions; round++) {
     for (const [i, subject] of subjects.entries()) {
@@ -142,12 +172,30 @@ async function interleaved(repetitions: number, subjects: readonly ((round: numb
   return samples;
 }
 
-function beside(section: string, name: string, yard: string, ours: readonly Sample[], theirs: readonly Sample[], goal?: number): Figure[] {
+function beside(
+  section: string,
+  name: string,
+  yard: string,
+  ours: readonly Sample[],
+  theirs: readonly Sample[],
+  goal?: number,
+): Figure[] {
   return [
-    { section, name: `${name}, ours ÷ ${yard}`, unit: '×', ...spread(ours.map((each, i) => each.mbPerS / theirs[i]!.mbPerS)), ...(goal === undefined ? {} : { goal, better: 'higher' as const }) },
+    {
+      section,
+      name: `${name}, ours ÷ ${yard}`,
+      unit: '×',
+      ...spread(ours.map((each, i) => each.mbPerS / theirs[i]!.mbPerS)),
+      ...(goal === undefined ? {} : { goal, better: 'higher' as const }),
+    },
     { section, name: `${name}, ours`, unit: 'MB/s', ...spread(ours.map((each) => each.mbPerS)) },
     { section, name: `${name}, ${yard}`, unit: 'MB/s', ...spread(theirs.map((each) => each.mbPerS)) },
-    { section, name: `${name}, CPU per byte, ours ÷ ${yard}`, unit: '×', ...spread(ours.map((each, i) => each.cpuPerGb / theirs[i]!.cpuPerGb)) },
+    {
+      section,
+      name: `${name}, CPU per byte, ours ÷ ${yard}`,
+      unit: '×',
+      ...spread(ours.map((each, i) => each.cpuPerGb / theirs[i]!.cpuPerGb)),
+    },
     { section, name: `${name}, CPU of ours`, unit: 's/GB', ...spread(ours.map((each) => each.cpuPerGb)) },
     { section, name: `${name}, CPU of ${yard}`, unit: 's/GB', ...spread(theirs.map((each) => each.cpuPerGb)) },
   ];

@@ -23,8 +23,16 @@ const COUNTERS_MS = 3_000;
 const TRANSFER = fileURLToPath(new URL('./transfer.js', import.meta.url));
 
 /** cpuPerGb: CPU seconds of all processes that took part, user and system, for 10^9 bytes of the application's. */
-export interface Sample { readonly mbPerS: number; readonly cpuPerGb: number }
-export interface Transfer extends Sample { readonly sha256: string; readonly degraded: number; readonly redriven: number; readonly checksumFailures: number }
+export interface Sample {
+  readonly mbPerS: number;
+  readonly cpuPerGb: number;
+}
+export interface Transfer extends Sample {
+  readonly sha256: string;
+  readonly degraded: number;
+  readonly redriven: number;
+  readonly checksumFailures: number;
+}
 
 const children = new Set<ChildProcess>();
 const clusters = new Set<BenchCluster>();
@@ -46,12 +54,27 @@ export async function endAll(): Promise<void> {
 
 /** @returns ports that nobody listens on now */
 export async function freePorts(count: number): Promise<string[]> {
-  const servers = await Promise.all(Array.from({ length: count }, () => new Promise<ReturnType<typeof createServer>>((resolve, reject) => {
-    const server = createServer().once('error', reject);
-    server.listen(0, '127.0.0.1', () => { resolve(server); });
-  })));
+  const servers = await Promise.all(
+    Array.from(
+      { length: count },
+      () =>
+        new Promise<ReturnType<typeof createServer>>((resolve, reject) => {
+          const server = createServer().once('error', reject);
+          server.listen(0, '127.0.0.1', () => {
+            resolve(server);
+          });
+        }),
+    ),
+  );
   const ports = servers.map((server) => String((server.address() as { port: number }).port));
-  await Promise.all(servers.map((server) => new Promise((resolve) => { server.close(resolve); })));
+  await Promise.all(
+    servers.map(
+      (server) =>
+        new Promise((resolve) => {
+          server.close(resolve);
+        }),
+    ),
+  );
   return ports;
 }
 
@@ -59,12 +82,23 @@ export async function freePorts(count: number): Promise<string[]> {
 export async function run(command: readonly string[]): Promise<{ out: string; err: string }> {
   const child = spawn(command[0]!, command.slice(1), { stdio: ['ignore', 'pipe', 'pipe'] });
   children.add(child);
-  let out = '', err = '';
-  child.stdout.on('data', (chunk: Buffer) => { out += chunk.toString(); });
-  child.stderr.on('data', (chunk: Buffer) => { err += chunk.toString(); });
+  let out = '',
+    err = '';
+  child.stdout.on('data', (chunk: Buffer) => {
+    out += chunk.toString();
+  });
+  child.stderr.on('data', (chunk: Buffer) => {
+    err += chunk.toString();
+  });
   try {
-    const status = await new Promise<number | string>((resolve, reject) => { child.on('error', reject); child.on('close', (code, signal) => { resolve(code ?? signal ?? 1); }); });
-    if (status !== 0) throw new Error(`${command.slice(0, 3).join(' ')} … ended with ${status}: ${err.trim().slice(-2000)}`);
+    const status = await new Promise<number | string>((resolve, reject) => {
+      child.on('error', reject);
+      child.on('close', (code, signal) => {
+        resolve(code ?? signal ?? 1);
+      });
+    });
+    if (status !== 0)
+      throw new Error(`${command.slice(0, 3).join(' ')} … ended with ${status}: ${err.trim().slice(-2000)}`);
     return { out, err };
   } finally {
     children.delete(child);
@@ -74,11 +108,18 @@ export async function run(command: readonly string[]): Promise<{ out: string; er
 /** Runs the processes of a yardstick together: one prints MB/s, each its CPU seconds as the last line of stderr. */
 export async function yardstick(bytes: number, commands: readonly (readonly string[])[]): Promise<Sample> {
   let failed = false;
-  const ended = await Promise.all(commands.map((command) => run(command).catch((error: unknown) => {
-    // The others wait for this one: without it they never end.
-    if (!failed) { failed = true; for (const child of children) child.kill('SIGKILL'); }
-    throw error;
-  })));
+  const ended = await Promise.all(
+    commands.map((command) =>
+      run(command).catch((error: unknown) => {
+        // The others wait for this one: without it they never end.
+        if (!failed) {
+          failed = true;
+          for (const child of children) child.kill('SIGKILL');
+        }
+        throw error;
+      }),
+    ),
+  );
   const mbPerS = Number(ended.map(({ out }) => out.trim()).find((out) => out !== ''));
   const cpu = ended.reduce((sum, { err }) => sum + Number(err.trim().split('\n').at(-1)), 0);
   if (!(mbPerS > 0) || !(cpu >= 0)) throw new Error('the yardstick printed no rate');
@@ -90,12 +131,26 @@ export class BenchCluster {
   private ending: Promise<void> | undefined;
   /** Stripes that the switch must have computed parity for. */
   private stripesExpected = 0;
-  private constructor(folder: string, readonly transport: 'tcp' | 'shm') { this.state = new StateDirectory(folder); }
+  private constructor(
+    folder: string,
+    readonly transport: 'tcp' | 'shm',
+  ) {
+    this.state = new StateDirectory(folder);
+  }
 
   static async start(transport: 'tcp' | 'shm', durability: 'discard' | 'volatile' | 'sync'): Promise<BenchCluster> {
     const cluster = new BenchCluster(makeFolder(), transport);
     clusters.add(cluster);
-    await startCluster(cluster.state, { nodes: 3, host: '127.0.0.1', basePort: 0, durability, transport, ringMemoryBytes: 256 << 20, sizeBytes: 64 * 2 ** 30, dependent: true });
+    await startCluster(cluster.state, {
+      nodes: 3,
+      host: '127.0.0.1',
+      basePort: 0,
+      durability,
+      transport,
+      ringMemoryBytes: 256 << 20,
+      sizeBytes: 64 * 2 ** 30,
+      dependent: true,
+    });
     return cluster;
   }
 
@@ -110,28 +165,52 @@ export class BenchCluster {
 
   async kill(id: string): Promise<void> {
     const found = this.state.running().find((each) => each.id === id);
-    if (found === undefined || await stopProcess(found.identity, 0) !== 'killed') throw new Error(`${id} did not run when it was to be killed`);
+    if (found === undefined || (await stopProcess(found.identity, 0)) !== 'killed')
+      throw new Error(`${id} did not run when it was to be killed`);
   }
 
   /**
    * One transfer in a process of its own.
    *
-   * @param content  'hashed': pseudo-random bytes, and their SHA-256; 'any': what lies in the ring, no byte is looked at
+   * @param content  'hashed': pseudo-random bytes, and their SHA-256; 'any': what lies in the ring, no byte is looked
+   *         at
    */
-  async transfer(verb: 'put' | 'get', name: string, bytes: number, parity: 'switch' | 'host', content: 'any' | 'hashed'): Promise<Transfer> {
+  async transfer(
+    verb: 'put' | 'get',
+    name: string,
+    bytes: number,
+    parity: 'switch' | 'host',
+    content: 'any' | 'hashed',
+  ): Promise<Transfer> {
     const before = new Map(this.pids().map((pid) => [pid, cpuSecondsOf(pid)]));
-    const { out } = await run([process.execPath, TRANSFER, verb, this.state.cluster, name, String(bytes), this.transport, parity === 'host' ? 'host' : 'auto', content]);
+    const { out } = await run([
+      process.execPath,
+      TRANSFER,
+      verb,
+      this.state.cluster,
+      name,
+      String(bytes),
+      this.transport,
+      parity === 'host' ? 'host' : 'auto',
+      content,
+    ]);
     const result = JSON.parse(out) as Omit<Transfer, 'cpuPerGb'> & { cpuSeconds: number };
-    const cpu = result.cpuSeconds + this.pids().reduce((sum, pid) => sum + cpuSecondsOf(pid) - (before.get(pid) ?? 0), 0);
+    const cpu =
+      result.cpuSeconds + this.pids().reduce((sum, pid) => sum + cpuSecondsOf(pid) - (before.get(pid) ?? 0), 0);
     if (verb === 'put' && parity === 'switch') this.stripesExpected += bytes / STRIPE_BYTES;
     await this.requireStripes(`${verb} ${name}`);
-    if (result.redriven !== 0 || result.checksumFailures !== 0) throw new Error(`${verb} ${name}: ${result.redriven} stripes driven again, ${result.checksumFailures} checksums failed, expected none`);
+    if (result.redriven !== 0 || result.checksumFailures !== 0)
+      throw new Error(
+        `${verb} ${name}: ${result.redriven} stripes driven again, ${result.checksumFailures} checksums ` +
+          'failed, expected none',
+      );
     return { ...result, cpuPerGb: cpu / (bytes / 1e9) };
   }
 
   /** Bytes that nodes have written between two syncs, on average. */
   async bytesPerBatch(unitBytes: number): Promise<number> {
-    let units = 0, batches = 0;
+    let units = 0,
+      batches = 0;
     for (const node of this.state.running().filter((each) => each.role === 'node')) {
       const control = new NodeControl(node.host, node.controlPort);
       try {
@@ -142,10 +221,12 @@ export class BenchCluster {
         control.close();
       }
     }
-    return units * unitBytes / batches;
+    return (units * unitBytes) / batches;
   }
 
-  private pids(): number[] { return this.state.running().map((each) => each.identity.pid); }
+  private pids(): number[] {
+    return this.state.running().map((each) => each.identity.pid);
+  }
 
   /**
    * A figure of the switch must be the switch's: a writer that fell back to host parity measures something else.

@@ -1,4 +1,6 @@
-/** What `npm start` and `npm test` do first, on machines that lack something. Copies of the scripts, in empty folders. */
+/**
+ * What `npm start` and `npm test` do first, on machines that lack something. Copies of the scripts, in empty folders.
+ */
 import t from 'tap';
 import { spawnSync } from 'node:child_process';
 import { copyFileSync, existsSync, mkdirSync, writeFileSync } from 'node:fs';
@@ -7,11 +9,18 @@ import { join, resolve } from 'node:path';
 const CLI = resolve(import.meta.dirname, '../../cli');
 
 /** A checkout that holds nothing but the two scripts. */
-function checkout(dir: string): (task: string[], env?: NodeJS.ProcessEnv) => { status: number | null; stdout: string; stderr: string } {
+function checkout(
+  dir: string,
+): (task: string[], env?: NodeJS.ProcessEnv) => { status: number | null; stdout: string; stderr: string } {
   mkdirSync(join(dir, 'cli'));
   for (const name of ['bootstrap.mjs', 'run-tap.mjs']) copyFileSync(join(CLI, name), join(dir, 'cli', name));
   const { NODE_OPTIONS: _, ...own } = process.env;
-  return (task, env = {}) => spawnSync(process.execPath, [join(dir, 'cli/bootstrap.mjs'), ...task], { cwd: dir, env: { ...own, ...env }, encoding: 'utf8' });
+  return (task, env = {}) =>
+    spawnSync(process.execPath, [join(dir, 'cli/bootstrap.mjs'), ...task], {
+      cwd: dir,
+      env: { ...own, ...env },
+      encoding: 'utf8',
+    });
 }
 
 t.test('an unknown task is refused', async (t) => {
@@ -37,10 +46,22 @@ t.test('a test run that cannot be built counts as failed, never as empty', async
 });
 
 t.test('a step that fails shows all it said, and the build ends there', async (t) => {
-  const dir = t.testdir({ rdma: { 'build-addon.mjs': 'console.log("first line"); console.error("second line"); process.exit(3);' }, node_modules: {} });
-  const lock = JSON.stringify({ packages: { '': {}, 'node_modules/a': { version: '1.0.0' }, 'node_modules/for-another-platform': { version: '1.0.0', optional: true } } });
+  const dir = t.testdir({
+    rdma: { 'build-addon.mjs': 'console.log("first line"); console.error("second line"); process.exit(3);' },
+    node_modules: {},
+  });
+  const lock = JSON.stringify({
+    packages: {
+      '': {},
+      'node_modules/a': { version: '1.0.0' },
+      'node_modules/for-another-platform': { version: '1.0.0', optional: true },
+    },
+  });
   writeFileSync(join(dir, 'package-lock.json'), lock);
-  writeFileSync(join(dir, 'node_modules/.package-lock.json'), JSON.stringify({ packages: { 'node_modules/a': { version: '1.0.0' } } }));
+  writeFileSync(
+    join(dir, 'node_modules/.package-lock.json'),
+    JSON.stringify({ packages: { 'node_modules/a': { version: '1.0.0' } } }),
+  );
   const result = checkout(dir)(['build'], { CXX: process.execPath });
   t.equal(result.status, 1);
   t.equal(result.stderr, 'first line\nsecond line\ntartan: `node rdma/build-addon.mjs` failed (exit status 3)\n');

@@ -10,15 +10,24 @@ import { isRunning } from '../../cluster/process-identity.js';
 
 const MAIN = resolve(import.meta.dirname, '../../dist/cli/main.js');
 
-interface Result { readonly status: number; readonly stdout: string; readonly stderr: string }
+interface Result {
+  readonly status: number;
+  readonly stdout: string;
+  readonly stderr: string;
+}
 
 /** Runs the built command; the test runner's loaders stay out of it. */
 function tartan(args: readonly string[], options: { cwd?: string; input?: Buffer } = {}): Promise<Result> {
   const { NODE_OPTIONS: _, ...env } = process.env;
   return new Promise((resolve) => {
-    const child = execFile(process.execPath, [MAIN, ...args], { env, cwd: options.cwd, maxBuffer: 1 << 28, encoding: 'latin1' }, (error, stdout, stderr) => {
-      resolve({ status: error ? Number(error.code ?? 255) : 0, stdout, stderr });
-    });
+    const child = execFile(
+      process.execPath,
+      [MAIN, ...args],
+      { env, cwd: options.cwd, maxBuffer: 1 << 28, encoding: 'latin1' },
+      (error, stdout, stderr) => {
+        resolve({ status: error ? Number(error.code ?? 255) : 0, stdout, stderr });
+      },
+    );
     child.stdin?.end(options.input);
   });
 }
@@ -37,8 +46,16 @@ t.test('the command is built', async (t) => {
 t.test('wrong usage exits with 2, help with 0', async (t) => {
   const help = await tartan(['--help']);
   t.equal(help.status, 0);
-  for (const name of ['up', 'down', 'status', 'put', 'get', 'ls', 'stat', 'rm', 'switch', 'demo']) t.match(help.stdout, new RegExp(`^  ${name}\\b`, 'm'));
-  for (const args of [['fly'], ['put'], ['up', '--nodes'], ['up', '--durability', 'perhaps'], ['ls', '--colour'], ['get', 'a', 'b', 'c']]) {
+  for (const name of ['up', 'down', 'status', 'put', 'get', 'ls', 'stat', 'rm', 'switch', 'demo'])
+    t.match(help.stdout, new RegExp(`^  ${name}\\b`, 'm'));
+  for (const args of [
+    ['fly'],
+    ['put'],
+    ['up', '--nodes'],
+    ['up', '--durability', 'perhaps'],
+    ['ls', '--colour'],
+    ['get', 'a', 'b', 'c'],
+  ]) {
     const result = await tartan(args);
     t.equal(result.status, 2, args.join(' '));
     t.match(result.stderr, /^error: /, args.join(' '));
@@ -59,7 +76,16 @@ t.test('values that cannot work are refused before anything starts', async (t) =
 
 t.test('without a cluster every command says so', async (t) => {
   const dir = t.testdir();
-  for (const args of [['status'], ['ls'], ['stat', 'x'], ['rm', 'x'], ['get', 'x', '-'], ['put', MAIN], ['switch', 'load'], ['switch', 'unload']]) {
+  for (const args of [
+    ['status'],
+    ['ls'],
+    ['stat', 'x'],
+    ['rm', 'x'],
+    ['get', 'x', '-'],
+    ['put', MAIN],
+    ['switch', 'load'],
+    ['switch', 'unload'],
+  ]) {
     isOneLine(t, await tartan([...args, '--dir', dir]), 1, 'ERR_NOT_RUNNING');
   }
   t.equal((await tartan(['down', '--dir', dir])).status, 0, '`down` may be repeated');
@@ -68,8 +94,12 @@ t.test('without a cluster every command says so', async (t) => {
 t.test('ports that are taken are one clear error, and nothing is left running', async (t) => {
   const dir = t.testdir();
   const server = createServer();
-  await new Promise<void>((resolve) => { server.listen(0, '127.0.0.1', resolve); });
-  t.teardown(() => { server.close(); });
+  await new Promise<void>((resolve) => {
+    server.listen(0, '127.0.0.1', resolve);
+  });
+  t.teardown(() => {
+    server.close();
+  });
   const { port } = server.address() as { port: number };
   isOneLine(t, await tartan(['up', '--dir', dir, '--base-port', String(port)]), 1, 'ERR_IN_USE');
   isOneLine(t, await tartan(['status', '--dir', dir]), 1, 'ERR_NOT_RUNNING');
@@ -84,17 +114,26 @@ t.test('a cluster lives from up to down', async (t) => {
   const up = await run('up', '--json', '--ring-memory', '64MiB', '--size', '256MiB');
   t.equal(up.stderr, '');
   t.equal(up.status, 0);
-  const { processes } = JSON.parse(up.stdout) as { processes: { id: string; port: number; identity: { pid: number } }[] };
+  const { processes } = JSON.parse(up.stdout) as {
+    processes: { id: string; port: number; identity: { pid: number } }[];
+  };
   t.same(processes.map((each) => each.id).sort(), ['n1', 'n2', 'n3', 'r1', 's1']);
   for (const each of processes.filter(({ id }) => id !== 'r1')) t.ok(each.port > 0, `${each.id} listens`);
   isOneLine(t, await run('up'), 1, 'ERR_IN_USE');
 
   const status = await run('status', '--json');
   t.equal(status.status, 0, status.stderr);
-  const seen = JSON.parse(status.stdout) as { mapEpoch: number; switch: { state: string }; map: { nodes: { state: string }[] } };
+  const seen = JSON.parse(status.stdout) as {
+    mapEpoch: number;
+    switch: { state: string };
+    map: { nodes: { state: string }[] };
+  };
   t.ok(seen.mapEpoch > 0);
   t.equal(seen.switch.state, 'programmable');
-  t.same(seen.map.nodes.map((each) => each.state), ['up', 'up', 'up']);
+  t.same(
+    seen.map.nodes.map((each) => each.state),
+    ['up', 'up', 'up'],
+  );
   t.match((await run('status')).stdout, /^ID +ROLE[\s\S]*switch programmable/);
 
   // Lengths around a stripe of 2 × 64 KiB, and an empty file.
@@ -111,7 +150,11 @@ t.test('a cluster lives from up to down', async (t) => {
   }
 
   const piped = randomBytes(300_000);
-  t.equal((await tartan(['put', '-', 'piped', '--dir', state, '--code', 'copies(1,2)', '--unit', '4096'], { input: piped })).status, 0);
+  t.equal(
+    (await tartan(['put', '-', 'piped', '--dir', state, '--code', 'copies(1,2)', '--unit', '4096'], { input: piped }))
+      .status,
+    0,
+  );
   const out = await run('get', 'piped', '-');
   t.ok(Buffer.from(out.stdout, 'latin1').equals(piped), 'standard input to standard output');
   t.match((await run('stat', 'piped')).stdout, /code +copies\(1,2\)/);
@@ -145,9 +188,14 @@ t.test('a cluster lives from up to down', async (t) => {
   isOneLine(t, await run('ls'), 1, 'ERR_NOT_RUNNING');
   t.equal((await run('up', '--ring-memory', '64MiB', '--size', '256MiB')).status, 0, 'up again after a crash');
   t.equal((await run('get', 'f5000001', 'after')).status, 0);
-  t.ok(readFileSync(join(dir, 'after')).equals(readFileSync(join(dir, 'f5000001'))), 'stored bytes outlive every process');
+  t.ok(
+    readFileSync(join(dir, 'after')).equals(readFileSync(join(dir, 'f5000001'))),
+    'stored bytes outlive every process',
+  );
 
-  const again = JSON.parse(readFileSync(join(state, 'processes.json'), 'utf8')) as { processes: { identity: ProcessIdentity }[] };
+  const again = JSON.parse(readFileSync(join(state, 'processes.json'), 'utf8')) as {
+    processes: { identity: ProcessIdentity }[];
+  };
   const down = await run('down', '--wipe');
   t.equal(down.status, 0, down.stderr);
   t.match(down.stdout, /^r1 ended\ns1 ended\nn1 ended\nn2 ended\nn3 ended\n$/, 'all obey');
@@ -158,9 +206,16 @@ t.test('a cluster lives from up to down', async (t) => {
 
 t.test('a reader that has seen enough ends a listing quietly', async (t) => {
   const { NODE_OPTIONS: _, ...env } = process.env;
-  const child = spawn('sh', ['-c', `"${process.execPath}" "${MAIN}" --help | true`], { env, stdio: ['ignore', 'ignore', 'pipe'] });
+  const child = spawn('sh', ['-c', `"${process.execPath}" "${MAIN}" --help | true`], {
+    env,
+    stdio: ['ignore', 'ignore', 'pipe'],
+  });
   let stderr = '';
-  child.stderr.on('data', (chunk) => { stderr += String(chunk); });
-  await new Promise((resolve) => { child.on('close', resolve); });
+  child.stderr.on('data', (chunk) => {
+    stderr += String(chunk);
+  });
+  await new Promise((resolve) => {
+    child.on('close', resolve);
+  });
   t.equal(stderr, '');
 });

@@ -9,19 +9,31 @@ import { formatBytes, formatRate, parseBytes, parseCount, table } from '../../cl
 import { StateDirectory } from '../../cli/state-directory.js';
 import type { ProcessRecord } from '../../cli/state-directory.js';
 
-const runTap = await import(new URL('../../cli/run-tap.mjs', import.meta.url).href) as {
-  TapReader: new (print: (line: string) => void) => { line(line: string): void; totals: { passed: number; failed: number; skipped: number } | undefined };
+const runTap = (await import(new URL('../../cli/run-tap.mjs', import.meta.url).href)) as {
+  TapReader: new (
+    print: (line: string) => void,
+  ) => { line(line: string): void; totals: { passed: number; failed: number; skipped: number } | undefined };
 };
 
 t.test('sizes are read with binary units, and nonsense is refused by name', async (t) => {
-  for (const [text, bytes] of [['4096', 4096], ['64KiB', 65536], ['64K', 65536], ['64kb', 65536], ['1MiB', 1 << 20], ['1.5MiB', 1572864], ['2G', 2 ** 31], ['7B', 7]] as const) {
+  for (const [text, bytes] of [
+    ['4096', 4096],
+    ['64KiB', 65536],
+    ['64K', 65536],
+    ['64kb', 65536],
+    ['1MiB', 1 << 20],
+    ['1.5MiB', 1572864],
+    ['2G', 2 ** 31],
+    ['7B', 7],
+  ] as const) {
     t.equal(parseBytes(text, '--unit'), bytes, text);
   }
   for (const text of ['', '0', '-1', '1.5', '64 potatoes', '1e9', 'NaN', '99999999999TiB']) {
     t.throws(() => parseBytes(text, '--unit'), { code: 'ERR_ARGUMENT', message: /--unit/ }, text);
   }
   t.equal(parseCount('3', '--nodes', 1, 255), 3);
-  for (const text of ['0', '256', '3.0', 'three', '']) t.throws(() => parseCount(text, '--nodes', 1, 255), { code: 'ERR_ARGUMENT' }, text);
+  for (const text of ['0', '256', '3.0', 'three', ''])
+    t.throws(() => parseCount(text, '--nodes', 1, 255), { code: 'ERR_ARGUMENT' }, text);
 });
 
 t.test('sizes, rates and tables are written for people', async (t) => {
@@ -30,13 +42,21 @@ t.test('sizes, rates and tables are written for people', async (t) => {
   t.equal(formatBytes(3 * 2 ** 29), '1.5 GiB');
   t.equal(formatRate(5_548_000_000, 1000), '5548 MB/s');
   t.equal(formatRate(1, 0), '-');
-  t.equal(table([['A', 'LONG'], ['bbb', 'c']]), 'A    LONG\nbbb  c');
+  t.equal(
+    table([
+      ['A', 'LONG'],
+      ['bbb', 'c'],
+    ]),
+    'A    LONG\nbbb  c',
+  );
 });
 
-t.test('the state directory is --dir, XDG_STATE_HOME or the home directory\'s', async (t) => {
+t.test("the state directory is --dir, XDG_STATE_HOME or the home directory's", async (t) => {
   const { HOME, XDG_STATE_HOME } = process.env;
   t.teardown(() => {
-    for (const [name, value] of Object.entries({ HOME, XDG_STATE_HOME })) if (value === undefined) delete process.env[name]; else process.env[name] = value;
+    for (const [name, value] of Object.entries({ HOME, XDG_STATE_HOME }))
+      if (value === undefined) delete process.env[name];
+      else process.env[name] = value;
   });
   process.env['HOME'] = '/home/somebody';
   process.env['XDG_STATE_HOME'] = '/state';
@@ -51,17 +71,27 @@ t.test('a lock is held against others while its holder runs, and is taken over f
   const lock = join(state.path, 'lock');
   await state.locked(async () => {
     t.equal((JSON.parse(readFileSync(lock, 'utf8')) as { pid: number }).pid, process.pid);
-    await t.rejects(state.locked(async () => {}), { code: 'ERR_IN_USE', message: new RegExp(String(process.pid)) });
+    await t.rejects(
+      state.locked(async () => {}),
+      { code: 'ERR_IN_USE', message: new RegExp(String(process.pid)) },
+    );
   });
   t.notOk(existsSync(lock), 'given back');
 
   // The same pid with another start time is a stranger; so is every pid of another boot; half a file is nobody's.
   const own = ownIdentity();
-  for (const stale of [JSON.stringify({ ...own, startTime: '1' }), JSON.stringify({ ...own, bootId: 'another' }), '{"pid":']) {
+  for (const stale of [
+    JSON.stringify({ ...own, startTime: '1' }),
+    JSON.stringify({ ...own, bootId: 'another' }),
+    '{"pid":',
+  ]) {
     writeFileSync(lock, stale);
     t.equal(await state.locked(async () => 'taken over'), 'taken over');
   }
-  await t.rejects(state.locked(() => Promise.reject(new Error('inside'))), { message: 'inside' });
+  await t.rejects(
+    state.locked(() => Promise.reject(new Error('inside'))),
+    { message: 'inside' },
+  );
   t.same(readdirSync(state.path), [], 'nothing is left, after errors too');
 });
 
@@ -69,19 +99,41 @@ t.test('a record of processes that ended is not taken for a running cluster', as
   const state = new StateDirectory(t.testdir());
   t.same(state.processes(), []);
   t.throws(() => state.requireRunning(), { code: 'ERR_NOT_RUNNING' });
-  const entry = (id: string, startTime: string): ProcessRecord => ({ id, role: 'node', host: '127.0.0.1', identity: { ...ownIdentity(), startTime }, port: 1, controlPort: 2, metricsPort: 0 });
+  const entry = (id: string, startTime: string): ProcessRecord => ({
+    id,
+    role: 'node',
+    host: '127.0.0.1',
+    identity: { ...ownIdentity(), startTime },
+    port: 1,
+    controlPort: 2,
+    metricsPort: 0,
+  });
   state.record(entry('n1', '1'));
   state.record(entry('n2', ownIdentity().startTime));
   state.record({ ...entry('n1', '1'), port: 7 });
-  t.same(state.processes().map((each) => [each.id, each.port]), [['n2', 1], ['n1', 7]]);
-  t.same(state.requireRunning().map((each) => each.id), ['n2']);
+  t.same(
+    state.processes().map((each) => [each.id, each.port]),
+    [
+      ['n2', 1],
+      ['n1', 7],
+    ],
+  );
+  t.same(
+    state.requireRunning().map((each) => each.id),
+    ['n2'],
+  );
   writeFileSync(join(state.path, 'processes.json'), '{');
   t.throws(() => state.processes(), { code: 'ERR_ARGUMENT', message: /processes\.json/ });
 });
 
 t.test('a state directory that cannot be made is one clear error', async (t) => {
   const dir = t.testdir({ file: '' });
-  t.throws(() => { new StateDirectory(join(dir, 'file', 'below')).create(); }, { code: 'ERR_ARGUMENT' });
+  t.throws(
+    () => {
+      new StateDirectory(join(dir, 'file', 'below')).create();
+    },
+    { code: 'ERR_ARGUMENT' },
+  );
   mkdirSync(join(dir, 'fine'));
   new StateDirectory(join(dir, 'fine')).create();
   t.ok(existsSync(join(dir, 'fine', 'cluster')));
@@ -89,9 +141,16 @@ t.test('a state directory that cannot be made is one clear error', async (t) => 
 
 t.test('stopping ends the process that was meant, obedient or not, and no other', async (t) => {
   const start = async (code: string) => {
-    const child = spawn(process.execPath, ['-e', `${code}; setInterval(() => {}, 1000); console.log('up')`], { env: { ...process.env, NODE_OPTIONS: '' }, stdio: ['ignore', 'pipe', 'inherit'] });
-    t.teardown(() => { child.kill('SIGKILL'); });
-    await new Promise((resolve) => { child.stdout.once('data', resolve); });
+    const child = spawn(process.execPath, ['-e', `${code}; setInterval(() => {}, 1000); console.log('up')`], {
+      env: { ...process.env, NODE_OPTIONS: '' },
+      stdio: ['ignore', 'pipe', 'inherit'],
+    });
+    t.teardown(() => {
+      child.kill('SIGKILL');
+    });
+    await new Promise((resolve) => {
+      child.stdout.once('data', resolve);
+    });
     const stat = readFileSync(`/proc/${child.pid!}/stat`, 'latin1');
     return { ...ownIdentity(), pid: child.pid!, startTime: stat.slice(stat.lastIndexOf(')') + 2).split(' ')[19]! };
   };
@@ -106,9 +165,11 @@ t.test('stopping ends the process that was meant, obedient or not, and no other'
   t.equal(await stopProcess(await start(''), 0), 'killed');
 });
 
-t.test('tap\'s output becomes a line a file, the failures in full, the skips, and totals', async (t) => {
+t.test("tap's output becomes a line a file, the failures in full, the skips, and totals", async (t) => {
   const printed: string[] = [];
-  const reader = new runTap.TapReader((line) => { printed.push(line); });
+  const reader = new runTap.TapReader((line) => {
+    printed.push(line);
+  });
   const output = `TAP version 14
 # Subtest: test/a.test.ts
     ok 1 - fine # time=5ms

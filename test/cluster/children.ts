@@ -19,16 +19,21 @@ export interface Child {
 export function startChild(file: string, args: readonly string[]): Child {
   const child = spawn(process.execPath, ['--import', 'tsx', fileURLToPath(new URL(file, import.meta.url)), ...args], {
     // The test runner's own loader is not for children.
-    env: { ...process.env, NODE_OPTIONS: '' }, stdio: ['ignore', 'pipe', 'inherit'],
+    env: { ...process.env, NODE_OPTIONS: '' },
+    stdio: ['ignore', 'pipe', 'inherit'],
   });
-  const lines: string[] = [], waiting: { resolve: (line: string) => void; reject: (error: Error) => void }[] = [];
+  const lines: string[] = [],
+    waiting: { resolve: (line: string) => void; reject: (error: Error) => void }[] = [];
   let isEnded = false;
   const reader = createInterface(child.stdout);
   reader.on('line', (line) => {
     const next = waiting.shift();
-    if (next) next.resolve(line); else lines.push(line);
+    if (next) next.resolve(line);
+    else lines.push(line);
   });
-  const drained = new Promise<void>((resolve) => { reader.once('close', resolve); });
+  const drained = new Promise<void>((resolve) => {
+    reader.once('close', resolve);
+  });
   const ended = new Promise<number | string>((resolve) => {
     child.once('exit', (code, signal) => {
       void drained.then(() => {
@@ -40,15 +45,21 @@ export function startChild(file: string, args: readonly string[]): Child {
   });
   return {
     pid: child.pid ?? 0,
-    line: () => new Promise((resolve, reject) => {
-      const line = lines.shift();
-      if (line !== undefined) resolve(line);
-      else if (isEnded) reject(new Error('the child has ended'));
-      else waiting.push({ resolve, reject });
-    }),
+    line: () =>
+      new Promise((resolve, reject) => {
+        const line = lines.shift();
+        if (line !== undefined) resolve(line);
+        else if (isEnded) reject(new Error('the child has ended'));
+        else waiting.push({ resolve, reject });
+      }),
     rest: () => lines.splice(0),
     ended,
-    signal: (name) => { child.kill(name); },
-    kill: async () => { child.kill('SIGKILL'); await ended; },
+    signal: (name) => {
+      child.kill(name);
+    },
+    kill: async () => {
+      child.kill('SIGKILL');
+      await ended;
+    },
   };
 }

@@ -8,12 +8,21 @@ export class CuttableLine {
 
   private constructor(port: number) {
     this.#server = createServer((near) => {
-      if (this.#isCut) { near.destroy(); return; }
+      if (this.#isCut) {
+        near.destroy();
+        return;
+      }
       const far = connect(port, '127.0.0.1');
-      for (const [one, other] of [[near, far], [far, near]] as const) {
+      for (const [one, other] of [
+        [near, far],
+        [far, near],
+      ] as const) {
         this.#sockets.add(one);
         one.on('error', () => {});
-        one.once('close', () => { this.#sockets.delete(one); other.destroy(); });
+        one.once('close', () => {
+          this.#sockets.delete(one);
+          other.destroy();
+        });
         one.pipe(other);
       }
     });
@@ -21,21 +30,29 @@ export class CuttableLine {
 
   static async to(port: number): Promise<CuttableLine> {
     const line = new CuttableLine(port);
-    await new Promise<void>((resolve) => { line.#server.listen(0, '127.0.0.1', resolve); });
+    await new Promise<void>((resolve) => {
+      line.#server.listen(0, '127.0.0.1', resolve);
+    });
     return line;
   }
 
-  get port(): number { return (this.#server.address() as AddressInfo).port; }
+  get port(): number {
+    return (this.#server.address() as AddressInfo).port;
+  }
 
   cut(): void {
     this.#isCut = true;
     for (const socket of this.#sockets) socket.destroy();
   }
 
-  mend(): void { this.#isCut = false; }
+  mend(): void {
+    this.#isCut = false;
+  }
 
   async close(): Promise<void> {
     this.cut();
-    await new Promise((resolve) => { this.#server.close(resolve); });
+    await new Promise((resolve) => {
+      this.#server.close(resolve);
+    });
   }
 }

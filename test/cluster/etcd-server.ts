@@ -36,18 +36,40 @@ export class EtcdServer {
   }
 
   /** `etcd://…` of all members. */
-  location(prefix = 'test'): string { return `etcd://${this.#clientPorts.map((port) => `127.0.0.1:${port}`).join(',')}/${prefix}`; }
+  location(prefix = 'test'): string {
+    return `etcd://${this.#clientPorts.map((port) => `127.0.0.1:${port}`).join(',')}/${prefix}`;
+  }
 
-  port(member: number): number { return this.#clientPorts[member]!; }
+  port(member: number): number {
+    return this.#clientPorts[member]!;
+  }
 
   /** Starts a member that was killed, on the data it had. */
   run(member: number): void {
-    const peer = (at: number): string => `http://127.0.0.1:${this.#peerPorts[at]}`, client = `http://127.0.0.1:${this.#clientPorts[member]}`;
-    const child = spawn('etcd', [
-      '--name', `m${member}`, '--data-dir', join(this.#folder, `m${member}`), '--listen-client-urls', client, '--advertise-client-urls', client,
-      '--listen-peer-urls', peer(member), '--initial-advertise-peer-urls', peer(member), '--initial-cluster', this.#peerPorts.map((_, at) => `m${at}=${peer(at)}`).join(','),
-      '--log-level', 'error',
-    ], { stdio: 'ignore', env: { PATH: process.env['PATH'] } });
+    const peer = (at: number): string => `http://127.0.0.1:${this.#peerPorts[at]}`,
+      client = `http://127.0.0.1:${this.#clientPorts[member]}`;
+    const child = spawn(
+      'etcd',
+      [
+        '--name',
+        `m${member}`,
+        '--data-dir',
+        join(this.#folder, `m${member}`),
+        '--listen-client-urls',
+        client,
+        '--advertise-client-urls',
+        client,
+        '--listen-peer-urls',
+        peer(member),
+        '--initial-advertise-peer-urls',
+        peer(member),
+        '--initial-cluster',
+        this.#peerPorts.map((_, at) => `m${at}=${peer(at)}`).join(','),
+        '--log-level',
+        'error',
+      ],
+      { stdio: 'ignore', env: { PATH: process.env['PATH'] } },
+    );
     child.on('error', () => {}); // Not installed: answers() says that nobody answers.
     this.#children[member] = child;
   }
@@ -56,13 +78,15 @@ export class EtcdServer {
   async kill(member: number): Promise<void> {
     const child = this.#children[member];
     if (child?.pid === undefined || child.exitCode !== null || child.signalCode !== null) return;
-    const gone = new Promise((resolve) => { child.once('exit', resolve); });
+    const gone = new Promise((resolve) => {
+      child.once('exit', resolve);
+    });
     child.kill('SIGKILL');
     await gone;
   }
 
   async answers(): Promise<void> {
-    for (const until = Date.now() + PATIENCE_MS; ;) {
+    for (const until = Date.now() + PATIENCE_MS; ; ) {
       try {
         await (await openEtcdStore(this.location(), { deadlineMs: 2000 })).close();
         return;
@@ -75,7 +99,10 @@ export class EtcdServer {
 
   /** What etcdctl (of the package etcd-client) would do, without it: the gateway takes JSON. */
   async compact(revision: number): Promise<void> {
-    const response = await fetch(`http://127.0.0.1:${this.#clientPorts[0]}/v3/kv/compaction`, { method: 'POST', body: JSON.stringify({ revision: String(revision), physical: true }) });
+    const response = await fetch(`http://127.0.0.1:${this.#clientPorts[0]}/v3/kv/compaction`, {
+      method: 'POST',
+      body: JSON.stringify({ revision: String(revision), physical: true }),
+    });
     if (!response.ok) throw new Error(`compaction: ${response.status} ${await response.text()}`);
   }
 
@@ -88,8 +115,23 @@ export class EtcdServer {
 async function freePorts(count: number): Promise<number[]> {
   const servers = Array.from({ length: count }, () => createServer());
   // All at once: none is given twice.
-  await Promise.all(servers.map((server) => new Promise<void>((resolve, reject) => { server.once('error', reject); server.listen(0, '127.0.0.1', resolve); })));
+  await Promise.all(
+    servers.map(
+      (server) =>
+        new Promise<void>((resolve, reject) => {
+          server.once('error', reject);
+          server.listen(0, '127.0.0.1', resolve);
+        }),
+    ),
+  );
   const ports = servers.map((server) => (server.address() as AddressInfo).port);
-  await Promise.all(servers.map((server) => new Promise((resolve) => { server.close(resolve); })));
+  await Promise.all(
+    servers.map(
+      (server) =>
+        new Promise((resolve) => {
+          server.close(resolve);
+        }),
+    ),
+  );
   return ports;
 }

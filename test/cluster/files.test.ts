@@ -1,5 +1,16 @@
 import t from 'tap';
-import { createFile, decide, deleteFile, epochFloor, forgetFile, listFiles, lookupFile, publishCommit, readFile, takeOver } from '../../cluster/files.js';
+import {
+  createFile,
+  decide,
+  deleteFile,
+  epochFloor,
+  forgetFile,
+  listFiles,
+  lookupFile,
+  publishCommit,
+  readFile,
+  takeOver,
+} from '../../cluster/files.js';
 import { createCluster } from '../../cluster/membership.js';
 import { MemoryCluster } from '../../cluster/memory-store.js';
 import type { FileRecord } from '../../cluster/records.js';
@@ -11,7 +22,16 @@ t.test('a created file is found by name and by id, owned by its creator', async 
   const { store } = await cluster();
   const record = await createFile(store, { name: 'dir/a.bin', ...shape });
   t.same(record, {
-    ...shape, id: 1, name: 'dir/a.bin', writerEpoch: 1, length: 0, commitEpoch: 0, commitCounter: 0, decidedEpoch: 0, decidedStripes: 0, state: 'open',
+    ...shape,
+    id: 1,
+    name: 'dir/a.bin',
+    writerEpoch: 1,
+    length: 0,
+    commitEpoch: 0,
+    commitCounter: 0,
+    decidedEpoch: 0,
+    decidedStripes: 0,
+    state: 'open',
   });
   t.same(await lookupFile(store, 'dir/a.bin'), record);
   t.same(await readFile(store, 1), record);
@@ -23,18 +43,32 @@ t.test('a created file is found by name and by id, owned by its creator', async 
 t.test('of two creators of one name exactly one wins', async (t) => {
   const { shared, store } = await cluster();
   for (let round = 0; round < 10; round++) {
-    const results = await Promise.allSettled([0, 1].map(() => createFile(shared.client(), { name: `r${round}`, ...shape })));
+    const results = await Promise.allSettled(
+      [0, 1].map(() => createFile(shared.client(), { name: `r${round}`, ...shape })),
+    );
     t.same(results.map(({ status }) => status).sort(), ['fulfilled', 'rejected']);
-    t.match(results.find(({ status }) => status === 'rejected'), { reason: { code: 'ERR_EXISTS' } });
+    t.match(
+      results.find(({ status }) => status === 'rejected'),
+      { reason: { code: 'ERR_EXISTS' } },
+    );
   }
   t.equal((await listFiles(store)).length, 10);
 });
 
 t.test('creators of many names get ids of their own', async (t) => {
   const { shared, store } = await cluster();
-  const records = await Promise.all(Array.from({ length: 20 }, (_, i) => createFile(shared.client(), { name: `f${i}`, ...shape })));
-  t.same(records.map(({ id }) => id).sort((a, b) => a - b), Array.from({ length: 20 }, (_, i) => i + 1));
-  t.same((await listFiles(store)).map(({ id }) => id), Array.from({ length: 20 }, (_, i) => i + 1), 'listed by id');
+  const records = await Promise.all(
+    Array.from({ length: 20 }, (_, i) => createFile(shared.client(), { name: `f${i}`, ...shape })),
+  );
+  t.same(
+    records.map(({ id }) => id).sort((a, b) => a - b),
+    Array.from({ length: 20 }, (_, i) => i + 1),
+  );
+  t.same(
+    (await listFiles(store)).map(({ id }) => id),
+    Array.from({ length: 20 }, (_, i) => i + 1),
+    'listed by id',
+  );
 });
 
 t.test('names are 1 to 255 bytes without control characters or a leading slash', async (t) => {
@@ -52,22 +86,34 @@ t.test('names are 1 to 255 bytes without control characters or a leading slash',
 t.test('shapes that cannot be meant are refused', async (t) => {
   const { store } = await cluster();
   const create = (change: object) => createFile(store, { name: 'a', ...shape, ...change });
-  for (const unitBytes of [0, 256, 1000, 8 << 20, NaN]) await t.rejects(create({ unitBytes }), { code: 'ERR_UNIT_BYTES' });
+  for (const unitBytes of [0, 256, 1000, 8 << 20, NaN])
+    await t.rejects(create({ unitBytes }), { code: 'ERR_UNIT_BYTES' });
   await t.rejects(create({ code: '' }), { code: 'ERR_ARGUMENT' });
   await t.rejects(create({ nodes: [] }), { code: 'ERR_ARGUMENT' });
   await t.rejects(create({ nodes: ['n1', 'n1'] }), { code: 'ERR_ARGUMENT' });
-  await t.rejects(createFile(new MemoryCluster(new VirtualClock()).client(), { name: 'a', ...shape }), { code: 'ERR_NOT_FOUND' }, 'no cluster');
+  await t.rejects(
+    createFile(new MemoryCluster(new VirtualClock()).client(), { name: 'a', ...shape }),
+    { code: 'ERR_NOT_FOUND' },
+    'no cluster',
+  );
   t.same(await listFiles(store), []);
 });
 
 t.test('a takeover fences the old owner, and only one of two concurrent ones gets an epoch', async (t) => {
   const { shared, store } = await cluster();
   const { id } = await createFile(store, { name: 'a', ...shape });
-  const epochs = (await Promise.all(Array.from({ length: 8 }, () => takeOver(shared.client(), id)))).map((record) => record.writerEpoch);
+  const epochs = (await Promise.all(Array.from({ length: 8 }, () => takeOver(shared.client(), id)))).map(
+    (record) => record.writerEpoch,
+  );
   t.same(epochs.sort(), [2, 3, 4, 5, 6, 7, 8, 9]);
   for (const writerEpoch of [1, 8]) {
-    await t.rejects(publishCommit(store, id, { writerEpoch, length: 1, commitEpoch: writerEpoch, commitCounter: 1 }), { code: 'ERR_FENCED' });
-    await t.rejects(decide(store, id, { writerEpoch, decidedStripes: 0, length: 0, commitEpoch: writerEpoch, commitCounter: 0 }), { code: 'ERR_FENCED' });
+    await t.rejects(publishCommit(store, id, { writerEpoch, length: 1, commitEpoch: writerEpoch, commitCounter: 1 }), {
+      code: 'ERR_FENCED',
+    });
+    await t.rejects(
+      decide(store, id, { writerEpoch, decidedStripes: 0, length: 0, commitEpoch: writerEpoch, commitCounter: 0 }),
+      { code: 'ERR_FENCED' },
+    );
   }
   t.match(await readFile(store, id), { length: 0, commitCounter: 0, writerEpoch: 9 });
   await t.rejects(takeOver(store, 99), { code: 'ERR_NOT_FOUND' });
@@ -79,7 +125,12 @@ t.test('a takeover that races publications loses none that was accepted', async 
   let accepted = 0;
   const publish = async () => {
     for (let counter = 1; ; counter++) {
-      await publishCommit(shared.client(), id, { writerEpoch: 1, length: counter * 10, commitEpoch: 1, commitCounter: counter });
+      await publishCommit(shared.client(), id, {
+        writerEpoch: 1,
+        length: counter * 10,
+        commitEpoch: 1,
+        commitCounter: counter,
+      });
       accepted = counter;
     }
   };
@@ -110,8 +161,19 @@ t.test('publications that nobody may make are refused', async (t) => {
   const { store } = await cluster();
   const { id } = await createFile(store, { name: 'a', ...shape });
   const commit = { writerEpoch: 1, length: 1, commitEpoch: 1, commitCounter: 1 };
-  for (const change of [{ writerEpoch: 2 }, { commitEpoch: 2 }, { length: -1 }, { length: 1.5 }, { length: NaN }, { commitCounter: -1 }]) {
-    await t.rejects(publishCommit(store, id, { ...commit, ...change }), { code: 'ERR_ARGUMENT' }, JSON.stringify(change));
+  for (const change of [
+    { writerEpoch: 2 },
+    { commitEpoch: 2 },
+    { length: -1 },
+    { length: 1.5 },
+    { length: NaN },
+    { commitCounter: -1 },
+  ]) {
+    await t.rejects(
+      publishCommit(store, id, { ...commit, ...change }),
+      { code: 'ERR_ARGUMENT' },
+      JSON.stringify(change),
+    );
   }
   await t.rejects(publishCommit(store, 9, commit), { code: 'ERR_NOT_FOUND' });
 });
@@ -122,12 +184,26 @@ t.test("a new owner's publications count once it has decided, and it decides onc
   await publishCommit(store, id, { writerEpoch: 1, length: 100, commitEpoch: 1, commitCounter: 7 });
   await takeOver(store, id);
   const early = await publishCommit(store, id, { writerEpoch: 2, length: 400, commitEpoch: 2, commitCounter: 1 });
-  t.match(early, { length: 100, commitEpoch: 1, commitCounter: 7 }, 'a mark of epoch 2 would commit what epoch 1 left undecided');
+  t.match(
+    early,
+    { length: 100, commitEpoch: 1, commitCounter: 7 },
+    'a mark of epoch 2 would commit what epoch 1 left undecided',
+  );
   const decision = { writerEpoch: 2, decidedStripes: 3, length: 150, commitEpoch: 2, commitCounter: 0 };
-  t.match(await decide(store, id, decision), { decidedEpoch: 2, decidedStripes: 3, length: 150, commitEpoch: 2, commitCounter: 0 });
+  t.match(await decide(store, id, decision), {
+    decidedEpoch: 2,
+    decidedStripes: 3,
+    length: 150,
+    commitEpoch: 2,
+    commitCounter: 0,
+  });
   t.match(await decide(store, id, decision), { decidedStripes: 3 }, 'again the same');
   await t.rejects(decide(store, id, { ...decision, decidedStripes: 2 }), { code: 'ERR_EXISTS' });
-  t.match(await publishCommit(store, id, { writerEpoch: 2, length: 400, commitEpoch: 2, commitCounter: 1 }), { length: 400, commitEpoch: 2, commitCounter: 1 });
+  t.match(await publishCommit(store, id, { writerEpoch: 2, length: 400, commitEpoch: 2, commitCounter: 1 }), {
+    length: 400,
+    commitEpoch: 2,
+    commitCounter: 1,
+  });
   await takeOver(store, id);
   await t.rejects(decide(store, id, decision), { code: 'ERR_FENCED' });
   await t.rejects(decide(store, id, { ...decision, writerEpoch: 3, decidedStripes: -1 }), { code: 'ERR_ARGUMENT' });
@@ -138,7 +214,14 @@ t.test('epochFloor() is what the last takeover that looked at a stripe settled',
   const { id } = await createFile(store, { name: 'a', ...shape });
   const decideFrom = async (fromStripe: number): Promise<FileRecord> => {
     const { writerEpoch } = await takeOver(store, id);
-    return decide(store, id, { writerEpoch, decidedStripes: fromStripe + 1, fromStripe, length: 0, commitEpoch: writerEpoch, commitCounter: 1 });
+    return decide(store, id, {
+      writerEpoch,
+      decidedStripes: fromStripe + 1,
+      fromStripe,
+      length: 0,
+      commitEpoch: writerEpoch,
+      commitCounter: 1,
+    });
   };
   const floorsOf = (record: FileRecord): number[] => [0, 1, 2, 5, 6, 99].map((stripe) => epochFloor(record, stripe));
   t.same(floorsOf(await readFile(store, id)), [0, 0, 0, 0, 0, 0], 'nobody has taken it over');
@@ -160,11 +243,19 @@ t.test('a deleted file frees its name at once, fences its owner, and its id is n
   await t.rejects(deleteFile(store, id), { code: 'ERR_NOT_FOUND' });
   await t.rejects(lookupFile(store, 'a'), { code: 'ERR_NOT_FOUND' });
   await t.rejects(takeOver(store, id), { code: 'ERR_NOT_FOUND' });
-  await t.rejects(publishCommit(store, id, { writerEpoch: 1, length: 1, commitEpoch: 1, commitCounter: 1 }), { code: 'ERR_FENCED' });
+  await t.rejects(publishCommit(store, id, { writerEpoch: 1, length: 1, commitEpoch: 1, commitCounter: 1 }), {
+    code: 'ERR_FENCED',
+  });
   const next = await createFile(store, { name: 'a', ...shape });
   t.equal(next.id, 2);
-  t.same((await listFiles(store)).map((record) => record.id), [2]);
-  t.same((await listFiles(store, { deleted: true })).map((record) => record.id), [1]);
+  t.same(
+    (await listFiles(store)).map((record) => record.id),
+    [2],
+  );
+  t.same(
+    (await listFiles(store, { deleted: true })).map((record) => record.id),
+    [1],
+  );
   await forgetFile(store, id);
   await forgetFile(store, id);
   t.same(await listFiles(store, { deleted: true }), []);
@@ -173,7 +264,8 @@ t.test('a deleted file frees its name at once, fences its owner, and its id is n
 });
 
 async function cluster() {
-  const shared = new MemoryCluster(new VirtualClock()), store = shared.client();
+  const shared = new MemoryCluster(new VirtualClock()),
+    store = shared.client();
   await createCluster(store);
   return { shared, store };
 }

@@ -2,7 +2,8 @@
  * Another process on an LMDB store: `lmdb-child.ts COMMAND DIR …`. Prints one line per step; what is printed was true.
  *
  *   increment DIR KEY COUNT   adds 1 to KEY, COUNT times, by compare-and-swap
- *   storm DIR                 writes 'storm/a' and 'storm/b', equal, ascending, until killed; prints each acknowledged one
+ *   storm DIR                 writes 'storm/a' and 'storm/b', equal, ascending, until killed; prints each acknowledged
+ *   one
  *   lease DIR KEY TTL_MS      puts KEY under a lease, prints, and sleeps
  *   lock DIR                  takes LMDB's write lock, changes 'locked' inside, prints, and never lets go
  *   watch DIR PREFIX          prints every event as JSON
@@ -13,8 +14,12 @@ import { openEnvironment, lmdbTables } from '../../cluster/lmdb-environment.js';
 import { openLmdbStore } from '../../cluster/lmdb-store.js';
 
 const [command, dir, ...rest] = process.argv.slice(2) as [string, string, ...string[]];
-const say = (line: string) => { writeSync(1, `${line}\n`); };
-const stayAlive = () => { setInterval(() => undefined, 1 << 30); };
+const say = (line: string) => {
+  writeSync(1, `${line}\n`);
+};
+const stayAlive = () => {
+  setInterval(() => undefined, 1 << 30);
+};
 
 if (command === 'lock') {
   const { environment } = await openEnvironment(dir, false);
@@ -34,7 +39,8 @@ switch (command) {
       for (;;) {
         const present = await store.get(key);
         const value = String(Number(present?.value ?? '0') + 1);
-        if ((await store.transact([{ key, modRevision: present?.modRevision ?? 0 }], [{ put: key, value }])).succeeded) break;
+        if ((await store.transact([{ key, modRevision: present?.modRevision ?? 0 }], [{ put: key, value }])).succeeded)
+          break;
       }
     }
     await store.close();
@@ -42,7 +48,13 @@ switch (command) {
   }
   case 'storm': {
     for (let i = Number((await store.get('storm/a'))?.value ?? '0') + 1; ; i++) {
-      await store.transact([], [{ put: 'storm/a', value: String(i) }, { put: 'storm/b', value: String(i) }]);
+      await store.transact(
+        [],
+        [
+          { put: 'storm/a', value: String(i) },
+          { put: 'storm/b', value: String(i) },
+        ],
+      );
       say(String(i));
     }
   }
@@ -55,7 +67,9 @@ switch (command) {
     break;
   }
   case 'watch': {
-    store.watch(rest[0]!, (events) => { for (const event of events) say(JSON.stringify(event)); });
+    store.watch(rest[0]!, (events) => {
+      for (const event of events) say(JSON.stringify(event));
+    });
     say('watching');
     break;
   }
@@ -64,5 +78,6 @@ switch (command) {
     await store.close();
     break;
   }
-  default: throw new Error(`no command '${command}'`);
+  default:
+    throw new Error(`no command '${command}'`);
 }

@@ -16,7 +16,11 @@ conformance('LMDB', async (options) => {
   // One stays open: the sweep of leases must not depend on who closes.
   clients.push(await openLmdbStore(dir, { create: true, ...options }));
   return {
-    client: async () => { const client = await openLmdbStore(dir); clients.push(client); return client; },
+    client: async () => {
+      const client = await openLmdbStore(dir);
+      clients.push(client);
+      return client;
+    },
     pass: () => Promise.resolve(),
     close: async () => {
       await Promise.all(clients.map((client) => client.close()));
@@ -36,12 +40,16 @@ t.test('what was acknowledged is there when the store is opened again', async (t
 });
 
 t.test('opening while the last user closes works, by any name of the directory', async (t) => {
-  const dir = directory(t), link = `${dir}-link`;
+  const dir = directory(t),
+    link = `${dir}-link`;
   symlinkSync(dir, link);
-  t.teardown(() => { rmSync(link); });
+  t.teardown(() => {
+    rmSync(link);
+  });
   for (let i = 0; i < 20; i++) {
     const one = await openLmdbStore(dir, { create: true });
-    const closing = one.close(), two = await openLmdbStore(link);
+    const closing = one.close(),
+      two = await openLmdbStore(link);
     await two.transact([], [{ put: 'a', value: String(i) }]);
     t.equal((await two.get('a'))?.value, String(i));
     await Promise.all([closing, two.close()]);
@@ -51,7 +59,10 @@ t.test('opening while the last user closes works, by any name of the directory',
 t.test('a directory that holds no store is refused, in one line', async (t) => {
   const dir = directory(t);
   const refuses = async (path: string, code: string, create: boolean) => {
-    const error = await openLmdbStore(path, { create }).then(() => undefined, (e: unknown) => e as Error & { code: string });
+    const error = await openLmdbStore(path, { create }).then(
+      () => undefined,
+      (e: unknown) => e as Error & { code: string },
+    );
     t.equal(error?.code, code, `${path} ${create ? 'with' : 'without'} create: ${error?.message ?? 'opened'}`);
     t.notMatch(error?.message, '\n');
     t.match(error?.message, path);
@@ -93,20 +104,30 @@ t.test('a store whose files are replaced while it is open refuses to go on', asy
   t.teardown(() => lost.close());
   await lost.transact([], [{ put: 'a', value: '1' }]);
   renameSync(dir, `${dir}-moved`);
-  t.teardown(() => { rmSync(`${dir}-moved`, { recursive: true }); });
-  const error = await eventually(() => lost.get('a').then(() => undefined, (e: unknown) => e as Error));
+  t.teardown(() => {
+    rmSync(`${dir}-moved`, { recursive: true });
+  });
+  const error = await eventually(() =>
+    lost.get('a').then(
+      () => undefined,
+      (e: unknown) => e as Error,
+    ),
+  );
   t.match(error, { code: 'ERR_MAP_UNAVAILABLE', message: /removed while it was open/ });
 });
 
 t.test('four processes that increment one counter end with the exact sum', async (t) => {
-  const dir = directory(t), counter = await store(t, dir), each = 100;
+  const dir = directory(t),
+    counter = await store(t, dir),
+    each = 100;
   const children = Array.from({ length: 4 }, () => start(t, ['increment', dir, 'counter', String(each)]));
   t.same(await Promise.all(children.map((child) => child.ended)), [0, 0, 0, 0]);
   t.match(await counter.get('counter'), { value: String(4 * each), modRevision: 4 * each });
 });
 
 t.test('another process sees each change once, in order', async (t) => {
-  const dir = directory(t), writer = await store(t, dir);
+  const dir = directory(t),
+    writer = await store(t, dir);
   const watcher = start(t, ['watch', dir, 'w/']);
   t.equal(await watcher.line(), 'watching');
   const seen: WatchEvent[] = [];
@@ -115,11 +136,15 @@ t.test('another process sees each change once, in order', async (t) => {
     // Sometimes it has caught up when the next change comes, sometimes not.
     if (i % 20 === 0) while (seen.at(-1)?.revision !== i) seen.push(JSON.parse(await watcher.line()) as WatchEvent);
   }
-  t.same(seen, Array.from({ length: 200 }, (_, i) => ({ type: 'put', key: 'w/a', value: String(i + 1), revision: i + 1 })));
+  t.same(
+    seen,
+    Array.from({ length: 200 }, (_, i) => ({ type: 'put', key: 'w/a', value: String(i + 1), revision: i + 1 })),
+  );
 });
 
 t.test('a watch sees what another process wrote, also before it began', async (t) => {
-  const dir = directory(t), watching = await store(t, dir);
+  const dir = directory(t),
+    watching = await store(t, dir);
   const seen = collect(watching, '', 0);
   t.equal(await start(t, ['put', dir, 'k', 'v']).ended, 0);
   await seen.until((events) => events.length === 1);
@@ -127,32 +152,48 @@ t.test('a watch sees what another process wrote, also before it began', async (t
   seen.close();
 });
 
-t.test('a process killed in a storm of writes leaves whole transactions, all the acknowledged ones, and no lock', async (t) => {
-  const dir = directory(t), survivor = await store(t, dir);
-  for (let round = 0; round < 5; round++) {
-    const child = start(t, ['storm', dir]);
-    for (let i = 0; i < 10 + round * 17; i++) await child.line();
-    await child.kill();
-    const acknowledged = Math.max(0, ...child.rest().map(Number));
-    // Killed between writing its meta page and publishing its number, a transaction shows only when the next writer takes
-    // the dead one's lock: it was never acknowledged, so it may, but not between the reads below.
-    t.ok((await survivor.transact([], [{ put: 'before', value: String(round) }])).succeeded);
-    const a = await survivor.get('storm/a'), b = await survivor.get('storm/b');
-    t.equal(a?.value, b?.value);
-    t.equal(a?.modRevision, b?.modRevision);
-    t.ok(Number(a?.value) >= acknowledged, `${a?.value ?? '-'} is there, ${acknowledged} was acknowledged`);
-    t.ok((await survivor.transact([{ key: 'storm/a', modRevision: a?.modRevision ?? 0 }], [{ put: 'after', value: String(round) }])).succeeded);
-  }
-});
+t.test(
+  'a process killed in a storm of writes leaves whole transactions, all the acknowledged ones, and no lock',
+  async (t) => {
+    const dir = directory(t),
+      survivor = await store(t, dir);
+    for (let round = 0; round < 5; round++) {
+      const child = start(t, ['storm', dir]);
+      for (let i = 0; i < 10 + round * 17; i++) await child.line();
+      await child.kill();
+      const acknowledged = Math.max(0, ...child.rest().map(Number));
+      // Killed between writing its meta page and publishing its number, a transaction shows only when the next writer
+      // takes the dead one's lock: it was never acknowledged, so it may, but not between the reads below.
+      t.ok((await survivor.transact([], [{ put: 'before', value: String(round) }])).succeeded);
+      const a = await survivor.get('storm/a'),
+        b = await survivor.get('storm/b');
+      t.equal(a?.value, b?.value);
+      t.equal(a?.modRevision, b?.modRevision);
+      t.ok(Number(a?.value) >= acknowledged, `${a?.value ?? '-'} is there, ${acknowledged} was acknowledged`);
+      t.ok(
+        (
+          await survivor.transact(
+            [{ key: 'storm/a', modRevision: a?.modRevision ?? 0 }],
+            [{ put: 'after', value: String(round) }],
+          )
+        ).succeeded,
+      );
+    }
+  },
+);
 
 t.test('a process stuck in a transaction blocks writers, who are told; reads go on; killing it heals', async (t) => {
-  const dir = directory(t), patient = await store(t, dir);
+  const dir = directory(t),
+    patient = await store(t, dir);
   const hasty = await openLmdbStore(dir, { deadlineMs: 100 });
   t.teardown(() => hasty.close());
   await patient.transact([], [{ put: 'a', value: '1' }]);
   const child = start(t, ['lock', dir]);
   t.equal(await child.line(), 'locked');
-  await t.rejects(hasty.transact([], [{ put: 'a', value: '2' }]), { code: 'ERR_MAP_UNAVAILABLE', message: /write lock/ });
+  await t.rejects(hasty.transact([], [{ put: 'a', value: '2' }]), {
+    code: 'ERR_MAP_UNAVAILABLE',
+    message: /write lock/,
+  });
   t.match(await hasty.get('a'), { value: '1' });
   const waiting = patient.transact([], [{ put: 'b', value: '3' }]);
   await child.kill();
@@ -161,7 +202,8 @@ t.test('a process stuck in a transaction blocks writers, who are told; reads go 
 });
 
 t.test('the lease of a killed process ends long before its time', async (t) => {
-  const dir = directory(t), watching = await store(t, dir);
+  const dir = directory(t),
+    watching = await store(t, dir);
   const seen = collect(watching, 'node/');
   const child = start(t, ['lease', dir, 'node/n1', '86400000']);
   t.equal(await child.line(), 'leased');
@@ -175,7 +217,8 @@ t.test('the lease of a killed process ends long before its time', async (t) => {
 });
 
 t.test('the lease of a stopped process ends at its deadline', async (t) => {
-  const dir = directory(t), watching = await store(t, dir);
+  const dir = directory(t),
+    watching = await store(t, dir);
   const seen = collect(watching, 'node/');
   const child = start(t, ['lease', dir, 'node/n1', '500']);
   t.equal(await child.line(), 'leased');
@@ -193,11 +236,15 @@ t.test('a process is told from another that has its pid, and from one of an earl
   t.end();
 });
 
-function temporaryDirectory(): string { return mkdtempSync(join(tmpdir(), 'tartan-store.')); }
+function temporaryDirectory(): string {
+  return mkdtempSync(join(tmpdir(), 'tartan-store.'));
+}
 
 function directory(t: Test): string {
   const dir = temporaryDirectory();
-  t.teardown(() => { rmSync(dir, { recursive: true, force: true }); });
+  t.teardown(() => {
+    rmSync(dir, { recursive: true, force: true });
+  });
   return dir;
 }
 
@@ -217,6 +264,8 @@ async function eventually<T>(attempt: () => Promise<T | undefined>): Promise<T> 
   for (;;) {
     const result = await attempt();
     if (result !== undefined) return result;
-    await new Promise((resolve) => { setTimeout(resolve, 50); });
+    await new Promise((resolve) => {
+      setTimeout(resolve, 50);
+    });
   }
 }

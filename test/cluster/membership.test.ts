@@ -1,7 +1,16 @@
 import t, { type Test } from 'tap';
 import type { ClusterStore } from '../../cluster/cluster-store.js';
 import { MemoryCluster, type MemoryClient } from '../../cluster/memory-store.js';
-import { createCluster, readIdentity, readMap, registerNode, registerSwitch, setNodeState, setSwitchState, watchMap } from '../../cluster/membership.js';
+import {
+  createCluster,
+  readIdentity,
+  readMap,
+  registerNode,
+  registerSwitch,
+  setNodeState,
+  setSwitchState,
+  watchMap,
+} from '../../cluster/membership.js';
 import type { ClusterMap } from '../../cluster/records.js';
 import { VirtualClock, settle } from './virtual-clock.js';
 
@@ -38,9 +47,19 @@ t.test('a store without a cluster, or with a newer one, is refused', async (t) =
 
 t.test('registering adds, updates the address, and leaves the state alone unless told', async (t) => {
   const store = await cluster();
-  t.same(await registerNode(store, n1), { epoch: 2, changes: 2, nodes: [{ ...n1, state: 'down', since: 2 }], switches: [] });
+  t.same(await registerNode(store, n1), {
+    epoch: 2,
+    changes: 2,
+    nodes: [{ ...n1, state: 'down', since: 2 }],
+    switches: [],
+  });
   t.equal((await registerNode(store, n1)).epoch, 2, 'saying the same again changes nothing');
-  t.same(await setNodeState(store, 'n1', 'up'), { epoch: 3, changes: 3, nodes: [{ ...n1, state: 'up', since: 3 }], switches: [] });
+  t.same(await setNodeState(store, 'n1', 'up'), {
+    epoch: 3,
+    changes: 3,
+    nodes: [{ ...n1, state: 'up', since: 3 }],
+    switches: [],
+  });
   const moved = await registerNode(store, { ...n1, port: 7009 });
   t.match(moved, { epoch: 4, nodes: [{ port: 7009, state: 'up', since: 3 }] });
   await setNodeState(store, 'n1', 'down');
@@ -54,8 +73,16 @@ t.test('switches are registered and change state as nodes do', async (t) => {
   const store = await cluster();
   const s1 = { id: 's1', host: 'localhost', port: 7000, controlPort: 7100 };
   t.match(await registerSwitch(store, s1), { epoch: 1, changes: 2, switches: [{ ...s1, state: 'down' }] });
-  t.match(await setSwitchState(store, 's1', 'programmable'), { epoch: 1, changes: 3, switches: [{ state: 'programmable' }] });
-  t.match(await registerSwitch(store, { ...s1, port: 1 }), { epoch: 1, changes: 4, switches: [{ port: 1, state: 'programmable' }] });
+  t.match(await setSwitchState(store, 's1', 'programmable'), {
+    epoch: 1,
+    changes: 3,
+    switches: [{ state: 'programmable' }],
+  });
+  t.match(await registerSwitch(store, { ...s1, port: 1 }), {
+    epoch: 1,
+    changes: 4,
+    switches: [{ port: 1, state: 'programmable' }],
+  });
   t.match(await setSwitchState(store, 's1', 'forwarding', { ifEpoch: 1 }), { epoch: 1, changes: 5 });
   await t.rejects(setSwitchState(store, 's1', 'down', { ifEpoch: 4 }), { code: 'ERR_STALE_MAP' });
   await t.rejects(setSwitchState(store, 's2', 'down'), { code: 'ERR_NOT_FOUND' });
@@ -73,12 +100,27 @@ t.test('where a member takes packets is registered with it, and goes when it is 
   t.notOk('packets' in nodes[0]!);
   const s1 = { id: 's1', host: 'localhost', port: 7000, controlPort: 7000, packets: { ...packets, mtu: 9000 } };
   t.same((await registerSwitch(store, s1)).switches, [{ ...s1, state: 'down' }]);
-  t.same((await registerSwitch(store, { ...s1, packets: { ...packets, mtu: 1500 } })).switches[0]?.packets, { ...packets, mtu: 1500 });
+  t.same((await registerSwitch(store, { ...s1, packets: { ...packets, mtu: 1500 } })).switches[0]?.packets, {
+    ...packets,
+    mtu: 1500,
+  });
 });
 
 t.test('entries that cannot be meant are refused', async (t) => {
   const store = await cluster();
-  for (const change of [{ id: '' }, { id: 'a b' }, { id: '-a' }, { id: 'a/b' }, { id: 'x'.repeat(65) }, { host: '' }, { host: 'a b' }, { port: 0 }, { port: 65_536 }, { port: 1.5 }, { controlPort: -1 }]) {
+  for (const change of [
+    { id: '' },
+    { id: 'a b' },
+    { id: '-a' },
+    { id: 'a/b' },
+    { id: 'x'.repeat(65) },
+    { host: '' },
+    { host: 'a b' },
+    { port: 0 },
+    { port: 65_536 },
+    { port: 1.5 },
+    { controlPort: -1 },
+  ]) {
     await t.rejects(registerNode(store, { ...n1, ...change }), { code: 'ERR_ARGUMENT' }, JSON.stringify(change));
   }
   t.equal((await readMap(store)).epoch, 1);
@@ -89,8 +131,15 @@ t.test('a state judged by an older map is not set, unless it is so already', asy
   await registerNode(store, { ...n1, state: 'up' });
   const { epoch } = await registerNode(store, { ...n2, state: 'up' });
   t.match(await setNodeState(store, 'n1', 'down', { ifEpoch: epoch }), { epoch: epoch + 1 });
-  await t.rejects(setNodeState(store, 'n2', 'down', { ifEpoch: epoch }), { code: 'ERR_STALE_MAP', message: /mark node n2 down/ });
-  t.match(await setNodeState(store, 'n1', 'down', { ifEpoch: epoch }), { epoch: epoch + 1 }, 'two that notice the same death agree');
+  await t.rejects(setNodeState(store, 'n2', 'down', { ifEpoch: epoch }), {
+    code: 'ERR_STALE_MAP',
+    message: /mark node n2 down/,
+  });
+  t.match(
+    await setNodeState(store, 'n1', 'down', { ifEpoch: epoch }),
+    { epoch: epoch + 1 },
+    'two that notice the same death agree',
+  );
   await t.rejects(setNodeState(store, 'n9', 'down'), { code: 'ERR_NOT_FOUND' });
 });
 
@@ -99,7 +148,10 @@ t.test('concurrent changes are all applied, each with its own epoch', async (t) 
   await createCluster(shared.client());
   const ids = Array.from({ length: 20 }, (_, i) => `n${i}`);
   const maps = await Promise.all(ids.map((id) => registerNode(shared.client(), { ...n1, id })));
-  t.same(maps.map((map) => map.epoch).sort((a, b) => a - b), ids.map((_, i) => i + 2));
+  t.same(
+    maps.map((map) => map.epoch).sort((a, b) => a - b),
+    ids.map((_, i) => i + 2),
+  );
   const map = await readMap(shared.client());
   t.equal(map.epoch, 21);
   t.same(map.nodes.map((node) => node.id).sort(), [...ids].sort());
@@ -111,17 +163,29 @@ t.test('a watcher gets the present map, then each newer one, epochs ascending', 
   const maps = watched(t, store);
   t.same(maps, [], 'never before watchMap() returns');
   await settle();
-  t.same(maps.map((map) => map.epoch), [2]);
+  t.same(
+    maps.map((map) => map.epoch),
+    [2],
+  );
   await setNodeState(store, 'n1', 'up');
   await store.transact([], [{ put: 'mapping', value: 'not the map' }]);
   await settle();
   await setNodeState(store, 'n1', 'down');
   await settle();
-  t.same(maps.map((map) => [map.epoch, map.nodes[0]?.state]), [[2, 'down'], [3, 'up'], [4, 'down']]);
+  t.same(
+    maps.map((map) => [map.epoch, map.nodes[0]?.state]),
+    [
+      [2, 'down'],
+      [3, 'up'],
+      [4, 'down'],
+    ],
+  );
 });
 
 t.test('a watcher that begins or lives while the store is away catches up', async (t) => {
-  const shared = new MemoryCluster(new VirtualClock()), away = shared.client(), other = shared.client();
+  const shared = new MemoryCluster(new VirtualClock()),
+    away = shared.client(),
+    other = shared.client();
   await createCluster(other);
   away.cutOff();
   const maps = watched(t, away);
@@ -130,24 +194,38 @@ t.test('a watcher that begins or lives while the store is away catches up', asyn
   await registerNode(other, n1);
   away.heal();
   await settle();
-  t.same(maps.map((map) => map.epoch), [2]);
+  t.same(
+    maps.map((map) => map.epoch),
+    [2],
+  );
   away.cutOff();
   for (const state of ['up', 'down', 'up'] as const) await setNodeState(other, 'n1', state);
   away.heal();
   await settle();
-  t.same(maps.map((map) => map.epoch), [2, 5]);
+  t.same(
+    maps.map((map) => map.epoch),
+    [2, 5],
+  );
 });
 
 t.test('a closed watch is silent, also when it is closed at once or its store is', async (t) => {
-  const store = await cluster(), maps: ClusterMap[] = [];
-  watchMap(store, (map) => { maps.push(map); }).close();
-  const closing = watchMap(store, (map) => { maps.push(map); });
+  const store = await cluster(),
+    maps: ClusterMap[] = [];
+  watchMap(store, (map) => {
+    maps.push(map);
+  }).close();
+  const closing = watchMap(store, (map) => {
+    maps.push(map);
+  });
   await store.close();
   await settle();
   closing.close();
   t.same(maps, []);
   const second = await cluster();
-  const last = watchMap(second, (map) => { maps.push(map); void second.close(); });
+  const last = watchMap(second, (map) => {
+    maps.push(map);
+    void second.close();
+  });
   await settle();
   t.equal(maps.length, 1, 'a watcher may close the store');
   last.close();
@@ -161,7 +239,11 @@ async function cluster(): Promise<MemoryClient> {
 
 function watched(t: Test, store: ClusterStore): ClusterMap[] {
   const maps: ClusterMap[] = [];
-  const watch = watchMap(store, (map) => { maps.push(map); });
-  t.teardown(() => { watch.close(); });
+  const watch = watchMap(store, (map) => {
+    maps.push(map);
+  });
+  t.teardown(() => {
+    watch.close();
+  });
   return maps;
 }

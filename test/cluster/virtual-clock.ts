@@ -1,15 +1,23 @@
 /** A Clock that stands until a test moves it. */
 import type { Clock, TimerHandle } from '../../wire/clock.js';
 
-interface Timer { readonly at: number; readonly order: number; readonly fn: () => void }
+interface Timer {
+  readonly at: number;
+  readonly order: number;
+  readonly fn: () => void;
+}
 
 export class VirtualClock implements Clock {
   #now = 0;
   #order = 0;
   readonly #timers = new Set<Timer>();
 
-  now(): number { return this.#now; }
-  random(): number { return 0.5; }
+  now(): number {
+    return this.#now;
+  }
+  random(): number {
+    return 0.5;
+  }
 
   setTimer(ms: number, fn: () => void): TimerHandle {
     const timer: Timer = { at: this.#now + ms, order: this.#order++, fn };
@@ -17,7 +25,9 @@ export class VirtualClock implements Clock {
     return timer;
   }
 
-  clearTimer(handle: TimerHandle): void { this.#timers.delete(handle as Timer); }
+  clearTimer(handle: TimerHandle): void {
+    this.#timers.delete(handle as Timer);
+  }
 
   /** Runs all timers due within `ms`, in order, letting promises settle after each. */
   async advance(ms: number): Promise<void> {
@@ -38,4 +48,8 @@ export class VirtualClock implements Clock {
 }
 
 /** Lets every promise that can settle do so. */
-export function settle(): Promise<void> { return new Promise((resolve) => { setImmediate(resolve); }); }
+export function settle(): Promise<void> {
+  return new Promise((resolve) => {
+    setImmediate(resolve);
+  });
+}

@@ -2,7 +2,18 @@ import t from 'tap';
 import fc from 'fast-check';
 import { randomInt } from 'node:crypto';
 import {
-  CodeError, DecodePlanCache, TooManyErasuresError, codeFromWire, crc32c, decodePlan, encode, multiply, parseCode, reconstruct, summary, type Code,
+  CodeError,
+  DecodePlanCache,
+  TooManyErasuresError,
+  codeFromWire,
+  crc32c,
+  decodePlan,
+  encode,
+  multiply,
+  parseCode,
+  reconstruct,
+  summary,
+  type Code,
 } from '../../erasure/code/index.js';
 import { inv, invert, mul, pow2 } from '../../erasure/code/gf256.js';
 import { cauchy, rs, vandermonde } from '../../erasure/code/matrix.js';
@@ -14,7 +25,9 @@ t.comment(`TARTAN_TEST_SEED=${seed}`);
 /** All ascending choices of `count` of the numbers below `bound`. */
 function* choices(bound: number, count: number, from = 0): Generator<number[]> {
   if (count === 0) yield [];
-  else for (let first = from; first <= bound - count; first++) for (const rest of choices(bound, count - 1, first + 1)) yield [first, ...rest];
+  else
+    for (let first = from; first <= bound - count; first++)
+      for (const rest of choices(bound, count - 1, first + 1)) yield [first, ...rest];
 }
 
 /** Whether a square matrix has an inverse, by a way shorter than `invert` for the many that are asked. */
@@ -46,7 +59,9 @@ function isMds(matrix: Uint8Array, k: number, m: number): boolean {
 }
 
 function unitsOf(code: Code, lengths: readonly number[], salt: number): Uint8Array[] {
-  const data = lengths.map((length, unit) => Uint8Array.from({ length }, (_, i) => (Math.imul(i + 1, 2654435761) ^ Math.imul(unit + salt, 40503)) >>> 13));
+  const data = lengths.map((length, unit) =>
+    Uint8Array.from({ length }, (_, i) => (Math.imul(i + 1, 2654435761) ^ Math.imul(unit + salt, 40503)) >>> 13),
+  );
   return [...data, ...encode(code, data)];
 }
 
@@ -57,7 +72,10 @@ function survives(code: Code, units: readonly Uint8Array[], lost: readonly numbe
   return lost.every((index, i) => {
     const wanted = units[index]!;
     const found = restored[i]!;
-    return Buffer.compare(found.subarray(0, wanted.length), wanted) === 0 && found.subarray(wanted.length).every((byte) => byte === 0);
+    return (
+      Buffer.compare(found.subarray(0, wanted.length), wanted) === 0 &&
+      found.subarray(wanted.length).every((byte) => byte === 0)
+    );
   });
 }
 
@@ -83,15 +101,28 @@ t.test('invert() gives the inverse, or undefined for a singular matrix', async (
   const matrix = cauchy(4, 4);
   const inverse = invert(matrix, 4)!;
   const columns = Array.from({ length: 4 }, (_, c) => inverse.filter((_, i) => i % 4 === c));
-  const product = columns.map((column) => multiply(matrix, [...column].map((byte) => Uint8Array.of(byte))).map((unit) => unit[0]));
-  t.same(product, [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]);
+  const product = columns.map((column) =>
+    multiply(
+      matrix,
+      [...column].map((byte) => Uint8Array.of(byte)),
+    ).map((unit) => unit[0]),
+  );
+  t.same(product, [
+    [1, 0, 0, 0],
+    [0, 1, 0, 0],
+    [0, 0, 1, 0],
+    [0, 0, 0, 1],
+  ]);
   t.equal(invert(Uint8Array.of(1, 2, 2, 4), 2), undefined);
   t.same([...invert(Uint8Array.of(0, 1, 1, 0), 2)!], [0, 1, 1, 0], 'a zero pivot is swapped away');
 });
 
 t.test('names are read with any spacing and case, and come back canonical', async (t) => {
   for (const [text, name, id, k, m] of [
-    ['xor(2+1)', 'xor(2+1)', 1, 2, 1], [' RS( 4 , 2 ) ', 'rs(4,2)', 2, 4, 2], ['copies(1,2)', 'copies(1,2)', 3, 1, 2], ['cauchy(24,4)', 'cauchy(24,4)', 4, 24, 4],
+    ['xor(2+1)', 'xor(2+1)', 1, 2, 1],
+    [' RS( 4 , 2 ) ', 'rs(4,2)', 2, 4, 2],
+    ['copies(1,2)', 'copies(1,2)', 3, 1, 2],
+    ['cauchy(24,4)', 'cauchy(24,4)', 4, 24, 4],
   ] as const) {
     const code = parseCode(text);
     t.match(code, { name, id, k, m }, text);
@@ -100,10 +131,36 @@ t.test('names are read with any spacing and case, and come back canonical', asyn
 });
 
 t.test('what is no code, or is out of bounds, is refused in one line that says what to use', async (t) => {
-  for (const text of ['', 'rs', 'rs(4)', 'rs(4+2)', 'xor(2,1)', 'evenodd(4,2)', 'rs(4,2)x', 'rs(-4,2)', 'constructor(1,1)']) {
-    t.throws(() => parseCode(text), { code: 'ERR_UNKNOWN_CODE', message: /^Cannot .*expected .*cauchy\(k,m\)$/ }, `'${text}'`);
+  for (const text of [
+    '',
+    'rs',
+    'rs(4)',
+    'rs(4+2)',
+    'xor(2,1)',
+    'evenodd(4,2)',
+    'rs(4,2)x',
+    'rs(-4,2)',
+    'constructor(1,1)',
+  ]) {
+    t.throws(
+      () => parseCode(text),
+      { code: 'ERR_UNKNOWN_CODE', message: /^Cannot .*expected .*cauchy\(k,m\)$/ },
+      `'${text}'`,
+    );
   }
-  for (const text of ['rs(22,4)', 'rs(33,2)', 'rs(0,1)', 'rs(4,0)', 'rs(4,5)', 'xor(4+2)', 'xor(33+1)', 'copies(2,1)', 'copies(1,5)', 'cauchy(33,4)', 'cauchy(4,5)']) {
+  for (const text of [
+    'rs(22,4)',
+    'rs(33,2)',
+    'rs(0,1)',
+    'rs(4,0)',
+    'rs(4,5)',
+    'xor(4+2)',
+    'xor(33+1)',
+    'copies(2,1)',
+    'copies(1,5)',
+    'cauchy(33,4)',
+    'cauchy(4,5)',
+  ]) {
     t.throws(() => parseCode(text), { code: 'ERR_CODE_OUT_OF_BOUNDS', message: /^Cannot use code .*cauchy\(/ }, text);
   }
   t.throws(() => parseCode('rs(22,4)'), { message: /use cauchy\(22,4\)/ });
@@ -134,9 +191,17 @@ for (let k = 1; k <= 7; k++) {
 
 t.test('reconstruct() restores any m lost units of every code up to 8 wide, full and short stripes', async (t) => {
   for (const code of small) {
-    const full = unitsOf(code, Array.from({ length: code.k }, () => 19), 1);
+    const full = unitsOf(
+      code,
+      Array.from({ length: code.k }, () => 19),
+      1,
+    );
     // The second data unit ends early, the rest are empty.
-    const short = unitsOf(code, Array.from({ length: code.k }, (_, unit) => [19, 5][unit] ?? 0), 2);
+    const short = unitsOf(
+      code,
+      Array.from({ length: code.k }, (_, unit) => [19, 5][unit] ?? 0),
+      2,
+    );
     let patterns = 0;
     const failed: string[] = [];
     for (let count = 0; count <= code.m; count++) {
@@ -152,9 +217,22 @@ t.test('reconstruct() restores any m lost units of every code up to 8 wide, full
 t.test('reconstruct() restores sampled losses of wide codes', async (t) => {
   fc.assert(
     fc.property(
-      fc.constantFrom('rs(21,4)', 'rs(32,3)', 'rs(16,2)', 'cauchy(32,4)', 'cauchy(24,4)', 'xor(32+1)').map(parseCode)
-        .chain((code) => fc.tuple(fc.constant(code), fc.uniqueArray(fc.nat(code.k + code.m - 1), { maxLength: code.m }), fc.nat(40))),
-      ([code, lost, length]) => survives(code, unitsOf(code, Array.from({ length: code.k }, () => length), length), [...lost].sort((a, b) => a - b)),
+      fc
+        .constantFrom('rs(21,4)', 'rs(32,3)', 'rs(16,2)', 'cauchy(32,4)', 'cauchy(24,4)', 'xor(32+1)')
+        .map(parseCode)
+        .chain((code) =>
+          fc.tuple(fc.constant(code), fc.uniqueArray(fc.nat(code.k + code.m - 1), { maxLength: code.m }), fc.nat(40)),
+        ),
+      ([code, lost, length]) =>
+        survives(
+          code,
+          unitsOf(
+            code,
+            Array.from({ length: code.k }, () => length),
+            length,
+          ),
+          [...lost].sort((a, b) => a - b),
+        ),
     ),
     { seed, numRuns: 300 },
   );
@@ -163,9 +241,21 @@ t.test('reconstruct() restores sampled losses of wide codes', async (t) => {
 
 t.test('reconstruct() of more than m lost units throws TooManyErasuresError', async (t) => {
   for (const code of small) {
-    const units = unitsOf(code, Array.from({ length: code.k }, () => 4), 3);
+    const units = unitsOf(
+      code,
+      Array.from({ length: code.k }, () => 4),
+      3,
+    );
     const lost = Array.from({ length: code.m + 1 }, (_, unit) => unit);
-    t.throws(() => survives(code, units, lost), { name: 'TooManyErasuresError', code: 'ERR_TOO_MANY_ERASURES', message: new RegExp(`at most ${code.m} can be restored`) }, code.name);
+    t.throws(
+      () => survives(code, units, lost),
+      {
+        name: 'TooManyErasuresError',
+        code: 'ERR_TOO_MANY_ERASURES',
+        message: new RegExp(`at most ${code.m} can be restored`),
+      },
+      code.name,
+    );
   }
 });
 
@@ -173,7 +263,11 @@ t.test('a decode plan takes data units first, then the lowest parity', async (t)
   const code = parseCode('rs(4,3)');
   t.same(decodePlan(code, [6, 5, 4, 3, 2, 0], [1]).inputUnits, [0, 2, 3, 4]);
   t.same(decodePlan(code, [0, 1, 2, 3, 6], [4, 5]).inputUnits, [0, 1, 2, 3]);
-  t.same([...decodePlan(code, [0, 1, 2, 3], [5]).matrix], [...code.matrix.subarray(4, 8)], 'lost parity is encoded anew');
+  t.same(
+    [...decodePlan(code, [0, 1, 2, 3], [5]).matrix],
+    [...code.matrix.subarray(4, 8)],
+    'lost parity is encoded anew',
+  );
   t.same([...decodePlan(code, [0, 1, 3, 4], [2]).matrix], [1, 1, 1, 1], 'one lost data unit is an XOR');
   t.same(decodePlan(code, [0, 1, 2, 3], []).outputUnits, []);
   t.throws(() => decodePlan(code, [0, 1, 4], [2]), TooManyErasuresError);
@@ -223,12 +317,23 @@ t.test('the reference coder reproduces the golden vectors', async (t) => {
     const code = parseCode(vector.code);
     const data = vector.data.map(fromHex);
     const units = [...data, ...encode(code, data)];
-    t.same({
-      wireId: code.id, matrix: toHex(code.matrix), parity: units.slice(code.k).map(toHex),
-      crc32c: units.map((unit) => crc32c(unit).toString(16).padStart(8, '0')), summary: units.map((unit) => toHex(summary(unit))),
-    }, {
-      wireId: vector.wireId, matrix: vector.matrix.join(''), parity: vector.parity, crc32c: vector.crc32c, summary: vector.summary,
-    }, `${vector.code}, ${vector.dataLength} bytes`);
+    t.same(
+      {
+        wireId: code.id,
+        matrix: toHex(code.matrix),
+        parity: units.slice(code.k).map(toHex),
+        crc32c: units.map((unit) => crc32c(unit).toString(16).padStart(8, '0')),
+        summary: units.map((unit) => toHex(summary(unit))),
+      },
+      {
+        wireId: vector.wireId,
+        matrix: vector.matrix.join(''),
+        parity: vector.parity,
+        crc32c: vector.crc32c,
+        summary: vector.summary,
+      },
+      `${vector.code}, ${vector.dataLength} bytes`,
+    );
   }
   const data = raid6.data.map(fromHex);
   t.same(encode(parseCode('rs(4,2)'), data).map(toHex), [raid6.p, raid6.q], "rs(4,2) is Linux md's P and Q");

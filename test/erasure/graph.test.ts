@@ -1,18 +1,36 @@
 /**
- * The graph executor against a dumb model: every node of every graph made to fail once, in every order of answers that a
- * seed draws; roll-back must leave exactly what the model says.
+ * The graph executor against a dumb model: every node of every graph made to fail once, in every order of answers that
+ * a seed draws; roll-back must leave exactly what the model says.
  */
 import t from 'tap';
-import { GraphExecutor, NodeKind, NodeState, fullStripeWrite, graphTemplate, stripeRead, unitNodes } from '../../erasure/graph/index.js';
+import {
+  GraphExecutor,
+  NodeKind,
+  NodeState,
+  fullStripeWrite,
+  graphTemplate,
+  stripeRead,
+  unitNodes,
+} from '../../erasure/graph/index.js';
 import type { GraphTemplate } from '../../erasure/graph/index.js';
 
 /** A small generator (xorshift32), so that a printed seed replays a failure. */
 function generator(seed: number): () => number {
   let x = seed | 1;
-  return () => { x ^= x << 13; x ^= x >>> 17; x ^= x << 5; return (x >>> 0) / 2 ** 32; };
+  return () => {
+    x ^= x << 13;
+    x ^= x >>> 17;
+    x ^= x << 5;
+    return (x >>> 0) / 2 ** 32;
+  };
 }
 
-interface Run { issued: number[]; done: number[]; undone: number[]; end: string }
+interface Run {
+  issued: number[];
+  done: number[];
+  undone: number[];
+  end: string;
+}
 
 /** Answers issued nodes one at a time in random order; `failing` answers with a failure. -1: none fails. */
 function run(template: GraphTemplate, failing: number, random: () => number, synchronous = false): Run {
@@ -20,13 +38,26 @@ function run(template: GraphTemplate, failing: number, random: () => number, syn
   const open: number[] = [];
   const answer = (node: number): void => {
     if (node === failing) executor.fail(3, node, 77);
-    else { result.done.push(node); executor.done(3, node); }
+    else {
+      result.done.push(node);
+      executor.done(3, node);
+    }
   };
   const executor = new GraphExecutor(8, {
-    issue: (_instance, node) => { result.issued.push(node); if (synchronous) answer(node); else open.push(node); },
-    undo: (_instance, node) => { result.undone.push(node); },
-    finished: () => { result.end += 'finished'; },
-    rolledBack: (_instance, node, reason) => { result.end += `rolled back at ${node} for ${reason}`; },
+    issue: (_instance, node) => {
+      result.issued.push(node);
+      if (synchronous) answer(node);
+      else open.push(node);
+    },
+    undo: (_instance, node) => {
+      result.undone.push(node);
+    },
+    finished: () => {
+      result.end += 'finished';
+    },
+    rolledBack: (_instance, node, reason) => {
+      result.end += `rolled back at ${node} for ${reason}`;
+    },
   });
   executor.start(3, template);
   while (open.length > 0) answer(open.splice(Math.floor(random() * open.length), 1)[0]!);
@@ -40,7 +71,10 @@ function before(template: GraphTemplate, node: number): Set<number> {
   const visit = (target: number): void => {
     for (let i = 0; i < template.nodeCount; i++) {
       for (let s = template.successorStart[i]!; s < template.successorStart[i + 1]!; s++) {
-        if (template.successors[s] === target && !seen.has(i)) { seen.add(i); visit(i); }
+        if (template.successors[s] === target && !seen.has(i)) {
+          seen.add(i);
+          visit(i);
+        }
       }
     }
   };
@@ -49,11 +83,30 @@ function before(template: GraphTemplate, node: number): Set<number> {
 }
 
 const graphs: GraphTemplate[] = [];
-for (const [k, m] of [[1, 2], [2, 1], [4, 2], [8, 3], [32, 4]] as const) {
+for (const [k, m] of [
+  [1, 2],
+  [2, 1],
+  [4, 2],
+  [8, 3],
+  [32, 4],
+] as const) {
   for (const sealed of [true, false]) {
-    graphs.push(fullStripeWrite(k, m, sealed), fullStripeWrite(k, m, sealed, new Set([0])), fullStripeWrite(k, m, sealed, new Set([k])));
+    graphs.push(
+      fullStripeWrite(k, m, sealed),
+      fullStripeWrite(k, m, sealed, new Set([0])),
+      fullStripeWrite(k, m, sealed, new Set([k])),
+    );
   }
-  graphs.push(stripeRead(Array.from({ length: k }, (_, i) => i), false), stripeRead(Array.from({ length: k }, (_, i) => i + 1), true));
+  graphs.push(
+    stripeRead(
+      Array.from({ length: k }, (_, i) => i),
+      false,
+    ),
+    stripeRead(
+      Array.from({ length: k }, (_, i) => i + 1),
+      true,
+    ),
+  );
 }
 
 void t.test('a graph runs every node once, each after its predecessors, and finishes', (t) => {
@@ -62,36 +115,49 @@ void t.test('a graph runs every node once, each after its predecessors, and fini
       const { issued, done, undone, end } = run(template, -1, generator(seed * 7919));
       const context = `${template.name}, seed ${seed}`;
       t.equal(end, 'finished', context);
-      t.same([...issued].sort((a, b) => a - b), Array.from({ length: template.nodeCount }, (_, i) => i), context);
+      t.same(
+        [...issued].sort((a, b) => a - b),
+        Array.from({ length: template.nodeCount }, (_, i) => i),
+        context,
+      );
       t.same(undone, [], context);
-      for (const [at, node] of issued.entries()) for (const early of before(template, node)) t.ok(issued.indexOf(early) < at, context);
+      for (const [at, node] of issued.entries())
+        for (const early of before(template, node)) t.ok(issued.indexOf(early) < at, context);
       t.equal(done.at(-1), issued.at(-1), context);
     }
   }
   t.end();
 });
 
-void t.test('when any one node fails, what was done is undone in reverse order and nothing depends on the failed node', (t) => {
-  for (const template of graphs) {
-    for (let failing = 0; failing < template.nodeCount; failing++) {
-      for (const synchronous of [false, true]) {
-        const seed = failing * 31 + template.nodeCount + (synchronous ? 1 : 0);
-        const { issued, done, undone, end } = run(template, failing, generator(seed), synchronous);
-        const context = `${template.name}, node ${failing}, seed ${seed}`;
-        t.equal(end, `rolled back at ${failing} for 77`, context);
-        t.same(undone, [...done].reverse(), context);
-        t.equal(issued.length, done.length + 1, context);
-        for (const node of issued) t.notOk(before(template, node).has(failing), context);
+void t.test(
+  'when any one node fails, what was done is undone in reverse order and nothing depends on the failed node',
+  (t) => {
+    for (const template of graphs) {
+      for (let failing = 0; failing < template.nodeCount; failing++) {
+        for (const synchronous of [false, true]) {
+          const seed = failing * 31 + template.nodeCount + (synchronous ? 1 : 0);
+          const { issued, done, undone, end } = run(template, failing, generator(seed), synchronous);
+          const context = `${template.name}, node ${failing}, seed ${seed}`;
+          t.equal(end, `rolled back at ${failing} for 77`, context);
+          t.same(undone, [...done].reverse(), context);
+          t.equal(issued.length, done.length + 1, context);
+          for (const node of issued) t.notOk(before(template, node).has(failing), context);
+        }
       }
     }
-  }
-  t.end();
-});
+    t.end();
+  },
+);
 
 void t.test('with several failures the first one is reported, after the last answer', (t) => {
   const template = fullStripeWrite(4, 2, true);
   const ends: string[] = [];
-  const executor = new GraphExecutor(1, { issue: () => {}, undo: () => {}, finished: () => ends.push('finished'), rolledBack: (_i, node, reason) => ends.push(`${node}:${reason}`) });
+  const executor = new GraphExecutor(1, {
+    issue: () => {},
+    undo: () => {},
+    finished: () => ends.push('finished'),
+    rolledBack: (_i, node, reason) => ends.push(`${node}:${reason}`),
+  });
   executor.start(0, template);
   executor.fail(0, 2, 11);
   executor.fail(0, 1, 22);
@@ -107,19 +173,30 @@ void t.test('with several failures the first one is reported, after the last ans
 
 void t.test('an instance can be started again from its own end, and refuses answers that nobody waits for', (t) => {
   const template = fullStripeWrite(1, 1, true);
-  let left = 1000, finished = 0;
+  let left = 1000,
+    finished = 0;
   const open: number[] = [];
   const executor: GraphExecutor = new GraphExecutor(1, {
-    issue: (_i, node) => { open.push(node); }, undo: () => {},
-    finished: () => { finished++; if (--left > 0) executor.start(0, template); },
+    issue: (_i, node) => {
+      open.push(node);
+    },
+    undo: () => {},
+    finished: () => {
+      finished++;
+      if (--left > 0) executor.start(0, template);
+    },
     rolledBack: () => t.fail('nothing fails here'),
   });
   executor.start(0, template);
   while (open.length > 0) executor.done(0, open.shift()!);
   t.equal(finished, 1000);
-  t.throws(() => { executor.done(0, 0); }, /not under way/);
+  t.throws(() => {
+    executor.done(0, 0);
+  }, /not under way/);
   executor.start(0, template);
-  t.throws(() => { executor.start(0, template); }, /started twice/);
+  t.throws(() => {
+    executor.start(0, template);
+  }, /started twice/);
   t.end();
 });
 
@@ -129,7 +206,14 @@ void t.test('templates refuse cycles, unknown predecessors and too many nodes', 
   t.throws(() => graphTemplate('self', [node(0)]), /no other node/);
   t.throws(() => graphTemplate('unknown', [node(5)]), /no other node/);
   t.throws(() => graphTemplate('empty', []), /nodes/);
-  t.throws(() => graphTemplate('many', Array.from({ length: 65 }, () => node())), /65 nodes/);
+  t.throws(
+    () =>
+      graphTemplate(
+        'many',
+        Array.from({ length: 65 }, () => node()),
+      ),
+    /65 nodes/,
+  );
   t.same([...unitNodes(fullStripeWrite(2, 1, true, new Set([1])), 3)], [1, -1, 2]);
   t.end();
 });

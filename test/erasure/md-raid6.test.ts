@@ -1,11 +1,23 @@
-/** rs(k,2) against the members of RAID-6 arrays that a running Linux kernel wrote (test/golden/md-raid6.json says how). */
+/**
+ * rs(k,2) against the members of RAID-6 arrays that a running Linux kernel wrote (test/golden/md-raid6.json says how).
+ */
 import { createHash } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import t from 'tap';
 import { encode, parseCode, reconstruct } from '../../erasure/code/index.js';
 
-interface MdArray { dataDisks: number; seed: number; members: string[][]; firstP: string; firstQ: string }
-interface MdVectors { kernel: string; chunkBytes: number; arrays: MdArray[] }
+interface MdArray {
+  dataDisks: number;
+  seed: number;
+  members: string[][];
+  firstP: string;
+  firstQ: string;
+}
+interface MdVectors {
+  kernel: string;
+  chunkBytes: number;
+  arrays: MdArray[];
+}
 
 const vectors = JSON.parse(readFileSync(new URL('../golden/md-raid6.json', import.meta.url), 'utf8')) as MdVectors;
 const { chunkBytes } = vectors;
@@ -18,15 +30,17 @@ function noise(length: number, seed: number): Uint8Array {
   });
 }
 
-function sha256(bytes: Uint8Array): string { return createHash('sha256').update(bytes).digest('hex'); }
+function sha256(bytes: Uint8Array): string {
+  return createHash('sha256').update(bytes).digest('hex');
+}
 
 /**
- * md's left-symmetric rotation: P moves one disk to the left with every stripe, Q follows P, and the data disks follow Q
- * in order, round the end. Q's coefficients count in that order too.
+ * md's left-symmetric rotation: P moves one disk to the left with every stripe, Q follows P, and the data disks follow
+ * Q in order, round the end. Q's coefficients count in that order too.
  */
 function disksOf(stripe: number, k: number): { p: number; q: number; data: number[] } {
   const disks = k + 2;
-  const p = disks - 1 - stripe % disks;
+  const p = disks - 1 - (stripe % disks);
   return { p, q: (p + 1) % disks, data: Array.from({ length: k }, (_, c) => (p + 2 + c) % disks) };
 }
 
@@ -48,7 +62,9 @@ for (const { dataDisks: k, seed, members, firstP, firstQ } of vectors.arrays) {
       const data = stripe(index);
       const [p, q] = encode(code, data);
       const expected: string[] = [];
-      at.data.forEach((disk, c) => { expected[disk] = sha256(data[c]!); });
+      at.data.forEach((disk, c) => {
+        expected[disk] = sha256(data[c]!);
+      });
       expected[at.p] = sha256(p!);
       expected[at.q] = sha256(q!);
       t.same(hashes, expected, `stripe ${index}: P on disk ${at.p}, Q on disk ${at.q}`);
@@ -60,8 +76,15 @@ for (const { dataDisks: k, seed, members, firstP, firstQ } of vectors.arrays) {
     const units = [...data, Buffer.from(firstP, 'base64'), Buffer.from(firstQ, 'base64')];
     for (let a = 0; a < k + 2; a++) {
       for (let b = a + 1; b < k + 2; b++) {
-        const restored = reconstruct(code, units.map((unit, i) => (i === a || i === b ? undefined : unit)), [a, b]);
-        t.ok(Buffer.from(restored[0]!).equals(units[a]!) && Buffer.from(restored[1]!).equals(units[b]!), `units ${a} and ${b}`);
+        const restored = reconstruct(
+          code,
+          units.map((unit, i) => (i === a || i === b ? undefined : unit)),
+          [a, b],
+        );
+        t.ok(
+          Buffer.from(restored[0]!).equals(units[a]!) && Buffer.from(restored[1]!).equals(units[b]!),
+          `units ${a} and ${b}`,
+        );
       }
     }
   });

@@ -1,4 +1,7 @@
-/** Golden packets: what goes into the switch program, and what must leave, as frames a person can take apart with docs/wire-format.md. */
+/**
+ * Golden packets: what goes into the switch program, and what must leave, as frames a person can take apart with
+ * docs/wire-format.md.
+ */
 import { makeStripe, stripePacket } from '../p4/stripe-packets.js';
 import { TO_SWITCH, udpFrame } from '../p4/frames.js';
 import { expectedFrame } from '../p4/parity-entries.js';
@@ -17,7 +20,15 @@ export interface GoldenPacket {
   readonly units: readonly { readonly port: number; readonly frame: string }[];
 }
 
-const CASES: readonly [program: string, chunkBytes: number, k: number, m: number, unitBytes: number, length: number, offset: number][] = [
+const CASES: readonly [
+  program: string,
+  chunkBytes: number,
+  k: number,
+  m: number,
+  unitBytes: number,
+  length: number,
+  offset: number,
+][] = [
   ['parity-k2-1500', 640, 2, 1, 1024, 2048, 0],
   ['parity-k2-1500', 640, 1, 1, 1024, 1000, 640],
   ['parity-k2-1500', 640, 2, 2, 1024, 1100, 0],
@@ -33,11 +44,19 @@ export function goldenPackets(): GoldenPacket[] {
   return CASES.map(([program, chunkBytes, k, m, unitBytes, length, offset], index) => {
     let x = index + 1;
     const data = Uint8Array.from({ length }, () => (x = (Math.imul(x, 1664525) + 1013904223) >>> 0) >>> 24);
-    const stripe = makeStripe(k, m, unitBytes, data), group = 1000 + index;
+    const stripe = makeStripe(k, m, unitBytes, data),
+      group = 1000 + index;
     return {
-      what: `${stripe.code.name}, units of ${unitBytes}, ${length} bytes, range from ${offset}`, program, group, k, m,
+      what: `${stripe.code.name}, units of ${unitBytes}, ${length} bytes, range from ${offset}`,
+      program,
+      group,
+      k,
+      m,
       frame: toHex(udpFrame(TO_SWITCH, stripePacket(stripe, group, offset, chunkBytes))),
-      units: stripe.units.map((_, unit) => { const { port, bytes } = expectedFrame(stripe, unit, group, offset, chunkBytes); return { port, frame: toHex(bytes) }; }),
+      units: stripe.units.map((_, unit) => {
+        const { port, bytes } = expectedFrame(stripe, unit, group, offset, chunkBytes);
+        return { port, frame: toHex(bytes) };
+      }),
     };
   });
 }

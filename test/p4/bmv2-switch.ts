@@ -1,6 +1,6 @@
 /**
- * A BMv2 switch for tests: simple_switch_grpc from PATH, its packets through its data-plane gRPC service, so that neither
- * root nor interfaces are needed. Ends with close(); a switch that dies makes what waits for it fail.
+ * A BMv2 switch for tests: simple_switch_grpc from PATH, its packets through its data-plane gRPC service, so that
+ * neither root nor interfaces are needed. Ends with close(); a switch that dies makes what waits for it fail.
  */
 import { spawn, spawnSync, type ChildProcess } from 'node:child_process';
 import { createServer } from 'node:net';
@@ -12,16 +12,35 @@ export const CPU_PORT = 255;
 
 const found = spawnSync('simple_switch_grpc', ['--version'], { encoding: 'utf8' });
 /** Why tests with BMv2 are skipped, or false. */
-export const noBmv2: string | false = found.error === undefined ? false : 'simple_switch_grpc is not on PATH: nothing was run on BMv2';
+export const noBmv2: string | false =
+  found.error === undefined ? false : 'simple_switch_grpc is not on PATH: nothing was run on BMv2';
 
 /** What BMv2's data-plane service calls PacketStreamRequest and PacketStreamResponse: the same fields. */
-interface DataPlanePacket { readonly id: bigint; readonly port: number; readonly packet: Uint8Array }
+interface DataPlanePacket {
+  readonly id: bigint;
+  readonly port: number;
+  readonly packet: Uint8Array;
+}
 
-const encode = ({ id, port, packet }: DataPlanePacket): Buffer => Buffer.from(new BinaryWriter().uint32(8).uint64(id).uint32(16).uint64(DEVICE_ID).uint32(24).uint32(port).uint32(34).bytes(packet).finish());
+const encode = ({ id, port, packet }: DataPlanePacket): Buffer =>
+  Buffer.from(
+    new BinaryWriter()
+      .uint32(8)
+      .uint64(id)
+      .uint32(16)
+      .uint64(DEVICE_ID)
+      .uint32(24)
+      .uint32(port)
+      .uint32(34)
+      .bytes(packet)
+      .finish(),
+  );
 
 function decode(bytes: Buffer): DataPlanePacket {
   const reader = new BinaryReader(bytes);
-  let id = 0n, port = 0, packet = new Uint8Array();
+  let id = 0n,
+    port = 0,
+    packet = new Uint8Array();
   while (reader.pos < reader.len) {
     const [field, wireType] = reader.tag();
     if (field === 1) id = BigInt(reader.uint64());
@@ -32,9 +51,20 @@ function decode(bytes: Buffer): DataPlanePacket {
   return { id, port, packet };
 }
 
-const DataPlane = makeGenericClientConstructor({
-  packetStream: { path: '/p4.bm.DataplaneInterface/PacketStream', requestStream: true, responseStream: true, requestSerialize: encode, requestDeserialize: decode, responseSerialize: encode, responseDeserialize: decode },
-}, 'DataplaneInterface');
+const DataPlane = makeGenericClientConstructor(
+  {
+    packetStream: {
+      path: '/p4.bm.DataplaneInterface/PacketStream',
+      requestStream: true,
+      responseStream: true,
+      requestSerialize: encode,
+      requestDeserialize: decode,
+      responseSerialize: encode,
+      responseDeserialize: decode,
+    },
+  },
+  'DataplaneInterface',
+);
 
 export class Bmv2Switch {
   readonly address: string;
@@ -49,7 +79,10 @@ export class Bmv2Switch {
     this.address = address;
     this.#process = process;
     this.#dataPlane = dataPlane;
-    process.once('exit', (code, signal) => { this.#dead = new Error(`simple_switch_grpc ended with ${code ?? signal}`); this.#changed(); });
+    process.once('exit', (code, signal) => {
+      this.#dead = new Error(`simple_switch_grpc ended with ${code ?? signal}`);
+      this.#changed();
+    });
   }
 
   /**
@@ -58,16 +91,45 @@ export class Bmv2Switch {
    * @param grpcPort  of its P4Runtime server; any free one if left out
    */
   static async start(grpcPort?: number): Promise<Bmv2Switch> {
-    const [grpc, dataPlane, thrift] = [grpcPort ?? await freePort(), await freePort(), await freePort()];
+    const [grpc, dataPlane, thrift] = [grpcPort ?? (await freePort()), await freePort(), await freePort()];
     // It ends with this process, also when that is killed (setpriv is util-linux').
-    const child = spawn('setpriv', ['--pdeathsig', 'KILL', 'simple_switch_grpc', '--no-p4', '--device-id', String(DEVICE_ID), '--thrift-port', String(thrift), '--log-level', 'error', '--',
-      '--grpc-server-addr', `127.0.0.1:${grpc}`, '--dp-grpc-server-addr', `127.0.0.1:${dataPlane}`, '--cpu-port', String(CPU_PORT)], { stdio: 'ignore' });
-    const client = new DataPlane(`127.0.0.1:${dataPlane}`, credentials.createInsecure(), { 'grpc.initial_reconnect_backoff_ms': 100, 'grpc.max_reconnect_backoff_ms': 200 });
+    const child = spawn(
+      'setpriv',
+      [
+        '--pdeathsig',
+        'KILL',
+        'simple_switch_grpc',
+        '--no-p4',
+        '--device-id',
+        String(DEVICE_ID),
+        '--thrift-port',
+        String(thrift),
+        '--log-level',
+        'error',
+        '--',
+        '--grpc-server-addr',
+        `127.0.0.1:${grpc}`,
+        '--dp-grpc-server-addr',
+        `127.0.0.1:${dataPlane}`,
+        '--cpu-port',
+        String(CPU_PORT),
+      ],
+      { stdio: 'ignore' },
+    );
+    const client = new DataPlane(`127.0.0.1:${dataPlane}`, credentials.createInsecure(), {
+      'grpc.initial_reconnect_backoff_ms': 100,
+      'grpc.max_reconnect_backoff_ms': 200,
+    });
     try {
       await new Promise<void>((resolve, reject) => {
         child.once('error', reject);
-        child.once('exit', (code, signal) => reject(new Error(`simple_switch_grpc ended with ${code ?? signal} at its start`)));
-        client.waitForReady(Date.now() + 30_000, (error) => { if (error) reject(error); else resolve(); });
+        child.once('exit', (code, signal) =>
+          reject(new Error(`simple_switch_grpc ended with ${code ?? signal} at its start`)),
+        );
+        client.waitForReady(Date.now() + 30_000, (error) => {
+          if (error) reject(error);
+          else resolve();
+        });
       });
     } catch (error) {
       child.kill('SIGKILL');
@@ -84,7 +146,12 @@ export class Bmv2Switch {
    * @param waitMs  at most so long
    * @returns what left, by port
    */
-  async process(port: number, bytes: Uint8Array, copies: number, waitMs = 10_000): Promise<{ port: number; bytes: Uint8Array }[]> {
+  async process(
+    port: number,
+    bytes: Uint8Array,
+    copies: number,
+    waitMs = 10_000,
+  ): Promise<{ port: number; bytes: Uint8Array }[]> {
     this.#sent.length = 0;
     this.#stream ??= this.#open();
     this.#stream.write({ id: 0n, port, packet: bytes });
@@ -92,24 +159,40 @@ export class Bmv2Switch {
     while (this.#sent.length < copies) {
       if (this.#dead !== undefined) throw this.#dead;
       if (Date.now() > deadline) break;
-      await new Promise<void>((resolve) => { const timer = setTimeout(resolve, 100); this.#changed = () => { clearTimeout(timer); resolve(); }; });
+      await new Promise<void>((resolve) => {
+        const timer = setTimeout(resolve, 100);
+        this.#changed = () => {
+          clearTimeout(timer);
+          resolve();
+        };
+      });
     }
     return this.#sent.slice().sort((a, b) => a.port - b.port);
   }
 
   /** BMv2 takes packets only when it has a program. */
   #open(): ClientDuplexStream<DataPlanePacket, DataPlanePacket> {
-    const stream = (this.#dataPlane as unknown as { packetStream(): ClientDuplexStream<DataPlanePacket, DataPlanePacket> }).packetStream();
-    stream.on('data', ({ port, packet }: DataPlanePacket) => { this.#sent.push({ port, bytes: packet }); this.#changed(); });
+    const stream = (
+      this.#dataPlane as unknown as { packetStream(): ClientDuplexStream<DataPlanePacket, DataPlanePacket> }
+    ).packetStream();
+    stream.on('data', ({ port, packet }: DataPlanePacket) => {
+      this.#sent.push({ port, bytes: packet });
+      this.#changed();
+    });
     // Opened before the program was there, a stream is closed by BMv2: the next packet opens another.
-    const ended = (): void => { if (this.#stream === stream) this.#stream = undefined; };
+    const ended = (): void => {
+      if (this.#stream === stream) this.#stream = undefined;
+    };
     stream.on('error', ended);
     stream.on('end', ended);
     return stream;
   }
 
   async close(): Promise<void> {
-    const ended = this.#process.exitCode !== null ? undefined : new Promise<void>((resolve) => this.#process.once('exit', () => resolve()));
+    const ended =
+      this.#process.exitCode !== null
+        ? undefined
+        : new Promise<void>((resolve) => this.#process.once('exit', () => resolve()));
     this.#stream?.on('error', () => undefined);
     this.#stream?.cancel();
     this.#dataPlane.close();

@@ -1,16 +1,33 @@
 /** Ethernet frames around the packets of this folder. */
 import { IP_UDP_BYTES, STRIPE_PORT, internetChecksum } from '../../wire/packet-header.js';
 
-export interface Addresses { srcMac: bigint; dstMac: bigint; srcIp: number; dstIp: number; srcPort: number; dstPort: number; ttl: number; identification: number }
+export interface Addresses {
+  srcMac: bigint;
+  dstMac: bigint;
+  srcIp: number;
+  dstIp: number;
+  srcPort: number;
+  dstPort: number;
+  ttl: number;
+  identification: number;
+}
 
 /** The writer, and the switch's service address: what a stripe packet comes with. */
 export const TO_SWITCH: Addresses = {
-  srcMac: 0x0200_0000_0001n, dstMac: 0x0200_0000_00fen, srcIp: 0x0a000001, dstIp: 0x0a0000fe, srcPort: 40001, dstPort: STRIPE_PORT, ttl: 64, identification: 0x1234,
+  srcMac: 0x0200_0000_0001n,
+  dstMac: 0x0200_0000_00fen,
+  srcIp: 0x0a000001,
+  dstIp: 0x0a0000fe,
+  srcPort: 40001,
+  dstPort: STRIPE_PORT,
+  ttl: 64,
+  identification: 0x1234,
 };
 
 /** IPv4 without options, UDP checksum 0. */
 export function udpFrame(addresses: Addresses, payload: Uint8Array): Uint8Array {
-  const frame = new Uint8Array(14 + IP_UDP_BYTES + payload.length), view = new DataView(frame.buffer);
+  const frame = new Uint8Array(14 + IP_UDP_BYTES + payload.length),
+    view = new DataView(frame.buffer);
   setMac(view, 0, addresses.dstMac);
   setMac(view, 6, addresses.srcMac);
   view.setUint16(12, 0x0800);
@@ -32,14 +49,21 @@ export function udpFrame(addresses: Addresses, payload: Uint8Array): Uint8Array 
 
 /** Sets the IPv4 header checksum of a frame anew. */
 export function sealIpv4(frame: Uint8Array): void {
-  const view = new DataView(frame.buffer, frame.byteOffset), bytes = 4 * (view.getUint8(14) & 15);
+  const view = new DataView(frame.buffer, frame.byteOffset),
+    bytes = 4 * (view.getUint8(14) & 15);
   view.setUint16(24, 0);
   view.setUint16(24, internetChecksum(frame.subarray(14, 14 + bytes)));
 }
 
 /** RFC 826: who has `targetIp`? (operation 1) or the answer (2). */
-export function arpFrame(operation: number, dstMac: bigint, sender: { mac: bigint; ip: number }, target: { mac: bigint; ip: number }): Uint8Array {
-  const frame = new Uint8Array(42), view = new DataView(frame.buffer);
+export function arpFrame(
+  operation: number,
+  dstMac: bigint,
+  sender: { mac: bigint; ip: number },
+  target: { mac: bigint; ip: number },
+): Uint8Array {
+  const frame = new Uint8Array(42),
+    view = new DataView(frame.buffer);
   setMac(view, 0, dstMac);
   setMac(view, 6, sender.mac);
   view.setUint16(12, 0x0806);

@@ -15,8 +15,14 @@ t.test('the golden packets are what the reference coder gives', async (t) => {
 
 for (const { what, program: name, group, k, m, frame, units } of packets) {
   t.test(`${name} makes the golden packets of ${what}`, async (t) => {
-    const { json, program } = loadProgram(name), executor = new Bmv2Executor(json, program);
+    const { json, program } = loadProgram(name),
+      executor = new Bmv2Executor(json, program);
     executor.write(serviceEntry(program), ...groupEntries(program, group, k, m));
-    t.same(executor.process(WRITER_PORT, fromHex(frame)).map(({ port, bytes }) => ({ port, frame: Buffer.from(bytes).toString('hex') })), units);
+    t.same(
+      executor
+        .process(WRITER_PORT, fromHex(frame))
+        .map(({ port, bytes }) => ({ port, frame: Buffer.from(bytes).toString('hex') })),
+      units,
+    );
   });
 }

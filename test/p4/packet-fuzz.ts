@@ -17,24 +17,57 @@ export function seeded(seed: number): Random {
   };
 }
 
-export interface Trial { readonly stripe: Stripe; readonly offset: number; readonly frame: Uint8Array; readonly expected: readonly { port: number; bytes: Uint8Array }[]; readonly what: string }
+export interface Trial {
+  readonly stripe: Stripe;
+  readonly offset: number;
+  readonly frame: Uint8Array;
+  readonly expected: readonly { port: number; bytes: Uint8Array }[];
+  readonly what: string;
+}
 
 /** Bytes that break doubling, carries and masks first: all ones, the top bit, the polynomial. */
 const FILLS: readonly ((random: Random, index: number) => number)[] = [
-  (random) => Math.floor(random() * 256), (random) => Math.floor(random() * 256), () => 0xff, () => 0x80, () => 0x00, (_random, index) => index % 2 === 0 ? 0x80 : 0x7f, () => 0x1d, (_random, index) => index & 0xff,
+  (random) => Math.floor(random() * 256),
+  (random) => Math.floor(random() * 256),
+  () => 0xff,
+  () => 0x80,
+  () => 0x00,
+  (_random, index) => (index % 2 === 0 ? 0x80 : 0x7f),
+  () => 0x1d,
+  (_random, index) => index & 0xff,
 ];
 
 /** One packet of a random stripe: any legal stripe length, any chunk of it. */
 export function trial(random: Random, { chunkBytes }: ProgramClass, k: number, m: number, group: number): Trial {
   const unitBytes = 512 << Math.floor(random() * 4);
-  const lengths = [1, unitBytes - 1, unitBytes, k * unitBytes, k * unitBytes - 1, 1 + Math.floor(random() * k * unitBytes), 1 + Math.floor(random() * k * unitBytes)];
+  const lengths = [
+    1,
+    unitBytes - 1,
+    unitBytes,
+    k * unitBytes,
+    k * unitBytes - 1,
+    1 + Math.floor(random() * k * unitBytes),
+    1 + Math.floor(random() * k * unitBytes),
+  ];
   const length = Math.max(1, lengths[Math.floor(random() * lengths.length)]!);
   const fill = FILLS[Math.floor(random() * FILLS.length)]!;
-  const stripe = makeStripe(k, m, unitBytes, Uint8Array.from({ length }, (_, index) => fill(random, index)));
+  const stripe = makeStripe(
+    k,
+    m,
+    unitBytes,
+    Uint8Array.from({ length }, (_, index) => fill(random, index)),
+  );
   const offset = chunkBytes * Math.floor(random() * Math.ceil(stripe.units[0]!.length / chunkBytes));
-  const from = { ...TO_SWITCH, srcPort: 1024 + Math.floor(random() * 60000), identification: Math.floor(random() * 65536), ttl: 1 + Math.floor(random() * 255) };
+  const from = {
+    ...TO_SWITCH,
+    srcPort: 1024 + Math.floor(random() * 60000),
+    identification: Math.floor(random() * 65536),
+    ttl: 1 + Math.floor(random() * 255),
+  };
   return {
-    stripe, offset, frame: udpFrame(from, stripePacket(stripe, group, offset, chunkBytes)),
+    stripe,
+    offset,
+    frame: udpFrame(from, stripePacket(stripe, group, offset, chunkBytes)),
     expected: stripe.units.map((_, unit) => expectedFrame(stripe, unit, group, offset, chunkBytes, from)),
     what: `${stripe.code.name}, units of ${unitBytes}, ${length} bytes, offset ${offset}`,
   };

@@ -1,4 +1,7 @@
-/** The client by itself: names and checks of P4Info, its text form, connections and their ends. Against the mock where a server is needed. */
+/**
+ * The client by itself: names and checks of P4Info, its text form, connections and their ends. Against the mock where a
+ * server is needed.
+ */
 import t from 'tap';
 import { spawnSync } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
@@ -6,8 +9,24 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { ServerCredentials } from '@grpc/grpc-js';
 import {
-  P4RuntimeError, Program, connect, counterEntry, cloneSession, directCounterEntry, fromByteString, isCanonical, lpm, multicastGroup, optional, packetOut,
-  parseP4InfoText, range, tableEntry, ternary, toByteString, type EntryFields,
+  P4RuntimeError,
+  Program,
+  connect,
+  counterEntry,
+  cloneSession,
+  directCounterEntry,
+  fromByteString,
+  isCanonical,
+  lpm,
+  multicastGroup,
+  optional,
+  packetOut,
+  parseP4InfoText,
+  range,
+  tableEntry,
+  ternary,
+  toByteString,
+  type EntryFields,
 } from 'tartan-p4runtime';
 import { MockServer } from './mock-server.js';
 
@@ -57,14 +76,27 @@ t.test('P4Info is read from text, escapes and maps included', async (t) => {
   t.equal(program.find('table', 'route').size, 1024n);
   t.equal(program.find('table', 'Ingress.route'), program.find('table', 'route'), 'by name and by alias');
   t.equal(program.p4info.typeInfo?.serializableEnums.kind_t?.members[0]?.value.toString('hex'), '007f');
-  for (const [text, at] of [['tables { preamble { id: 1', /line 1.*'}' is missing/], ['tables {\n preamble = 3 }', /line 2, column 11/], ['pkg_info { arch: "x" arch: "y" }', /arch twice/], ['tables { preamble { name: "unended } }', /end of a string/]] as const) {
+  for (const [text, at] of [
+    ['tables { preamble { id: 1', /line 1.*'}' is missing/],
+    ['tables {\n preamble = 3 }', /line 2, column 11/],
+    ['pkg_info { arch: "x" arch: "y" }', /arch twice/],
+    ['tables { preamble { name: "unended } }', /end of a string/],
+  ] as const) {
     t.throws(() => parseP4InfoText(text), { code: 'ERR_P4_INFO', message: at });
   }
-  t.throws(() => Program.fromText('tables { preamble { id: 3 name: "a" } } actions { preamble { id: 3 name: "b" } }'), { code: 'ERR_P4_INFO' });
+  t.throws(() => Program.fromText('tables { preamble { id: 3 name: "a" } } actions { preamble { id: 3 name: "b" } }'), {
+    code: 'ERR_P4_INFO',
+  });
 });
 
 t.test('byte strings are the shortest that hold the value', async (t) => {
-  for (const [value, bits, hex] of [[0, 9, '00'], [255, 9, 'ff'], [256, 9, '0100'], [0x0a00_0001, 32, '0a000001'], [1n << 127n, 128, '80' + '00'.repeat(15)]] as const) {
+  for (const [value, bits, hex] of [
+    [0, 9, '00'],
+    [255, 9, 'ff'],
+    [256, 9, '0100'],
+    [0x0a00_0001, 32, '0a000001'],
+    [1n << 127n, 128, '80' + '00'.repeat(15)],
+  ] as const) {
     const bytes = toByteString(value, bits, 'x');
     t.equal(bytes.toString('hex'), hex);
     t.equal(fromByteString(bytes), BigInt(value));
@@ -72,13 +104,19 @@ t.test('byte strings are the shortest that hold the value', async (t) => {
   }
   t.equal(toByteString(Uint8Array.of(0, 0, 7), 9, 'x').toString('hex'), '07', 'bytes are shortened');
   t.equal(toByteString('red', 0, 'x').toString('latin1'), 'red', 'a translated string is what it is');
-  for (const value of [512, -1, 1.5, 2 ** 53, 'text']) t.throws(() => toByteString(value, 9, 'port'), { code: 'ERR_P4_INVALID', message: /^port: / });
+  for (const value of [512, -1, 1.5, 2 ** 53, 'text'])
+    t.throws(() => toByteString(value, 9, 'port'), { code: 'ERR_P4_INVALID', message: /^port: / });
 });
 
 t.test('what a table cannot take is refused with a sentence that says what it takes', async (t) => {
   const send = { name: 'send', params: { port: 1, mac: 2n } };
   const route = { table: 'route', match: { dst: lpm(0x0a000000, 8), port: 5 }, action: send };
-  const acl = { table: 'acl', match: { src: ternary(1, 1), kind: range(1, 2), vrf: optional('red') }, action: send, priority: 4 };
+  const acl = {
+    table: 'acl',
+    match: { src: ternary(1, 1), kind: range(1, 2), vrf: optional('red') },
+    action: send,
+    priority: 4,
+  };
   t.doesNotThrow(() => [tableEntry(program, route), tableEntry(program, acl)]);
   const wrong: [Partial<EntryFields> & { table: string }, RegExp][] = [
     [{ ...route, table: 'rout' }, /table 'rout': the program has 'route', 'acl', 'fixed'/],
@@ -91,7 +129,10 @@ t.test('what a table cannot take is refused with a sentence that says what it ta
     [{ ...route, priority: 1 }, /priority 1, but no field/],
     [{ ...route, idleTimeoutNs: 5n }, /no idle timeout/],
     [{ ...route, action: { name: 'send', params: { port: 1 } } }, /parameter 'mac' is missing/],
-    [{ ...route, action: { name: 'send', params: { port: 1, mac: 2, ttl: 3 } } }, /parameter 'ttl': expected 'port', 'mac'/],
+    [
+      { ...route, action: { name: 'send', params: { port: 1, mac: 2, ttl: 3 } } },
+      /parameter 'ttl': expected 'port', 'mac'/,
+    ],
     [{ ...route, action: { name: 'drop' } }, /can only be the default action/],
     [{ ...route, action: { member: 3 } }, /has no action profile/],
     [{ ...acl, priority: 0 }, /priority 0, expected 1/],
@@ -102,11 +143,17 @@ t.test('what a table cannot take is refused with a sentence that says what it ta
     [{ table: 'route', isDefault: true, priority: 3, action: send }, /neither match nor priority/],
     [{ table: 'fixed' }, /is constant/],
   ];
-  for (const [fields, message] of wrong) t.throws(() => tableEntry(program, fields), { code: 'ERR_P4_INVALID', message }, String(message));
+  for (const [fields, message] of wrong)
+    t.throws(() => tableEntry(program, fields), { code: 'ERR_P4_INVALID', message }, String(message));
 });
 
 t.test('what does not care is left out of the message', async (t) => {
-  const { entity } = tableEntry(program, { table: 'acl', match: { src: ternary(0, 0), kind: range(0, 255) }, action: { name: 'send', params: { port: 1, mac: 1 } }, priority: 1 });
+  const { entity } = tableEntry(program, {
+    table: 'acl',
+    match: { src: ternary(0, 0), kind: range(0, 255) },
+    action: { name: 'send', params: { port: 1, mac: 1 } },
+    priority: 1,
+  });
   t.same(entity?.$case === 'tableEntry' && entity.value.match, []);
 });
 
@@ -116,7 +163,14 @@ t.test('counters, groups, sessions and packets are checked too', async (t) => {
   t.throws(() => directCounterEntry(program, { table: 'acl' }), { message: /no direct counter/ });
   t.doesNotThrow(() => directCounterEntry(program, { table: 'route', match: { port: 1 } }));
   t.throws(() => multicastGroup(0), { message: /multicast group 0/ });
-  t.throws(() => multicastGroup(1, [{ port: 1, instance: 1 }, { port: 1n, instance: 1 }]), { message: /port 1 with instance 1 twice/ });
+  t.throws(
+    () =>
+      multicastGroup(1, [
+        { port: 1, instance: 1 },
+        { port: 1n, instance: 1 },
+      ]),
+    { message: /port 1 with instance 1 twice/ },
+  );
   t.throws(() => multicastGroup(1, [{ port: 1, instance: 70000 }]), { message: /instance 70000/ });
   t.throws(() => cloneSession(3, [], { packetLengthBytes: -1 }), { message: /packet length -1/ });
   t.throws(() => packetOut(program, Buffer.alloc(1)), { message: /'port' is missing/ });
@@ -134,7 +188,12 @@ t.test('when the server dies, the client is no longer primary and says so once',
   t.teardown(() => client.close());
   t.ok((await client.arbitrate(5)).primary);
   const closed: P4RuntimeError[] = [];
-  const gone = new Promise<void>((resolve) => client.on('closed', (error) => { closed.push(error); resolve(); }));
+  const gone = new Promise<void>((resolve) =>
+    client.on('closed', (error) => {
+      closed.push(error);
+      resolve();
+    }),
+  );
   server.stop();
   await gone;
   t.equal(closed[0]?.code, 'ERR_P4_CLOSED');
@@ -156,18 +215,52 @@ t.test('close() rejects what waits and emits nothing', async (t) => {
 });
 
 const openssl = spawnSync('openssl', ['version']).error === undefined;
-t.test('TLS: the server is authenticated, and so is the client where it is asked to be', { skip: openssl ? false : 'openssl is missing: no certificate to test with' }, async (t) => {
-  const folder = mkdtempSync(join(tmpdir(), 'p4runtime-'));
-  t.teardown(() => rmSync(folder, { recursive: true, force: true }));
-  const made = spawnSync('openssl', ['req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-keyout', 'key.pem', '-out', 'cert.pem', '-days', '1', '-subj', '/CN=switch', '-addext', 'subjectAltName=DNS:switch'], { cwd: folder });
-  t.equal(made.status, 0);
-  const [key, cert] = [readFileSync(join(folder, 'key.pem')), readFileSync(join(folder, 'cert.pem'))];
-  const server = new MockServer();
-  t.teardown(() => server.stop());
-  const address = await server.listen(ServerCredentials.createSsl(cert, [{ private_key: key, cert_chain: cert }], true));
-  const client = await connect({ address, deviceId: 1, tls: { rootCertificates: cert, privateKey: key, certificateChain: cert, serverName: 'switch' } });
-  t.teardown(() => client.close());
-  t.equal(await client.capabilities(), '1.4.1');
-  await t.rejects(connect({ address, deviceId: 1, deadlineMs: 500, tls: { serverName: 'switch' } }), { code: 'ERR_P4_CONNECT' }, 'a certificate that nobody vouches for');
-  await t.rejects(connect({ address, deviceId: 1, deadlineMs: 500 }), { code: 'ERR_P4_CONNECT' }, 'not in the clear');
-});
+t.test(
+  'TLS: the server is authenticated, and so is the client where it is asked to be',
+  { skip: openssl ? false : 'openssl is missing: no certificate to test with' },
+  async (t) => {
+    const folder = mkdtempSync(join(tmpdir(), 'p4runtime-'));
+    t.teardown(() => rmSync(folder, { recursive: true, force: true }));
+    const made = spawnSync(
+      'openssl',
+      [
+        'req',
+        '-x509',
+        '-newkey',
+        'rsa:2048',
+        '-nodes',
+        '-keyout',
+        'key.pem',
+        '-out',
+        'cert.pem',
+        '-days',
+        '1',
+        '-subj',
+        '/CN=switch',
+        '-addext',
+        'subjectAltName=DNS:switch',
+      ],
+      { cwd: folder },
+    );
+    t.equal(made.status, 0);
+    const [key, cert] = [readFileSync(join(folder, 'key.pem')), readFileSync(join(folder, 'cert.pem'))];
+    const server = new MockServer();
+    t.teardown(() => server.stop());
+    const address = await server.listen(
+      ServerCredentials.createSsl(cert, [{ private_key: key, cert_chain: cert }], true),
+    );
+    const client = await connect({
+      address,
+      deviceId: 1,
+      tls: { rootCertificates: cert, privateKey: key, certificateChain: cert, serverName: 'switch' },
+    });
+    t.teardown(() => client.close());
+    t.equal(await client.capabilities(), '1.4.1');
+    await t.rejects(
+      connect({ address, deviceId: 1, deadlineMs: 500, tls: { serverName: 'switch' } }),
+      { code: 'ERR_P4_CONNECT' },
+      'a certificate that nobody vouches for',
+    );
+    await t.rejects(connect({ address, deviceId: 1, deadlineMs: 500 }), { code: 'ERR_P4_CONNECT' }, 'not in the clear');
+  },
+);

@@ -1,6 +1,6 @@
 /**
- * Nodes that take packets and a writer that sends them, in one process, on real sockets and the real clock. Packets are lost and
- * overtake each other on arrival, drawn from a seed.
+ * Nodes that take packets and a writer that sends them, in one process, on real sockets and the real clock. Packets are
+ * lost and overtake each other on arrival, drawn from a seed.
  */
 import { openSoftDevice, type Device } from 'tartan-rdma';
 import { MemoryCluster } from '../../cluster/memory-store.js';
@@ -10,11 +10,16 @@ import { StorageNode } from '../../storage-node/node-core.js';
 import { realClock } from '../../wire/clock.js';
 import { connect, type Client, type ConnectOptions, type FileWriter } from '../../writer/index.js';
 
-export interface Losses { readonly seed: number; readonly lossPerMille: number; readonly reorderPerMille: number }
+export interface Losses {
+  readonly seed: number;
+  readonly lossPerMille: number;
+  readonly reorderPerMille: number;
+}
 
 export class PacketCluster {
   readonly store = new MemoryCluster(realClock);
-  readonly nodes: { readonly id: string; readonly device: Device; disk: MemoryDisk; node: StorageNode | undefined }[] = [];
+  readonly nodes: { readonly id: string; readonly device: Device; disk: MemoryDisk; node: StorageNode | undefined }[] =
+    [];
   private readonly devices: Device[] = [];
   private salt = 0;
 
@@ -30,7 +35,17 @@ export class PacketCluster {
 
   async startNode(index: number): Promise<void> {
     const entry = this.nodes[index]!;
-    const node = new StorageNode({ id: entry.id, device: entry.device, clock: realClock, clusterStore: this.store.client(), disk: entry.disk, host: '127.0.0.1', packetPort: 0, leaseMs: 2000, rejoinMs: 200 });
+    const node = new StorageNode({
+      id: entry.id,
+      device: entry.device,
+      clock: realClock,
+      clusterStore: this.store.client(),
+      disk: entry.disk,
+      host: '127.0.0.1',
+      packetPort: 0,
+      leaseMs: 2000,
+      rejoinMs: 200,
+    });
     await node.start();
     entry.node = node;
   }
@@ -44,7 +59,15 @@ export class PacketCluster {
   }
 
   client(options: Partial<ConnectOptions> = {}): Promise<Client> {
-    return connect({ cluster: this.store.client(), device: this.device(), clock: realClock, deadlineMs: 2000, dataPath: 'packets', transport: 'tcp', ...options });
+    return connect({
+      cluster: this.store.client(),
+      device: this.device(),
+      clock: realClock,
+      deadlineMs: 2000,
+      dataPath: 'packets',
+      transport: 'tcp',
+      ...options,
+    });
   }
 
   async end(): Promise<void> {
@@ -55,11 +78,19 @@ export class PacketCluster {
 
   private device(): Device {
     const device = openSoftDevice();
-    const open = device.openPacketSocket!.bind(device), losses = this.losses;
-    if (losses !== undefined) device.openPacketSocket = (host, port) => open(host, port, { impairment: { ...losses, seed: ((losses.seed + 7919 * ++this.salt) % 2 ** 31) || 1 } });
+    const open = device.openPacketSocket!.bind(device),
+      losses = this.losses;
+    if (losses !== undefined)
+      device.openPacketSocket = (host, port) =>
+        open(host, port, { impairment: { ...losses, seed: (losses.seed + 7919 * ++this.salt) % 2 ** 31 || 1 } });
     this.devices.push(device);
     return device;
   }
 }
 
-export const finish = (writer: FileWriter): Promise<void> => new Promise((resolve, reject) => { writer.once('error', reject); writer.once('close', resolve); writer.end(); });
+export const finish = (writer: FileWriter): Promise<void> =>
+  new Promise((resolve, reject) => {
+    writer.once('error', reject);
+    writer.once('close', resolve);
+    writer.end();
+  });

@@ -1,10 +1,34 @@
 /** Conformance cases: ENCODE and VERIFY, against an independent scalar computation written to be obvious. */
 import assert from 'node:assert/strict';
-import { Flag, Opcode, Status, type CoderSpec, type Device, type DigestLayout, type StripePlace } from '../../rdma/dist/index.js';
-import { assertSame, bytesOf, connectPair, entriesArrive, fill, Log, until, type Case, type World } from './conformance-world.js';
+import {
+  Flag,
+  Opcode,
+  Status,
+  type CoderSpec,
+  type Device,
+  type DigestLayout,
+  type StripePlace,
+} from '../../rdma/dist/index.js';
+import {
+  assertSame,
+  bytesOf,
+  connectPair,
+  entriesArrive,
+  fill,
+  Log,
+  until,
+  type Case,
+  type World,
+} from './conformance-world.js';
 
 /** Fields in no natural order, with gaps, so that nothing fits by chance. */
-const LAYOUT: DigestLayout = { payloadCrcOffset: 20, sealOffset: 44, summaryOffset: 52, crcListOffset: 72, dataHeaderBytes: 70 };
+const LAYOUT: DigestLayout = {
+  payloadCrcOffset: 20,
+  sealOffset: 44,
+  summaryOffset: 52,
+  crcListOffset: 72,
+  dataHeaderBytes: 70,
+};
 const ENCODE_FLAGS = Flag.DIGEST_INPUTS_WRITE | Flag.DIGEST_OUTPUTS_WRITE;
 
 /** Codes, with strides and data lengths: full, short, one byte, with empty units, and nothing at all. */
@@ -24,16 +48,20 @@ const SHAPES: { k: number; m: number; stride: number; dataLength: number }[] = [
 ];
 
 export const codingCases: readonly Case[] = [
-  ...SHAPES.map(({ k, m, stride, dataLength }): Case => ({
-    name: `ENCODE rs(${k},${m}) of ${dataLength} bytes in units of ${stride}: parity and headers are exact, no other byte changes`,
-    run: async (w) => {
-      const stripe = new Stripe(w.a, k, m, stride, dataLength);
-      const coder = w.a.createCoder(stripe.encodeSpec());
-      const expected = stripe.encoded();
-      assert.deepEqual(await encode(w, stripe, coder.spec, ENCODE_FLAGS), { status: Status.SUCCESS, detail: 0 });
-      assertSame(bytesOf(stripe.place.region), expected, 'the region');
-    },
-  })),
+  ...SHAPES.map(
+    ({ k, m, stride, dataLength }): Case => ({
+      name:
+        `ENCODE rs(${k},${m}) of ${dataLength} bytes in units of ${stride}: parity and headers are exact, no ` +
+        'other byte changes',
+      run: async (w) => {
+        const stripe = new Stripe(w.a, k, m, stride, dataLength);
+        const coder = w.a.createCoder(stripe.encodeSpec());
+        const expected = stripe.encoded();
+        assert.deepEqual(await encode(w, stripe, coder.spec, ENCODE_FLAGS), { status: Status.SUCCESS, detail: 0 });
+        assertSame(bytesOf(stripe.place.region), expected, 'the region');
+      },
+    }),
+  ),
   {
     name: 'ENCODE without flags writes the outputs alone',
     run: async (w) => {
@@ -66,11 +94,38 @@ export const codingCases: readonly Case[] = [
       for (let unit = 0; unit < 4; unit++) {
         const header = stripe.headerAt(unit);
         const faults: [string, () => void][] = [
-          ['payload', () => { bytes[stripe.unitAt(unit) + 900]! ^= 1; }],
-          ['seal', () => { bytes[header + LAYOUT.sealOffset]! ^= 1; }],
-          ['a sealed header byte', () => { bytes[header + LAYOUT.dataHeaderBytes - 1]! ^= 1; }],
-          ['CRC, sealed anew', () => { bytes[header + LAYOUT.payloadCrcOffset + 3]! ^= 1; stripe.seal(bytes, unit); }],
-          ['summary, sealed anew', () => { bytes[header + LAYOUT.summaryOffset + 15]! ^= 1; stripe.seal(bytes, unit); }],
+          [
+            'payload',
+            () => {
+              bytes[stripe.unitAt(unit) + 900]! ^= 1;
+            },
+          ],
+          [
+            'seal',
+            () => {
+              bytes[header + LAYOUT.sealOffset]! ^= 1;
+            },
+          ],
+          [
+            'a sealed header byte',
+            () => {
+              bytes[header + LAYOUT.dataHeaderBytes - 1]! ^= 1;
+            },
+          ],
+          [
+            'CRC, sealed anew',
+            () => {
+              bytes[header + LAYOUT.payloadCrcOffset + 3]! ^= 1;
+              stripe.seal(bytes, unit);
+            },
+          ],
+          [
+            'summary, sealed anew',
+            () => {
+              bytes[header + LAYOUT.summaryOffset + 15]! ^= 1;
+              stripe.seal(bytes, unit);
+            },
+          ],
         ];
         for (const [what, spoil] of faults) {
           bytes.set(good);
@@ -82,7 +137,11 @@ export const codingCases: readonly Case[] = [
       bytes.set(good);
       for (let r = 0; r < 2; r++) {
         bytes.fill(0xee, stripe.unitAt(4 + r), stripe.unitAt(4 + r) + stripe.length(4 + r));
-        bytes.fill(0xee, stripe.headerAt(4 + r) + LAYOUT.payloadCrcOffset, stripe.headerAt(4 + r) + LAYOUT.payloadCrcOffset + 4);
+        bytes.fill(
+          0xee,
+          stripe.headerAt(4 + r) + LAYOUT.payloadCrcOffset,
+          stripe.headerAt(4 + r) + LAYOUT.payloadCrcOffset + 4,
+        );
       }
       assert.deepEqual(await encode(w, stripe, stripe.encodeSpec(), check), { status: Status.SUCCESS, detail: 0 });
       assertSame(bytes, good, 'the region after a check that passes');
@@ -94,14 +153,29 @@ export const codingCases: readonly Case[] = [
       const stripe = new Stripe(w.a, 3, 2, 512, 1300);
       const bytes = bytesOf(stripe.place.region);
       const good = stripe.encoded();
-      const everyUnit: CoderSpec = { k: 3, inputUnits: [4, 0, 3, 2, 1], outputUnits: [], matrix: new Uint8Array(0), digest: LAYOUT };
+      const everyUnit: CoderSpec = {
+        k: 3,
+        inputUnits: [4, 0, 3, 2, 1],
+        outputUnits: [],
+        matrix: new Uint8Array(0),
+        digest: LAYOUT,
+      };
       bytes.set(good);
-      assert.deepEqual(await encode(w, stripe, everyUnit, Flag.DIGEST_INPUTS_CHECK), { status: Status.SUCCESS, detail: 0 });
+      assert.deepEqual(await encode(w, stripe, everyUnit, Flag.DIGEST_INPUTS_CHECK), {
+        status: Status.SUCCESS,
+        detail: 0,
+      });
       bytes[stripe.unitAt(4)]! ^= 0x80;
-      assert.deepEqual(await encode(w, stripe, everyUnit, Flag.DIGEST_INPUTS_CHECK), { status: Status.CHECKSUM_ERROR, detail: 4 });
+      assert.deepEqual(await encode(w, stripe, everyUnit, Flag.DIGEST_INPUTS_CHECK), {
+        status: Status.CHECKSUM_ERROR,
+        detail: 4,
+      });
       bytes.set(good);
       bytes[stripe.headerAt(3) + LAYOUT.crcListOffset + 11]! ^= 1; // the list is under the seal of a parity header
-      assert.deepEqual(await encode(w, stripe, everyUnit, Flag.DIGEST_INPUTS_CHECK), { status: Status.CHECKSUM_ERROR, detail: 3 });
+      assert.deepEqual(await encode(w, stripe, everyUnit, Flag.DIGEST_INPUTS_CHECK), {
+        status: Status.CHECKSUM_ERROR,
+        detail: 3,
+      });
       bytes.set(good);
       const expected = good.slice();
       bytes[stripe.unitAt(1) + 7]! ^= 0x10;
@@ -109,26 +183,40 @@ export const codingCases: readonly Case[] = [
       stripe.digest(expected, 1);
       stripe.seal(expected, 1);
       const second: CoderSpec = { ...everyUnit, inputUnits: [1] };
-      assert.deepEqual(await encode(w, stripe, second, Flag.DIGEST_INPUTS_WRITE), { status: Status.SUCCESS, detail: 0 });
+      assert.deepEqual(await encode(w, stripe, second, Flag.DIGEST_INPUTS_WRITE), {
+        status: Status.SUCCESS,
+        detail: 0,
+      });
       assertSame(bytes, expected, 'the region after writing one digest');
     },
   },
   {
-    name: 'decoding restores any m units from k others, in any order of inputs and outputs, and stores their digests unsealed',
+    name:
+      'decoding restores any m units from k others, in any order of inputs and outputs, and stores their digests ' +
+      'unsealed',
     run: async (w) => {
-      for (const { k, m, stride, dataLength } of [{ k: 3, m: 2, stride: 192, dataLength: 500 }, { k: 4, m: 2, stride: 256, dataLength: 600 }]) {
+      for (const { k, m, stride, dataLength } of [
+        { k: 3, m: 2, stride: 192, dataLength: 500 },
+        { k: 4, m: 2, stride: 256, dataLength: 600 },
+      ]) {
         const stripe = new Stripe(w.a, k, m, stride, dataLength);
         const bytes = bytesOf(stripe.place.region);
         const good = stripe.encoded();
         for (let one = 0; one < k + m; one++) {
           for (let two = one + 1; two < k + m; two++) {
             const lost = [two, one];
-            const survivors = Array.from({ length: k + m }, (_, unit) => unit).filter((unit) => !lost.includes(unit)).slice(0, k).reverse();
+            const survivors = Array.from({ length: k + m }, (_, unit) => unit)
+              .filter((unit) => !lost.includes(unit))
+              .slice(0, k)
+              .reverse();
             bytes.set(good);
             const expected = good.slice();
             for (const unit of lost) {
               bytes.fill(0xee, stripe.unitAt(unit), stripe.unitAt(unit) + stripe.length(unit));
-              for (const [from, length] of [[LAYOUT.payloadCrcOffset, 4], [LAYOUT.summaryOffset, 16]] as const) {
+              for (const [from, length] of [
+                [LAYOUT.payloadCrcOffset, 4],
+                [LAYOUT.summaryOffset, 16],
+              ] as const) {
                 bytes.fill(0xee, stripe.headerAt(unit) + from, stripe.headerAt(unit) + from + length);
               }
               // STORE touches neither seal nor list: whatever stands there stays.
@@ -137,7 +225,13 @@ export const codingCases: readonly Case[] = [
                 expected[stripe.headerAt(unit) + at] = 0xdd;
               }
             }
-            const spec: CoderSpec = { k, inputUnits: survivors, outputUnits: lost, matrix: decodeMatrix(k, survivors, lost), digest: LAYOUT };
+            const spec: CoderSpec = {
+              k,
+              inputUnits: survivors,
+              outputUnits: lost,
+              matrix: decodeMatrix(k, survivors, lost),
+              digest: LAYOUT,
+            };
             const outcome = await encode(w, stripe, spec, Flag.DIGEST_INPUTS_CHECK | Flag.DIGEST_OUTPUTS_STORE);
             assert.deepEqual(outcome, { status: Status.SUCCESS, detail: 0 });
             stripe.assertSameButPadding(bytes, expected, `rs(${k},${m}) without units ${lost.join(' and ')}`);
@@ -147,7 +241,7 @@ export const codingCases: readonly Case[] = [
     },
   },
   {
-    name: 'DIGEST_OUTPUTS_WRITE seals decoded data units, and takes a parity\'s list from the data headers',
+    name: "DIGEST_OUTPUTS_WRITE seals decoded data units, and takes a parity's list from the data headers",
     run: async (w) => {
       const stripe = new Stripe(w.a, 3, 2, 192, 3 * 192);
       const bytes = bytesOf(stripe.place.region);
@@ -156,7 +250,13 @@ export const codingCases: readonly Case[] = [
       bytes.fill(0xee, stripe.unitAt(1), stripe.unitAt(1) + stripe.length(1));
       bytes.fill(0xee, stripe.headerAt(1) + LAYOUT.summaryOffset, stripe.headerAt(1) + LAYOUT.summaryOffset + 16);
       bytes[stripe.headerAt(1) + LAYOUT.sealOffset]! ^= 0xff;
-      const spec: CoderSpec = { k: 3, inputUnits: [0, 3, 2], outputUnits: [1], matrix: decodeMatrix(3, [0, 3, 2], [1]), digest: LAYOUT };
+      const spec: CoderSpec = {
+        k: 3,
+        inputUnits: [0, 3, 2],
+        outputUnits: [1],
+        matrix: decodeMatrix(3, [0, 3, 2], [1]),
+        digest: LAYOUT,
+      };
       const flags = Flag.DIGEST_INPUTS_CHECK | Flag.DIGEST_OUTPUTS_WRITE;
       assert.deepEqual(await encode(w, stripe, spec, flags), { status: Status.SUCCESS, detail: 0 });
       assertSame(bytes, good, 'the region');
@@ -174,7 +274,8 @@ export const codingCases: readonly Case[] = [
           matrix[matrix.length - 1] = 1;
           const spec: CoderSpec = { ...stripe.encodeSpec(), matrix };
           const expected = bytesOf(stripe.place.region).slice();
-          for (let r = 0; r < outputs; r++) expected.set(stripe.combination(matrix.subarray(r * inputs, (r + 1) * inputs)), stripe.unitAt(inputs + r));
+          for (let r = 0; r < outputs; r++)
+            expected.set(stripe.combination(matrix.subarray(r * inputs, (r + 1) * inputs)), stripe.unitAt(inputs + r));
           assert.deepEqual(await encode(w, stripe, spec, 0), { status: Status.SUCCESS, detail: 0 });
           assertSame(bytesOf(stripe.place.region), expected, `${inputs} inputs, ${outputs} outputs`);
           await w.drive(stripe.place.region.deregister());
@@ -193,13 +294,57 @@ export const codingCases: readonly Case[] = [
         const reseal = (): void => stripe.seal(bytes, unit);
         const faults: [string, () => void, number][] = [
           ['nothing', () => {}, 0],
-          ['the seal', () => { bytes[header + LAYOUT.sealOffset + 1]! ^= 4; }, 1],
-          ['the first header byte', () => { bytes[header]! ^= 4; }, 1],
-          ['the last header byte', () => { bytes[header + stripe.headerBytes(unit) - 1]! ^= 4; }, 1],
-          ['the first payload byte', () => { bytes[stripe.unitAt(unit)]! ^= 4; }, 2],
-          ['the last payload byte', () => { bytes[stripe.unitAt(unit) + stripe.length(unit) - 1]! ^= 4; }, 2],
-          ['the CRC, sealed anew', () => { bytes[header + LAYOUT.payloadCrcOffset]! ^= 4; reseal(); }, 2],
-          ['the summary, sealed anew', () => { bytes[header + LAYOUT.summaryOffset]! ^= 4; reseal(); }, 3],
+          [
+            'the seal',
+            () => {
+              bytes[header + LAYOUT.sealOffset + 1]! ^= 4;
+            },
+            1,
+          ],
+          [
+            'the first header byte',
+            () => {
+              bytes[header]! ^= 4;
+            },
+            1,
+          ],
+          [
+            'the last header byte',
+            () => {
+              bytes[header + stripe.headerBytes(unit) - 1]! ^= 4;
+            },
+            1,
+          ],
+          [
+            'the first payload byte',
+            () => {
+              bytes[stripe.unitAt(unit)]! ^= 4;
+            },
+            2,
+          ],
+          [
+            'the last payload byte',
+            () => {
+              bytes[stripe.unitAt(unit) + stripe.length(unit) - 1]! ^= 4;
+            },
+            2,
+          ],
+          [
+            'the CRC, sealed anew',
+            () => {
+              bytes[header + LAYOUT.payloadCrcOffset]! ^= 4;
+              reseal();
+            },
+            2,
+          ],
+          [
+            'the summary, sealed anew',
+            () => {
+              bytes[header + LAYOUT.summaryOffset]! ^= 4;
+              reseal();
+            },
+            3,
+          ],
         ];
         for (const [what, spoil, detail] of faults) {
           bytes.set(good);
@@ -272,26 +417,44 @@ export const codingCases: readonly Case[] = [
       const queue = w.a.createCodingQueue(log.handler);
       let isInside = false;
       let calledInside = 0;
-      log.on = () => { if (isInside) calledInside++; };
+      log.on = () => {
+        if (isInside) calledInside++;
+      };
       isInside = true;
       for (let i = 0; i < COUNT; i++) {
-        if (i % 5 === 4) queue.postVerify(i, coder, stripe.place.region, stripe.headerAt(0), LAYOUT.dataHeaderBytes, stripe.unitAt(0), 64);
+        if (i % 5 === 4)
+          queue.postVerify(
+            i,
+            coder,
+            stripe.place.region,
+            stripe.headerAt(0),
+            LAYOUT.dataHeaderBytes,
+            stripe.unitAt(0),
+            64,
+          );
         else queue.postEncode(i, coder, stripe.place, ENCODE_FLAGS);
         if (i % 100 === 99) w.a.ring();
       }
       isInside = false;
       let doneAtDetach = -1;
-      const gone = stripe.place.region.deregister().then(() => { doneAtDetach = log.entries.length; });
+      const gone = stripe.place.region.deregister().then(() => {
+        doneAtDetach = log.entries.length;
+      });
       await entriesArrive(w, log, COUNT, 'the coding queue');
       await w.drive(gone);
       assert.equal(doneAtDetach, COUNT);
-      assert.deepEqual(log.entries.map(({ wrId }) => wrId), Array.from({ length: COUNT }, (_, i) => i));
+      assert.deepEqual(
+        log.entries.map(({ wrId }) => wrId),
+        Array.from({ length: COUNT }, (_, i) => i),
+      );
       assert.equal(calledInside, 0);
       assert.equal(stripe.place.region.buffer.byteLength, 0);
     },
   },
   {
-    name: 'destroy() of a coding queue resolves after its last completion; queues do not mix with each other or queue pairs',
+    name:
+      'destroy() of a coding queue resolves after its last completion; queues do not mix with each other or ' +
+      'queue pairs',
     run: async (w) => {
       const { qa, la } = await connectPair(w);
       const stripe = new Stripe(w.a, 4, 2, 4096, 4 * 4096);
@@ -305,10 +468,18 @@ export const codingCases: readonly Case[] = [
       qa.toError('a test');
       w.a.ring();
       let atResolution = -1;
-      await w.drive(queues[0]!.destroy().then(() => { atResolution = logs[0].entries.length; }));
+      await w.drive(
+        queues[0]!.destroy().then(() => {
+          atResolution = logs[0].entries.length;
+        }),
+      );
       assert.equal(atResolution, 30);
       await entriesArrive(w, logs[1], 30, 'the second queue');
-      assert.ok(logs[0].entries.every(({ wrId, opcode, byteLength, imm }) => wrId < 30 && opcode === Opcode.ENCODE && byteLength + imm === 0));
+      assert.ok(
+        logs[0].entries.every(
+          ({ wrId, opcode, byteLength, imm }) => wrId < 30 && opcode === Opcode.ENCODE && byteLength + imm === 0,
+        ),
+      );
       assert.ok(logs[1].entries.every(({ wrId, opcode }) => wrId >= 100 && opcode === Opcode.VERIFY));
       assert.deepEqual(la.entries, []);
       coder.destroy();
@@ -345,13 +516,23 @@ async function encode(w: World, stripe: Stripe, spec: CoderSpec, flags: number):
 
 async function verify(w: World, stripe: Stripe, unit: number): Promise<Outcome> {
   return coded(w, stripe.encodeSpec(), (queue, coder) => {
-    queue.postVerify(7, coder, stripe.place.region, stripe.headerAt(unit), stripe.headerBytes(unit), stripe.unitAt(unit), stripe.length(unit));
+    queue.postVerify(
+      7,
+      coder,
+      stripe.place.region,
+      stripe.headerAt(unit),
+      stripe.headerBytes(unit),
+      stripe.unitAt(unit),
+      stripe.length(unit),
+    );
   });
 }
 
 /** Runs one coding request on a queue of its own. */
 async function coded(
-  w: World, spec: CoderSpec, post: (queue: ReturnType<Device['createCodingQueue']>, coder: ReturnType<Device['createCoder']>) => void,
+  w: World,
+  spec: CoderSpec,
+  post: (queue: ReturnType<Device['createCodingQueue']>, coder: ReturnType<Device['createCoder']>) => void,
 ): Promise<Outcome> {
   const log = new Log();
   const queue = w.a.createCodingQueue(log.handler);
@@ -371,7 +552,13 @@ async function coded(
 class Stripe {
   readonly place: StripePlace;
 
-  constructor(device: Device, readonly k: number, readonly m: number, stride: number, dataLength: number) {
+  constructor(
+    device: Device,
+    readonly k: number,
+    readonly m: number,
+    stride: number,
+    dataLength: number,
+  ) {
     const dataHeaderStride = LAYOUT.dataHeaderBytes + 26;
     const parityHeaderStride = LAYOUT.crcListOffset + 4 * k + 8;
     const dataHeadersOffset = 33;
@@ -379,7 +566,16 @@ class Stripe {
     const unitsOffset = Math.ceil((parityHeadersOffset + m * parityHeaderStride + 1) / 64) * 64;
     const region = device.allocate(unitsOffset + (k + m) * stride + 100);
     fill(bytesOf(region), k * 1000 + m * 100 + dataLength);
-    this.place = { region, unitsOffset, stride, dataLength, dataHeadersOffset, dataHeaderStride, parityHeadersOffset, parityHeaderStride };
+    this.place = {
+      region,
+      unitsOffset,
+      stride,
+      dataLength,
+      dataHeadersOffset,
+      dataHeaderStride,
+      parityHeadersOffset,
+      parityHeaderStride,
+    };
   }
 
   unitAt(unit: number): number {
@@ -388,7 +584,9 @@ class Stripe {
 
   headerAt(unit: number): number {
     const { dataHeadersOffset, dataHeaderStride, parityHeadersOffset, parityHeaderStride } = this.place;
-    return unit < this.k ? dataHeadersOffset + unit * dataHeaderStride : parityHeadersOffset + (unit - this.k) * parityHeaderStride;
+    return unit < this.k
+      ? dataHeadersOffset + unit * dataHeaderStride
+      : parityHeadersOffset + (unit - this.k) * parityHeaderStride;
   }
 
   headerBytes(unit: number): number {
@@ -440,15 +638,25 @@ class Stripe {
   digest(bytes: Uint8Array, unit: number): void {
     const payload = bytes.subarray(this.unitAt(unit), this.unitAt(unit) + this.length(unit));
     const summary = new Uint8Array(16);
-    payload.forEach((byte, i) => { summary[i % 16]! ^= byte; });
-    new DataView(bytes.buffer, bytes.byteOffset).setUint32(this.headerAt(unit) + LAYOUT.payloadCrcOffset, crc32c(payload), true);
+    payload.forEach((byte, i) => {
+      summary[i % 16]! ^= byte;
+    });
+    new DataView(bytes.buffer, bytes.byteOffset).setUint32(
+      this.headerAt(unit) + LAYOUT.payloadCrcOffset,
+      crc32c(payload),
+      true,
+    );
     bytes.set(summary, this.headerAt(unit) + LAYOUT.summaryOffset);
   }
 
   seal(bytes: Uint8Array, unit: number): void {
     const header = bytes.slice(this.headerAt(unit), this.headerAt(unit) + this.headerBytes(unit));
     const sealed = [...header.subarray(0, LAYOUT.sealOffset), ...header.subarray(LAYOUT.sealOffset + 4)];
-    new DataView(bytes.buffer, bytes.byteOffset).setUint32(this.headerAt(unit) + LAYOUT.sealOffset, crc32c(Uint8Array.from(sealed)), true);
+    new DataView(bytes.buffer, bytes.byteOffset).setUint32(
+      this.headerAt(unit) + LAYOUT.sealOffset,
+      crc32c(Uint8Array.from(sealed)),
+      true,
+    );
   }
 
   /** A decoder may clear a short data unit's room behind its bytes: that belongs to the unit. */
@@ -498,7 +706,10 @@ function crc32c(bytes: Uint8Array): number {
 
 /** Rows that make the lost units from the survivors: generator rows of the lost × inverse of the survivors' rows. */
 function decodeMatrix(k: number, survivors: readonly number[], lost: readonly number[]): Uint8Array {
-  const rows = survivors.map((unit, i) => [...range(0, k).map((c) => generator(k, unit, c)), ...range(0, k).map((c) => Number(c === i))]);
+  const rows = survivors.map((unit, i) => [
+    ...range(0, k).map((c) => generator(k, unit, c)),
+    ...range(0, k).map((c) => Number(c === i)),
+  ]);
   for (let column = 0; column < k; column++) {
     const pivot = rows.findIndex((row, i) => i >= column && row[column] !== 0);
     [rows[column], rows[pivot]] = [rows[pivot]!, rows[column]!];

@@ -59,8 +59,14 @@ export const connectionCases: readonly Case[] = [
       await entriesArrive(w, second.la, 50, 'the second');
       await entriesArrive(w, second.lb, 50, 'the second at b');
       assert.equal(first.la.entries.filter(({ status }) => status === Status.SUCCESS).length, 25);
-      assert.deepEqual(second.la.statuses, Array.from({ length: 50 }, (_, i) => [1000 + i, Status.SUCCESS]));
-      assert.deepEqual(second.lb.entries.map(({ wrId, imm }) => [wrId, imm]), Array.from({ length: 50 }, (_, i) => [1000 + i, 1000 + i]));
+      assert.deepEqual(
+        second.la.statuses,
+        Array.from({ length: 50 }, (_, i) => [1000 + i, Status.SUCCESS]),
+      );
+      assert.deepEqual(
+        second.lb.entries.map(({ wrId, imm }) => [wrId, imm]),
+        Array.from({ length: 50 }, (_, i) => [1000 + i, 1000 + i]),
+      );
       assert.deepEqual([first.qa.state, second.qa.state, second.qb.state], ['error', 'connected', 'connected']);
     },
   },
@@ -84,8 +90,14 @@ export const connectionCases: readonly Case[] = [
       await w.quiet();
       assert.equal(la.entries.length, 46);
       assert.ok(la.entries.every(({ status }) => status === Status.FLUSHED));
-      assert.deepEqual(la.entries.filter(({ wrId }) => wrId < 100).map(({ wrId }) => wrId), Array.from({ length: 25 }, (_, i) => i));
-      assert.deepEqual(la.entries.filter(({ wrId }) => wrId >= 100).map(({ wrId }) => wrId), Array.from({ length: 21 }, (_, i) => 100 + i));
+      assert.deepEqual(
+        la.entries.filter(({ wrId }) => wrId < 100).map(({ wrId }) => wrId),
+        Array.from({ length: 25 }, (_, i) => i),
+      );
+      assert.deepEqual(
+        la.entries.filter(({ wrId }) => wrId >= 100).map(({ wrId }) => wrId),
+        Array.from({ length: 21 }, (_, i) => 100 + i),
+      );
       assert.equal(la.errors.length, 1);
       assert.equal(la.entriesAtError, 0);
       await until(w, () => qb.state === 'error', 'the peer notices');
@@ -105,7 +117,10 @@ export const connectionCases: readonly Case[] = [
       bytesOf(source).fill(2);
       await w.quiet();
       assert.equal(bytesOf(target).indexOf(2), -1);
-      assert.deepEqual(la.entries.map(({ wrId }) => wrId), Array.from({ length: 16 }, (_, i) => i));
+      assert.deepEqual(
+        la.entries.map(({ wrId }) => wrId),
+        Array.from({ length: 16 }, (_, i) => i),
+      );
       const failed = la.entries.findIndex(({ status }) => status !== Status.SUCCESS);
       if (failed >= 0) assert.ok(la.entries.slice(failed).every(({ status }) => status === Status.FLUSHED));
     },
@@ -114,7 +129,9 @@ export const connectionCases: readonly Case[] = [
     name: 'receive buffers are free after their flushed completions: no later byte of the peer arrives in them',
     run: async (w) => {
       const inbox = w.b.allocate(1 << 16, Access.REMOTE_WRITE);
-      const { qa, qb, lb } = await connectPair(w, (qb) => { for (let i = 0; i < 16; i++) qb.postRecv(i, inbox, i << 12, 1 << 12); });
+      const { qa, qb, lb } = await connectPair(w, (qb) => {
+        for (let i = 0; i < 16; i++) qb.postRecv(i, inbox, i << 12, 1 << 12);
+      });
       const source = w.a.allocate(1 << 16);
       bytesOf(source).fill(1);
       for (let i = 0; i < 16; i++) qa.postSend(i, source, i << 12, 1 << 12, 0);
@@ -124,7 +141,10 @@ export const connectionCases: readonly Case[] = [
       bytesOf(inbox).fill(3);
       await w.quiet();
       assert.ok(bytesOf(inbox).every((byte) => byte === 3));
-      assert.deepEqual(lb.entries.map(({ wrId }) => wrId), Array.from({ length: 16 }, (_, i) => i));
+      assert.deepEqual(
+        lb.entries.map(({ wrId }) => wrId),
+        Array.from({ length: 16 }, (_, i) => i),
+      );
     },
   },
   {
@@ -136,7 +156,9 @@ export const connectionCases: readonly Case[] = [
       for (let i = 10; i < 15; i++) qa.postRecv(i, source, 0, 64);
       w.a.ring();
       let atResolution = -1;
-      const gone = qa.destroy().then(() => { atResolution = la.entries.length; });
+      const gone = qa.destroy().then(() => {
+        atResolution = la.entries.length;
+      });
       const again = qa.destroy();
       await w.drive(Promise.all([gone, again]));
       assert.equal(atResolution, 15);
@@ -159,10 +181,19 @@ export const connectionCases: readonly Case[] = [
       await entriesArrive(w, la, 6, 'a');
       await w.quiet();
       const sends = la.entries.filter(({ wrId }) => wrId < 100);
-      assert.deepEqual(sends.map(({ wrId }) => wrId), [0, 1, 2, 3, 4]);
-      assert.ok(sends[0]!.status === Status.RETRY_EXCEEDED || sends[0]!.status === Status.FLUSHED, `status ${sends[0]!.status}`);
+      assert.deepEqual(
+        sends.map(({ wrId }) => wrId),
+        [0, 1, 2, 3, 4],
+      );
+      assert.ok(
+        sends[0]!.status === Status.RETRY_EXCEEDED || sends[0]!.status === Status.FLUSHED,
+        `status ${sends[0]!.status}`,
+      );
       assert.ok(sends.slice(1).every(({ status }) => status === Status.FLUSHED));
-      assert.deepEqual(la.statuses.filter(([wrId]) => wrId === 100), [[100, Status.FLUSHED]]);
+      assert.deepEqual(
+        la.statuses.filter(([wrId]) => wrId === 100),
+        [[100, Status.FLUSHED]],
+      );
       assert.equal(qa.state, 'error');
       assert.equal(la.errors.length, 1);
     },
@@ -196,7 +227,7 @@ export const connectionCases: readonly Case[] = [
     },
   },
   {
-    name: 'a request on a deregistered region of one\'s own is LOCAL_PROTECTION_ERROR',
+    name: "a request on a deregistered region of one's own is LOCAL_PROTECTION_ERROR",
     run: async (w) => {
       const { qa, la } = await connectPair(w);
       const source = w.a.allocate(4096);
@@ -220,7 +251,9 @@ export const connectionCases: readonly Case[] = [
       w.a.ring();
       await entriesArrive(w, la, 1, 'a');
       let completedBefore = -1;
-      const gone = source.deregister().then(() => { completedBefore = la.entries.length; });
+      const gone = source.deregister().then(() => {
+        completedBefore = la.entries.length;
+      });
       await w.quiet();
       assert.equal(completedBefore, -1, 'deregister() is pending while a request is');
       assert.equal(source.buffer.byteLength, 4096);
@@ -229,13 +262,18 @@ export const connectionCases: readonly Case[] = [
       w.b.ring();
       await w.drive(gone);
       assert.equal(completedBefore, 2);
-      assert.deepEqual(la.statuses, [[1, Status.SUCCESS], [2, Status.SUCCESS]]);
+      assert.deepEqual(la.statuses, [
+        [1, Status.SUCCESS],
+        [2, Status.SUCCESS],
+      ]);
       assert.equal(source.buffer.byteLength, 0);
       await entriesArrive(w, lb, 2, 'b');
       assertSame(bytesOf(inbox, 0, 128), expected, 'the messages');
       // A receive holds its region until it is flushed.
       let flushedBefore = -1;
-      const inboxGone = inbox.deregister().then(() => { flushedBefore = lb.entries.length; });
+      const inboxGone = inbox.deregister().then(() => {
+        flushedBefore = lb.entries.length;
+      });
       await w.quiet();
       assert.equal(flushedBefore, -1, 'deregister() is pending while a receive is');
       qb.toError('a test');
@@ -257,13 +295,17 @@ export const connectionCases: readonly Case[] = [
       await entriesArrive(w, la, 1, 'a');
       await w.drive(target.deregister());
       assert.equal(target.buffer.byteLength, 0);
-      const others = Array.from({ length: 8 }, () => w.b.allocate(1 << 20, Access.REMOTE_WRITE)); // may get the same pages
+      // may get the same pages
+      const others = Array.from({ length: 8 }, () => w.b.allocate(1 << 20, Access.REMOTE_WRITE));
       await entriesArrive(w, la, 64, 'a');
       await w.quiet();
       assert.ok(others.every((other) => bytesOf(other).indexOf(1) === -1));
       const failed = la.entries.findIndex(({ status }) => status !== Status.SUCCESS);
       if (failed >= 0) assert.equal(la.entries[failed]!.status, Status.REMOTE_ACCESS_ERROR);
-      assert.deepEqual(la.entries.map(({ wrId }) => wrId), Array.from({ length: 64 }, (_, i) => i));
+      assert.deepEqual(
+        la.entries.map(({ wrId }) => wrId),
+        Array.from({ length: 64 }, (_, i) => i),
+      );
     },
   },
   {
@@ -310,10 +352,12 @@ export const connectionCases: readonly Case[] = [
     run: async (w) => {
       const served: QueuePair[] = [];
       const target = w.b.allocate(4096, ALL);
-      const listener = await w.drive(w.b.listen(w.address, 0, (qp) => {
-        new Log().attach(qp);
-        served.push(qp);
-      }));
+      const listener = await w.drive(
+        w.b.listen(w.address, 0, (qp) => {
+          new Log().attach(qp);
+          served.push(qp);
+        }),
+      );
       const source = w.a.allocate(4096);
       for (let round = 0; round < 20; round++) {
         const qp = await w.drive(w.a.connect(w.address, listener.port, w.connectOptions));
@@ -327,7 +371,11 @@ export const connectionCases: readonly Case[] = [
         await until(w, () => served.length === round + 1 && served[round]!.state === 'error', 'b sees it go');
         await w.drive(served[round]!.destroy());
       }
-      assertSame(bytesOf(target, 0, 20), Uint8Array.from({ length: 20 }, (_, i) => i + 1), 'b');
+      assertSame(
+        bytesOf(target, 0, 20),
+        Uint8Array.from({ length: 20 }, (_, i) => i + 1),
+        'b',
+      );
     },
   },
 ];

@@ -1,7 +1,16 @@
 /** Conformance cases: moving bytes, completions and errors of requests. */
 import assert from 'node:assert/strict';
 import { Access, Flag, Opcode, Status, type MemoryRegion, type QueuePair } from '../../rdma/dist/index.js';
-import { assertSame, bytesOf, connectPair, entriesArrive, fill, until, type Case, type Log } from './conformance-world.js';
+import {
+  assertSame,
+  bytesOf,
+  connectPair,
+  entriesArrive,
+  fill,
+  until,
+  type Case,
+  type Log,
+} from './conformance-world.js';
 
 const { SIGNALED } = Flag;
 const ALL = Access.REMOTE_READ | Access.REMOTE_WRITE;
@@ -17,11 +26,15 @@ export const transferCases: readonly Case[] = [
       const expected = new Uint8Array(8192);
       expected.set(bytesOf(source, 100, 5000), 333);
       let atCompletion: Uint8Array | undefined;
-      la.on = () => { atCompletion = bytesOf(target).slice(); };
+      la.on = () => {
+        atCompletion = bytesOf(target).slice();
+      };
       qa.postWrite(0xffffffff, source, 100, 5000, target.rkey, 333, SIGNALED);
       w.a.ring();
       await entriesArrive(w, la, 1, 'a');
-      assert.deepEqual(la.entries, [{ opcode: Opcode.WRITE, status: Status.SUCCESS, wrId: 0xffffffff, byteLength: 0, imm: 0, detail: 0 }]);
+      assert.deepEqual(la.entries, [
+        { opcode: Opcode.WRITE, status: Status.SUCCESS, wrId: 0xffffffff, byteLength: 0, imm: 0, detail: 0 },
+      ]);
       assertSame(atCompletion!, expected, 'b at the completion');
     },
   },
@@ -41,27 +54,53 @@ export const transferCases: readonly Case[] = [
     name: 'WRITE_WITH_IMM consumes a receive, whose completion comes after its bytes and those of all earlier writes',
     run: async (w) => {
       const target = w.b.allocate(65536, Access.REMOTE_WRITE);
-      const { qa, lb, la } = await connectPair(w, (qb) => { for (let i = 0; i < 10; i++) qb.postRecv(100 + i, undefined, 0, 0); });
+      const { qa, lb, la } = await connectPair(w, (qb) => {
+        for (let i = 0; i < 10; i++) qb.postRecv(100 + i, undefined, 0, 0);
+      });
       const source = w.a.allocate(65536);
       fill(bytesOf(source), 2);
       let checked = 0;
       lb.on = ({ imm }) => {
         const round = imm - 0xfedcba00;
-        assertSame(bytesOf(target, round * 6000, 6000), bytesOf(source, round * 6000, 6000), `round ${round} at its receive`);
+        assertSame(
+          bytesOf(target, round * 6000, 6000),
+          bytesOf(source, round * 6000, 6000),
+          `round ${round} at its receive`,
+        );
         checked++;
       };
       for (let round = 0; round < 10; round++) {
         qa.postWrite(1, source, round * 6000, 5000, target.rkey, round * 6000, 0);
-        qa.postWriteWithImm(round, source, round * 6000 + 5000, 1000, target.rkey, round * 6000 + 5000, 0xfedcba00 + round, SIGNALED);
+        qa.postWriteWithImm(
+          round,
+          source,
+          round * 6000 + 5000,
+          1000,
+          target.rkey,
+          round * 6000 + 5000,
+          0xfedcba00 + round,
+          SIGNALED,
+        );
       }
       w.a.ring();
       await entriesArrive(w, lb, 10, 'b');
       await entriesArrive(w, la, 10, 'a');
       assert.equal(checked, 10);
-      assert.deepEqual(lb.entries, Array.from({ length: 10 }, (_, i) => (
-        { opcode: Opcode.RECV_WRITE_WITH_IMM, status: Status.SUCCESS, wrId: 100 + i, byteLength: 1000, imm: 0xfedcba00 + i, detail: 0 }
-      )));
-      assert.deepEqual(la.statuses, Array.from({ length: 10 }, (_, i) => [i, Status.SUCCESS]));
+      assert.deepEqual(
+        lb.entries,
+        Array.from({ length: 10 }, (_, i) => ({
+          opcode: Opcode.RECV_WRITE_WITH_IMM,
+          status: Status.SUCCESS,
+          wrId: 100 + i,
+          byteLength: 1000,
+          imm: 0xfedcba00 + i,
+          detail: 0,
+        })),
+      );
+      assert.deepEqual(
+        la.statuses,
+        Array.from({ length: 10 }, (_, i) => [i, Status.SUCCESS]),
+      );
       assert.ok(la.entries.every(({ opcode }) => opcode === Opcode.WRITE_WITH_IMM));
     },
   },
@@ -69,7 +108,9 @@ export const transferCases: readonly Case[] = [
     name: 'a gather of header and payload lands in one piece, in this order',
     run: async (w) => {
       const target = w.b.allocate(16384, Access.REMOTE_WRITE);
-      const { qa, lb } = await connectPair(w, (qb) => { for (let i = 0; i < 3; i++) qb.postRecv(i, undefined, 0, 0); });
+      const { qa, lb } = await connectPair(w, (qb) => {
+        for (let i = 0; i < 3; i++) qb.postRecv(i, undefined, 0, 0);
+      });
       const source = w.a.allocate(16384);
       fill(bytesOf(source), 3);
       const expected = new Uint8Array(16384);
@@ -82,12 +123,19 @@ export const transferCases: readonly Case[] = [
       qa.postGatherWithImm(3, source, 0, 0, 1, 70, target.rkey, 8000, 79, 0);
       w.a.ring();
       await entriesArrive(w, lb, 3, 'b');
-      assert.deepEqual(lb.entries.map(({ byteLength, imm }) => [byteLength, imm]), [[4160, 77], [100, 78], [70, 79]]);
+      assert.deepEqual(
+        lb.entries.map(({ byteLength, imm }) => [byteLength, imm]),
+        [
+          [4160, 77],
+          [100, 78],
+          [70, 79],
+        ],
+      );
       assertSame(bytesOf(target), expected, 'b');
     },
   },
   {
-    name: 'READ brings the peer\'s bytes and tells the peer nothing',
+    name: "READ brings the peer's bytes and tells the peer nothing",
     run: async (w) => {
       const source = w.b.allocate(8192, Access.REMOTE_READ);
       const { qa, la, lb } = await connectPair(w, (qb) => qb.postRecv(9, undefined, 0, 0));
@@ -96,11 +144,15 @@ export const transferCases: readonly Case[] = [
       const expected = new Uint8Array(8192);
       expected.set(bytesOf(source, 17, 7001), 1000);
       let atCompletion: Uint8Array | undefined;
-      la.on = () => { atCompletion = bytesOf(target).slice(); };
+      la.on = () => {
+        atCompletion = bytesOf(target).slice();
+      };
       qa.postRead(5, target, 1000, 7001, source.rkey, 17, SIGNALED);
       w.a.ring();
       await entriesArrive(w, la, 1, 'a');
-      assert.deepEqual(la.entries, [{ opcode: Opcode.READ, status: Status.SUCCESS, wrId: 5, byteLength: 0, imm: 0, detail: 0 }]);
+      assert.deepEqual(la.entries, [
+        { opcode: Opcode.READ, status: Status.SUCCESS, wrId: 5, byteLength: 0, imm: 0, detail: 0 },
+      ]);
       assertSame(atCompletion!, expected, 'a at the completion');
       await w.quiet();
       assert.deepEqual(lb.entries, []);
@@ -110,7 +162,9 @@ export const transferCases: readonly Case[] = [
     name: 'send-side completions of one queue pair come in the order of posting, whatever the opcodes',
     run: async (w) => {
       const peer = w.b.allocate(1 << 18, ALL);
-      const { qa, la } = await connectPair(w, (qb) => { for (let i = 0; i < 60; i++) qb.postRecv(i, peer, 0, 64); });
+      const { qa, la } = await connectPair(w, (qb) => {
+        for (let i = 0; i < 60; i++) qb.postRecv(i, peer, 0, 64);
+      });
       const own = w.a.allocate(1 << 18);
       for (let i = 0; i < 60; i++) {
         const length = (i * 7919) % 4000;
@@ -120,7 +174,10 @@ export const transferCases: readonly Case[] = [
       }
       w.a.ring();
       await entriesArrive(w, la, 60, 'a');
-      assert.deepEqual(la.statuses, Array.from({ length: 60 }, (_, i) => [i, Status.SUCCESS]));
+      assert.deepEqual(
+        la.statuses,
+        Array.from({ length: 60 }, (_, i) => [i, Status.SUCCESS]),
+      );
     },
   },
   {
@@ -128,7 +185,9 @@ export const transferCases: readonly Case[] = [
     run: async (w) => {
       const inbox = w.b.allocate(4096);
       const target = w.b.allocate(4096, Access.REMOTE_WRITE);
-      const { qa, lb } = await connectPair(w, (qb) => { for (let i = 0; i < 4; i++) qb.postRecv(40 + i, inbox, i * 1000, 1000); });
+      const { qa, lb } = await connectPair(w, (qb) => {
+        for (let i = 0; i < 4; i++) qb.postRecv(40 + i, inbox, i * 1000, 1000);
+      });
       const source = w.a.allocate(4096);
       fill(bytesOf(source), 5);
       qa.postSend(1, source, 0, 300, SIGNALED);
@@ -137,9 +196,15 @@ export const transferCases: readonly Case[] = [
       qa.postSend(4, source, 0, 0, SIGNALED);
       w.a.ring();
       await entriesArrive(w, lb, 4, 'b');
-      assert.deepEqual(lb.entries.map(({ opcode, wrId, byteLength, imm }) => [opcode, wrId, byteLength, imm]), [
-        [Opcode.RECV, 40, 300, 0], [Opcode.RECV_WRITE_WITH_IMM, 41, 200, 0xabcd], [Opcode.RECV, 42, 1000, 0], [Opcode.RECV, 43, 0, 0],
-      ]);
+      assert.deepEqual(
+        lb.entries.map(({ opcode, wrId, byteLength, imm }) => [opcode, wrId, byteLength, imm]),
+        [
+          [Opcode.RECV, 40, 300, 0],
+          [Opcode.RECV_WRITE_WITH_IMM, 41, 200, 0xabcd],
+          [Opcode.RECV, 42, 1000, 0],
+          [Opcode.RECV, 43, 0, 0],
+        ],
+      );
       const expected = new Uint8Array(4096);
       expected.set(bytesOf(source, 0, 300), 0);
       expected.set(bytesOf(source, 500, 1000), 2000);
@@ -173,8 +238,15 @@ export const transferCases: readonly Case[] = [
       await entriesArrive(w, la, 3, 'a');
       // The two sides' completions are not ordered with each other.
       await entriesArrive(w, lb, 2, 'b');
-      assert.deepEqual(la.statuses, [[1, Status.SUCCESS], [2, Status.SUCCESS], [3, Status.SUCCESS]]);
-      assert.deepEqual(lb.statuses, [[7, Status.SUCCESS], [8, Status.SUCCESS]]);
+      assert.deepEqual(la.statuses, [
+        [1, Status.SUCCESS],
+        [2, Status.SUCCESS],
+        [3, Status.SUCCESS],
+      ]);
+      assert.deepEqual(lb.statuses, [
+        [7, Status.SUCCESS],
+        [8, Status.SUCCESS],
+      ]);
       assertSame(bytesOf(inbox, 50, 100), bytesOf(source, 0, 100), 'the message');
       assertSame(bytesOf(target, 1000, 100), bytesOf(source, 200, 100), 'the last write');
     },
@@ -197,7 +269,11 @@ export const transferCases: readonly Case[] = [
       w.a.ring();
       await entriesArrive(w, la, 3, 'a');
       await w.quiet();
-      assert.deepEqual(la.statuses, [[5, Status.SUCCESS], [7, Status.REMOTE_ACCESS_ERROR], [8, Status.FLUSHED]]);
+      assert.deepEqual(la.statuses, [
+        [5, Status.SUCCESS],
+        [7, Status.REMOTE_ACCESS_ERROR],
+        [8, Status.FLUSHED],
+      ]);
     },
   },
   {
@@ -218,8 +294,18 @@ export const transferCases: readonly Case[] = [
       w.a.ring();
       await entriesArrive(w, la, 5, 'a');
       await entriesArrive(w, lb, 3, 'b');
-      assert.deepEqual(la.statuses, [1, 2, 3, 4, 5].map((wrId) => [wrId, Status.SUCCESS]));
-      assert.deepEqual(lb.entries.map(({ byteLength, imm }) => [byteLength, imm]), [[0, 11], [0, 12], [0, 0]]);
+      assert.deepEqual(
+        la.statuses,
+        [1, 2, 3, 4, 5].map((wrId) => [wrId, Status.SUCCESS]),
+      );
+      assert.deepEqual(
+        lb.entries.map(({ byteLength, imm }) => [byteLength, imm]),
+        [
+          [0, 11],
+          [0, 12],
+          [0, 0],
+        ],
+      );
     },
   },
   ...remoteAccessCases(),
@@ -240,8 +326,14 @@ export const transferCases: readonly Case[] = [
         w.a.ring();
         await entriesArrive(w, la, 2, 'a');
         await entriesArrive(w, lb, 2, 'b');
-        assert.deepEqual(lb.statuses, [[1, Status.LENGTH_ERROR], [2, Status.FLUSHED]]);
-        assert.ok([Status.REMOTE_INVALID_REQUEST, Status.LENGTH_ERROR].some((status) => status === la.entries[0]!.status), `a's status: ${la.entries[0]!.status}`);
+        assert.deepEqual(lb.statuses, [
+          [1, Status.LENGTH_ERROR],
+          [2, Status.FLUSHED],
+        ]);
+        assert.ok(
+          [Status.REMOTE_INVALID_REQUEST, Status.LENGTH_ERROR].some((status) => status === la.entries[0]!.status),
+          `a's status: ${la.entries[0]!.status}`,
+        );
         assert.deepEqual(la.statuses[1], [2, Status.FLUSHED]);
         assert.deepEqual([qa.state, qb.state], ['error', 'error']);
         assertSame(bytesOf(inbox, 99), new Uint8Array(4096 - 99), 'behind the receive buffer');
@@ -257,7 +349,9 @@ export const transferCases: readonly Case[] = [
       fill(bytesOf(source), 8);
       let isInside = false;
       let calledInside = 0;
-      la.on = () => { if (isInside) calledInside++; };
+      la.on = () => {
+        if (isInside) calledInside++;
+      };
       isInside = true;
       qa.postWrite(1, source, 0, 64, target.rkey, 0, SIGNALED);
       isInside = false;
@@ -295,13 +389,17 @@ export const transferCases: readonly Case[] = [
       w.a.onBatchEnd = () => {
         if (sinceBatchEnd === 0) emptyEnds++;
         sinceBatchEnd = 0;
-        if (la.entries.length === 20 && fromBatchEnd++ === 0) qa.postWrite(100, source, 0, 64, target.rkey, 0, SIGNALED);
+        if (la.entries.length === 20 && fromBatchEnd++ === 0)
+          qa.postWrite(100, source, 0, 64, target.rkey, 0, SIGNALED);
       };
       qa.postWrite(1, source, 0, 64, target.rkey, 0, SIGNALED);
       w.a.ring();
       await entriesArrive(w, la, 21, 'a');
       await until(w, () => sinceBatchEnd === 0, 'the last batch ends');
-      assert.deepEqual(la.statuses.map(([wrId]) => wrId), [...Array.from({ length: 20 }, (_, i) => i + 1), 100]);
+      assert.deepEqual(
+        la.statuses.map(([wrId]) => wrId),
+        [...Array.from({ length: 20 }, (_, i) => i + 1), 100],
+      );
       assert.equal(fromBatchEnd >= 1, true);
       assert.ok(emptyEnds <= 2, `batches without a handler: ${emptyEnds}`);
     },
@@ -314,7 +412,9 @@ export const transferCases: readonly Case[] = [
       const target = w.b.allocate(WINDOW * 16, Access.REMOTE_WRITE);
       const received: number[] = [];
       let wrong = 0;
-      const { qa, qb, la, lb } = await connectPair(w, (qb) => { for (let i = 0; i < WINDOW; i++) qb.postRecv(i, undefined, 0, 0); });
+      const { qa, qb, la, lb } = await connectPair(w, (qb) => {
+        for (let i = 0; i < WINDOW; i++) qb.postRecv(i, undefined, 0, 0);
+      });
       const targetWords = new Uint32Array(target.buffer);
       lb.on = ({ status, imm, wrId }) => {
         if (status !== Status.SUCCESS) return;
@@ -334,7 +434,16 @@ export const transferCases: readonly Case[] = [
         while (posted < TOTAL && posted - completed < WINDOW && posted - received.length < WINDOW) {
           const slot = posted % WINDOW;
           sourceWords[slot * 4] = posted;
-          qa.postWriteWithImm(posted, source, slot * 16, 16, target.rkey, slot * 16, posted, posted % 4 === 3 ? SIGNALED : 0);
+          qa.postWriteWithImm(
+            posted,
+            source,
+            slot * 16,
+            16,
+            target.rkey,
+            slot * 16,
+            posted,
+            posted % 4 === 3 ? SIGNALED : 0,
+          );
           posted++;
         }
       };
@@ -347,7 +456,10 @@ export const transferCases: readonly Case[] = [
       post();
       w.a.ring();
       await until(w, () => received.length === TOTAL && completed === TOTAL, `all ${TOTAL} arrive`);
-      assert.ok(received.every((imm, i) => imm === i), 'in order');
+      assert.ok(
+        received.every((imm, i) => imm === i),
+        'in order',
+      );
       assert.equal(la.entries.length, TOTAL / 4);
       assert.equal(wrong, 0);
     },
@@ -357,7 +469,9 @@ export const transferCases: readonly Case[] = [
     run: async (w) => {
       const COUNT = 3000;
       const inbox = w.b.allocate(COUNT * 4);
-      const { qa, la, lb } = await connectPair(w, (qb) => { for (let i = 0; i < COUNT; i++) qb.postRecv(i, inbox, i * 4, 4); });
+      const { qa, la, lb } = await connectPair(w, (qb) => {
+        for (let i = 0; i < COUNT; i++) qb.postRecv(i, inbox, i * 4, 4);
+      });
       const source = w.a.allocate(COUNT * 4);
       fill(bytesOf(source), 9);
       for (let i = 0; i < COUNT; i++) qa.postSend(i, source, i * 4, 4, SIGNALED);
@@ -395,9 +509,16 @@ export const transferCases: readonly Case[] = [
 /** One case per way to misuse a remote region. */
 function remoteAccessCases(): Case[] {
   type Post = (qa: QueuePair, own: MemoryRegion, rkey: number) => void;
-  const write = (offset: number, length: number): Post => (qa, own, rkey) => qa.postWrite(2, own, 0, length, rkey, offset, 0);
+  const write =
+    (offset: number, length: number): Post =>
+    (qa, own, rkey) =>
+      qa.postWrite(2, own, 0, length, rkey, offset, 0);
   const ways: { what: string; access: number; post: Post }[] = [
-    { what: 'WRITE with a wrong key', access: ALL, post: (qa, own, rkey) => qa.postWrite(2, own, 0, 64, (rkey ^ 1) >>> 0, 0, 0) },
+    {
+      what: 'WRITE with a wrong key',
+      access: ALL,
+      post: (qa, own, rkey) => qa.postWrite(2, own, 0, 64, (rkey ^ 1) >>> 0, 0, 0),
+    },
     { what: 'WRITE with key 0', access: ALL, post: (qa, own) => qa.postWrite(2, own, 0, 64, 0, 0, 0) },
     { what: 'WRITE one byte too far', access: ALL, post: write(4096 - 63, 64) },
     { what: 'WRITE longer than the region', access: ALL, post: write(0, 4097) },
@@ -405,18 +526,40 @@ function remoteAccessCases(): Case[] {
     { what: 'WRITE that wraps around 2^32', access: ALL, post: write(0xffffffe0, 64) },
     { what: 'WRITE without permission', access: Access.REMOTE_READ, post: write(0, 64) },
     { what: 'WRITE to local memory', access: Access.LOCAL, post: write(0, 64) },
-    { what: 'WRITE_WITH_IMM one byte too far', access: ALL, post: (qa, own, rkey) => qa.postWriteWithImm(2, own, 0, 64, rkey, 4096 - 63, 1, 0) },
-    { what: 'gather whose second entry ends too far', access: ALL, post: (qa, own, rkey) => qa.postGatherWithImm(2, own, 0, 32, 64, 32, rkey, 4096 - 63, 1, 0) },
-    { what: 'READ with a wrong key', access: ALL, post: (qa, own, rkey) => qa.postRead(2, own, 0, 64, (rkey ^ 0x80000000) >>> 0, 0, 0) },
-    { what: 'READ one byte too far', access: ALL, post: (qa, own, rkey) => qa.postRead(2, own, 0, 64, rkey, 4096 - 63, 0) },
-    { what: 'READ without permission', access: Access.REMOTE_WRITE, post: (qa, own, rkey) => qa.postRead(2, own, 0, 64, rkey, 0, 0) },
+    {
+      what: 'WRITE_WITH_IMM one byte too far',
+      access: ALL,
+      post: (qa, own, rkey) => qa.postWriteWithImm(2, own, 0, 64, rkey, 4096 - 63, 1, 0),
+    },
+    {
+      what: 'gather whose second entry ends too far',
+      access: ALL,
+      post: (qa, own, rkey) => qa.postGatherWithImm(2, own, 0, 32, 64, 32, rkey, 4096 - 63, 1, 0),
+    },
+    {
+      what: 'READ with a wrong key',
+      access: ALL,
+      post: (qa, own, rkey) => qa.postRead(2, own, 0, 64, (rkey ^ 0x80000000) >>> 0, 0, 0),
+    },
+    {
+      what: 'READ one byte too far',
+      access: ALL,
+      post: (qa, own, rkey) => qa.postRead(2, own, 0, 64, rkey, 4096 - 63, 0),
+    },
+    {
+      what: 'READ without permission',
+      access: Access.REMOTE_WRITE,
+      post: (qa, own, rkey) => qa.postRead(2, own, 0, 64, rkey, 0, 0),
+    },
   ];
   return ways.map(({ what, access, post }) => ({
     name: `${what}: no byte moves, REMOTE_ACCESS_ERROR, both queue pairs in error`,
     run: async (w) => {
       const target = w.b.allocate(4096, access);
       const allowed = w.b.allocate(4096, ALL);
-      const { qa, qb, la, lb } = await connectPair(w, (qb) => { for (let i = 0; i < 3; i++) qb.postRecv(i, undefined, 0, 0); });
+      const { qa, qb, la, lb } = await connectPair(w, (qb) => {
+        for (let i = 0; i < 3; i++) qb.postRecv(i, undefined, 0, 0);
+      });
       const own = w.a.allocate(8192);
       fill(bytesOf(own), 12);
       fill(bytesOf(target), 13);
@@ -428,8 +571,16 @@ function remoteAccessCases(): Case[] {
       await entriesArrive(w, la, 3, 'a');
       await entriesArrive(w, lb, 3, 'b');
       await w.quiet();
-      assert.deepEqual(la.statuses, [[1, Status.SUCCESS], [2, Status.REMOTE_ACCESS_ERROR], [3, Status.FLUSHED]]);
-      assert.deepEqual(lb.statuses, [[0, Status.FLUSHED], [1, Status.FLUSHED], [2, Status.FLUSHED]]);
+      assert.deepEqual(la.statuses, [
+        [1, Status.SUCCESS],
+        [2, Status.REMOTE_ACCESS_ERROR],
+        [3, Status.FLUSHED],
+      ]);
+      assert.deepEqual(lb.statuses, [
+        [0, Status.FLUSHED],
+        [1, Status.FLUSHED],
+        [2, Status.FLUSHED],
+      ]);
       assertErrorOnce(qa, la, 1);
       assertErrorOnce(qb, lb, 0);
       assertSame(bytesOf(target), targetBefore, 'the target');
@@ -448,12 +599,24 @@ function assertErrorOnce(qp: QueuePair, log: Log, entriesBefore: number): void {
 
 /** One case per way to name memory that is not the requester's. */
 function localProtectionCases(): Case[] {
-  const ways: { what: string; post: (qa: QueuePair, own: MemoryRegion, foreign: MemoryRegion, rkey: number) => void }[] = [
-    { what: 'WRITE from one byte too far', post: (qa, own, _, rkey) => qa.postWrite(2, own, 4096 - 63, 64, rkey, 0, 0) },
-    { what: 'WRITE from another device\'s memory', post: (qa, _, foreign, rkey) => qa.postWrite(2, foreign, 0, 64, rkey, 0, 0) },
+  const ways: {
+    what: string;
+    post: (qa: QueuePair, own: MemoryRegion, foreign: MemoryRegion, rkey: number) => void;
+  }[] = [
+    {
+      what: 'WRITE from one byte too far',
+      post: (qa, own, _, rkey) => qa.postWrite(2, own, 4096 - 63, 64, rkey, 0, 0),
+    },
+    {
+      what: "WRITE from another device's memory",
+      post: (qa, _, foreign, rkey) => qa.postWrite(2, foreign, 0, 64, rkey, 0, 0),
+    },
     { what: 'SEND from beyond the region', post: (qa, own) => qa.postSend(2, own, 8192, 1, 0) },
     { what: 'READ into one byte too far', post: (qa, own, _, rkey) => qa.postRead(2, own, 4000, 97, rkey, 0, 0) },
-    { what: 'gather with a second entry outside', post: (qa, own, _, rkey) => qa.postGatherWithImm(2, own, 0, 64, 4096, 1, rkey, 0, 1, 0) },
+    {
+      what: 'gather with a second entry outside',
+      post: (qa, own, _, rkey) => qa.postGatherWithImm(2, own, 0, 64, 4096, 1, rkey, 0, 1, 0),
+    },
   ];
   const cases: Case[] = ways.map(({ what, post }) => ({
     name: `${what}: LOCAL_PROTECTION_ERROR after what came before, no byte moves`,
@@ -471,27 +634,34 @@ function localProtectionCases(): Case[] {
       w.a.ring();
       await entriesArrive(w, la, 3, 'a');
       await w.quiet();
-      assert.deepEqual(la.statuses, [[1, Status.SUCCESS], [2, Status.LOCAL_PROTECTION_ERROR], [3, Status.FLUSHED]]);
+      assert.deepEqual(la.statuses, [
+        [1, Status.SUCCESS],
+        [2, Status.LOCAL_PROTECTION_ERROR],
+        [3, Status.FLUSHED],
+      ]);
       assert.equal(qa.state, 'error');
       assertSame(bytesOf(target, 0, 64), new Uint8Array(64), 'the target');
       assertSame(bytesOf(target, 2048, 64), new Uint8Array(64), 'what came after');
     },
   }));
-  return [...cases, {
-    name: 'a receive outside its region: LOCAL_PROTECTION_ERROR, and no byte is placed',
-    run: async (w) => {
-      const inbox = w.b.allocate(4096);
-      const { qa, qb, la, lb } = await connectPair(w, (qb) => qb.postRecv(1, inbox, 4000, 97));
-      const source = w.a.allocate(4096);
-      fill(bytesOf(source), 15);
-      qa.postSend(1, source, 0, 97, SIGNALED);
-      w.a.ring();
-      await entriesArrive(w, lb, 1, 'b');
-      await entriesArrive(w, la, 1, 'a');
-      assert.deepEqual(lb.statuses, [[1, Status.LOCAL_PROTECTION_ERROR]]);
-      assert.notEqual(la.entries[0]!.status, Status.SUCCESS);
-      assert.equal(qb.state, 'error');
-      assertSame(bytesOf(inbox), new Uint8Array(4096), 'the receive buffer');
+  return [
+    ...cases,
+    {
+      name: 'a receive outside its region: LOCAL_PROTECTION_ERROR, and no byte is placed',
+      run: async (w) => {
+        const inbox = w.b.allocate(4096);
+        const { qa, qb, la, lb } = await connectPair(w, (qb) => qb.postRecv(1, inbox, 4000, 97));
+        const source = w.a.allocate(4096);
+        fill(bytesOf(source), 15);
+        qa.postSend(1, source, 0, 97, SIGNALED);
+        w.a.ring();
+        await entriesArrive(w, lb, 1, 'b');
+        await entriesArrive(w, la, 1, 'a');
+        assert.deepEqual(lb.statuses, [[1, Status.LOCAL_PROTECTION_ERROR]]);
+        assert.notEqual(la.entries[0]!.status, Status.SUCCESS);
+        assert.equal(qb.state, 'error');
+        assertSame(bytesOf(inbox), new Uint8Array(4096), 'the receive buffer');
+      },
     },
-  }];
+  ];
 }

@@ -21,13 +21,22 @@ export interface World {
   close(): Promise<void>;
 }
 
-export interface Case { readonly name: string; run(world: World): Promise<void> }
+export interface Case {
+  readonly name: string;
+  run(world: World): Promise<void>;
+}
 
 /** A world in real time around two devices of one process. */
 export function realTimeWorld(a: Device, b: Device, address: string, connectOptions: ConnectOptions = {}): World {
-  const turn = (ms: number): Promise<void> => new Promise((resolve) => { setTimeout(resolve, ms); });
+  const turn = (ms: number): Promise<void> =>
+    new Promise((resolve) => {
+      setTimeout(resolve, ms);
+    });
   return {
-    a, b, address, connectOptions,
+    a,
+    b,
+    address,
+    connectOptions,
     drive: (promise) => promise,
     settle: async (until) => {
       for (let turns = 0; turns < 20_000; turns++) {
@@ -37,11 +46,20 @@ export function realTimeWorld(a: Device, b: Device, address: string, connectOpti
       return false;
     },
     quiet: () => turn(50),
-    close: async () => { await Promise.all([a.close(), b.close()]); },
+    close: async () => {
+      await Promise.all([a.close(), b.close()]);
+    },
   };
 }
 
-export interface Entry { opcode: number; status: number; wrId: number; byteLength: number; imm: number; detail: number }
+export interface Entry {
+  opcode: number;
+  status: number;
+  wrId: number;
+  byteLength: number;
+  imm: number;
+  detail: number;
+}
 
 /** Records what a queue pair tells. */
 export class Log {
@@ -52,7 +70,14 @@ export class Log {
   /** Called with each entry, inside the handler. */
   on: ((entry: Entry) => void) | undefined;
 
-  readonly handler = (opcode: number, status: number, wrId: number, byteLength: number, imm: number, detail: number): void => {
+  readonly handler = (
+    opcode: number,
+    status: number,
+    wrId: number,
+    byteLength: number,
+    imm: number,
+    detail: number,
+  ): void => {
     const entry = { opcode, status, wrId, byteLength, imm, detail };
     this.entries.push(entry);
     this.on?.(entry);
@@ -72,17 +97,25 @@ export class Log {
   }
 }
 
-export interface Pair { qa: QueuePair; qb: QueuePair; la: Log; lb: Log; listener: Listener }
+export interface Pair {
+  qa: QueuePair;
+  qb: QueuePair;
+  la: Log;
+  lb: Log;
+  listener: Listener;
+}
 
 /** Connects a to b. @param onConnection called with b's end, before anything completes on it */
 export async function connectPair(world: World, onConnection?: (qb: QueuePair, lb: Log) => void): Promise<Pair> {
   const lb = new Log();
   let qb: QueuePair | undefined;
-  const listener = await world.drive(world.b.listen(world.address, 0, (qp) => {
-    qb = qp;
-    lb.attach(qp);
-    onConnection?.(qp, lb);
-  }));
+  const listener = await world.drive(
+    world.b.listen(world.address, 0, (qp) => {
+      qb = qp;
+      lb.attach(qp);
+      onConnection?.(qp, lb);
+    }),
+  );
   const qa = await world.drive(world.a.connect(world.address, listener.port, world.connectOptions));
   const la = new Log();
   la.attach(qa);
@@ -97,7 +130,10 @@ export async function until(world: World, condition: () => boolean, what: string
 
 export async function entriesArrive(world: World, log: Log, count: number, whose: string): Promise<void> {
   await world.settle(() => log.entries.length >= count);
-  assert.ok(log.entries.length >= count, `${whose} should get ${count} completions, got ${JSON.stringify(log.statuses.slice(-20))}`);
+  assert.ok(
+    log.entries.length >= count,
+    `${whose} should get ${count} completions, got ${JSON.stringify(log.statuses.slice(-20))}`,
+  );
 }
 
 export function bytesOf(region: { buffer: ArrayBuffer }, offset = 0, length?: number): Uint8Array {
@@ -109,7 +145,7 @@ export function fill(bytes: Uint8Array, seed: number): Uint8Array {
   let state = (seed * 2654435761 + 12345) >>> 0;
   for (let i = 0; i < bytes.length; i++) {
     state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-    bytes[i] = (state >>> 24) || 0x5a;
+    bytes[i] = state >>> 24 || 0x5a;
   }
   return bytes;
 }
@@ -117,6 +153,7 @@ export function fill(bytes: Uint8Array, seed: number): Uint8Array {
 export function assertSame(actual: Uint8Array, expected: Uint8Array, what: string): void {
   assert.equal(actual.length, expected.length, `${what}: length`);
   for (let i = 0; i < actual.length; i++) {
-    if (actual[i] !== expected[i]) assert.fail(`${what}: byte ${i} of ${actual.length} is ${actual[i]}, expected ${expected[i]}`);
+    if (actual[i] !== expected[i])
+      assert.fail(`${what}: byte ${i} of ${actual.length} is ${actual[i]}, expected ${expected[i]}`);
   }
 }

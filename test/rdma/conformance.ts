@@ -50,6 +50,8 @@ async function inWorld(open: () => Promise<World>, run: (world: World) => Promis
     isFailing = false;
   } finally {
     // After a failure the device may be unable to close: the failure is what counts.
-    await world.close().catch((error: unknown) => { if (!isFailing) throw error; });
+    await world.close().catch((error: unknown) => {
+      if (!isFailing) throw error;
+    });
   }
 }

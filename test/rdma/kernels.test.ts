@@ -14,17 +14,25 @@ const program = await buildProgram('kernel_check');
 /** Sends lines to the program; one answer each. */
 function ask(lines: readonly string[], env: Record<string, string> = {}): string[] {
   const { status, signal, stdout, stderr } = spawnSync(program, {
-    input: lines.join('\n') + '\n', encoding: 'utf8', maxBuffer: 2 ** 30, env: { ...process.env, NODE_OPTIONS: '', ...env },
+    input: lines.join('\n') + '\n',
+    encoding: 'utf8',
+    maxBuffer: 2 ** 30,
+    env: { ...process.env, NODE_OPTIONS: '', ...env },
   });
   if (status !== 0) throw new Error(`kernel_check ended with ${signal ?? status}: ${stderr}`);
   // Only the last line's end goes: a plain case without outputs is answered by an empty line, which may be the last.
-  const answers = stdout.replace(/\n$/, '').split('\n').map((line) => line.trimEnd());
-  if (answers.length !== lines.length) throw new Error(`kernel_check gave ${answers.length} answers to ${lines.length} cases`);
+  const answers = stdout
+    .replace(/\n$/, '')
+    .split('\n')
+    .map((line) => line.trimEnd());
+  if (answers.length !== lines.length)
+    throw new Error(`kernel_check gave ${answers.length} answers to ${lines.length} cases`);
   return answers;
 }
 
 const hex = (bytes: Uint8Array): string => (bytes.length === 0 ? '-' : toHex(bytes));
-const digestOf = (bytes: Uint8Array): string => `${crc32c(bytes).toString(16).padStart(8, '0')}:${toHex(summary(bytes))}`;
+const digestOf = (bytes: Uint8Array): string =>
+  `${crc32c(bytes).toString(16).padStart(8, '0')}:${toHex(summary(bytes))}`;
 
 type Mode = 'plain' | 'digest' | 'stream';
 
@@ -58,7 +66,10 @@ function difference(found: string, wanted: string): string {
   const b = wanted.split(' ');
   const word = b.findIndex((text, i) => text !== a[i]);
   const at = [...b[word]!].findIndex((digit, i) => digit !== a[word]?.[i]);
-  return `word ${word} differs at digit ${at}: found ${a[word]?.slice(at, at + 16)}, wanted ${b[word]!.slice(at, at + 16)}`;
+  return (
+    `word ${word} differs at digit ${at}: found ${a[word]?.slice(at, at + 16)}, ` +
+    `wanted ${b[word]!.slice(at, at + 16)}`
+  );
 }
 
 const seed = Number(process.env.TARTAN_TEST_SEED ?? randomInt(2 ** 31));
@@ -81,8 +92,11 @@ function randomCases(count: number, below: (bound: number) => number): Case[] {
     // Widths are small or the extreme, lengths at the kernels' steps or anything: both meet the other's all.
     const inputCount = below(8) === 0 ? 32 : 1 + below(10);
     const outputCount = inputCount === 32 ? 1 + below(4) : below(7);
-    const outLength = i < LENGTHS.length ? LENGTHS[i]! : below(inputCount === 32 ? 9000 : below(4) === 0 ? 70001 : 9000);
-    const matrix = Uint8Array.from({ length: inputCount * outputCount }, () => (below(4) === 0 ? below(3) : below(256)));
+    const outLength =
+      i < LENGTHS.length ? LENGTHS[i]! : below(inputCount === 32 ? 9000 : below(4) === 0 ? 70001 : 9000);
+    const matrix = Uint8Array.from({ length: inputCount * outputCount }, () =>
+      below(4) === 0 ? below(3) : below(256),
+    );
     // Some rows of ones, some of zeros: they take other paths.
     for (let r = 0; r < outputCount; r++) {
       const kind = below(5);
@@ -116,29 +130,43 @@ t.test('TARTAN_KERNEL names the kernel, and an unknown name gives none', async (
 for (const kernel of ['gfni', 'avx2', 'portable']) {
   const skip = kernels.includes(kernel) ? false : `this CPU does not run the ${kernel} kernel`;
 
-  t.test(`the ${kernel} kernel equals the reference coder at any length, alignment and shortness of inputs`, { skip }, async (t) => {
-    const below = generator(seed);
-    for (const mode of ['plain', 'digest', 'stream'] as const) {
-      const cases = randomCases(60, below);
-      const answers = ask(cases.map((one) => line(kernel, mode, one)));
-      cases.forEach((one, i) => {
-        const about = `${mode}, ${one.inputs.length} inputs, ${one.outLength} bytes, place ${one.place}`;
-        t.equal(difference(answers[i]!, expected(mode, one)), 'equal', about);
-      });
-    }
-  });
+  t.test(
+    `the ${kernel} kernel equals the reference coder at any length, alignment and shortness of inputs`,
+    { skip },
+    async (t) => {
+      const below = generator(seed);
+      for (const mode of ['plain', 'digest', 'stream'] as const) {
+        const cases = randomCases(60, below);
+        const answers = ask(cases.map((one) => line(kernel, mode, one)));
+        cases.forEach((one, i) => {
+          const about = `${mode}, ${one.inputs.length} inputs, ${one.outLength} bytes, place ${one.place}`;
+          t.equal(difference(answers[i]!, expected(mode, one)), 'equal', about);
+        });
+      }
+    },
+  );
 
   t.test(`the ${kernel} kernel reproduces the golden vectors`, { skip }, async (t) => {
     const vectors = readVectors();
     for (const vector of vectors.codes) {
       const one: Case = {
-        matrix: fromHex(vector.matrix.join('')), inputs: vector.data.map(fromHex), outLength: vector.parity[0]!.length / 2, place: 'end',
+        matrix: fromHex(vector.matrix.join('')),
+        inputs: vector.data.map(fromHex),
+        outLength: vector.parity[0]!.length / 2,
+        place: 'end',
       };
-      const wanted = [...vector.parity, ...vector.crc32c.map((crc, unit) => `${crc}:${vector.summary[unit]}`)].join(' ');
+      const wanted = [...vector.parity, ...vector.crc32c.map((crc, unit) => `${crc}:${vector.summary[unit]}`)].join(
+        ' ',
+      );
       t.equal(ask([line(kernel, 'digest', one)])[0], wanted, `${vector.code}, ${vector.dataLength} bytes`);
     }
     const { data, p, q } = vectors.raid6;
-    const one: Case = { matrix: parseCode('rs(4,2)').matrix, inputs: data.map(fromHex), outLength: p.length / 2, place: 0 };
+    const one: Case = {
+      matrix: parseCode('rs(4,2)').matrix,
+      inputs: data.map(fromHex),
+      outLength: p.length / 2,
+      place: 0,
+    };
     t.equal(ask([line(kernel, 'plain', one)])[0], `${p} ${q}`, "Linux md's P and Q");
   });
 
@@ -152,8 +180,17 @@ for (const kernel of ['gfni', 'avx2', 'portable']) {
       while (missing.size < code.m) missing.add(below(units.length));
       const present = units.flatMap((_, unit) => (missing.has(unit) ? [] : [unit]));
       const plan = decodePlan(code, present, [...missing]);
-      const one: Case = { matrix: plan.matrix, inputs: plan.inputUnits.map((unit) => units[unit]!), outLength: 3001, place: 3 };
-      t.equal(difference(ask([line(kernel, 'plain', one)])[0]!, [...missing].map((unit) => hex(units[unit]!)).join(' ')), 'equal', `${name} without ${[...missing].join()}`);
+      const one: Case = {
+        matrix: plan.matrix,
+        inputs: plan.inputUnits.map((unit) => units[unit]!),
+        outLength: 3001,
+        place: 3,
+      };
+      t.equal(
+        difference(ask([line(kernel, 'plain', one)])[0]!, [...missing].map((unit) => hex(units[unit]!)).join(' ')),
+        'equal',
+        `${name} without ${[...missing].join()}`,
+      );
     }
   });
 }
@@ -170,7 +207,10 @@ t.test('coding_crc32c() continues from a result so far, with every kernel', asyn
   }
 });
 
-const noIsal = ask(['pq 00 00'.replace(/00/g, '00'.repeat(32))])[0] === 'unavailable' ? 'libisal.so.2 is not installed (Debian: libisal2)' : false;
+const noIsal =
+  ask(['pq 00 00'.replace(/00/g, '00'.repeat(32))])[0] === 'unavailable'
+    ? 'libisal.so.2 is not installed (Debian: libisal2)'
+    : false;
 
 t.test('ISA-L makes the same parity from our matrices', { skip: noIsal }, async (t) => {
   const below = generator(seed + 3);

@@ -15,9 +15,13 @@ const SCRIBBLE = 0x5c;
 const SCRIBBLER = `const { writeSync } = require('fs'); const junk = Buffer.alloc(65536, ${SCRIBBLE});
 for (;;) { for (let at = 0; at < ${BYTES}; at += junk.length) writeSync(3, junk, 0, junk.length, at); writeSync(1, '.'); }`;
 
-/** A descriptor of its own for a region's segment, as a peer would keep one: found by a mark that is taken away again. */
+/**
+ * A descriptor of its own for a region's segment, as a peer would keep one: found by a mark that is taken away again.
+ */
 function segmentOf(region: MemoryRegion): number {
-  const head = new Uint8Array(region.buffer, 0, 16), before = head.slice(), mark = randomBytes(16);
+  const head = new Uint8Array(region.buffer, 0, 16),
+    before = head.slice(),
+    mark = randomBytes(16);
   head.set(mark);
   try {
     for (const name of readdirSync('/proc/self/fd')) {
@@ -36,7 +40,11 @@ function segmentOf(region: MemoryRegion): number {
 
 /** Where a descriptor leads; '' when it was closed meanwhile. */
 function linkOf(name: string): string {
-  try { return readlinkSync(`/proc/self/fd/${name}`); } catch { return ''; }
+  try {
+    return readlinkSync(`/proc/self/fd/${name}`);
+  } catch {
+    return '';
+  }
 }
 
 /** Connects, and lets completions be awaited one by one. */
@@ -44,18 +52,40 @@ async function connected(a: Device, b: Device): Promise<{ qa: QueuePair; qb: Que
   const statuses: number[] = [];
   let wake: () => void = () => {};
   let accepted!: (qp: QueuePair) => void;
-  const qbs = new Promise<QueuePair>((resolve) => { accepted = resolve; });
-  const listener = await b.listen('127.0.0.1', 0, (qp) => { qp.handler = () => {}; accepted(qp); });
+  const qbs = new Promise<QueuePair>((resolve) => {
+    accepted = resolve;
+  });
+  const listener = await b.listen('127.0.0.1', 0, (qp) => {
+    qp.handler = () => {};
+    accepted(qp);
+  });
   const qa = await a.connect('127.0.0.1', listener.port, { transport: 'shm' });
-  qa.handler = (_opcode, status) => { statuses.push(status); wake(); };
+  qa.handler = (_opcode, status) => {
+    statuses.push(status);
+    wake();
+  };
   const qb = await qbs;
   await listener.close();
-  return { qa, qb, done: async () => { while (statuses.length === 0) await new Promise<void>((resolve) => { wake = resolve; }); return statuses.shift()!; } };
+  return {
+    qa,
+    qb,
+    done: async () => {
+      while (statuses.length === 0)
+        await new Promise<void>((resolve) => {
+          wake = resolve;
+        });
+      return statuses.shift()!;
+    },
+  };
 }
 
 void t.test('what a revoked peer scribbles reaches nothing that is granted later', { timeout: 120_000 }, async (t) => {
-  const a = openSoftDevice({ name: 'peer' }), b = openSoftDevice({ name: 'owner' });
-  t.teardown(async () => { await a.close(); await b.close(); });
+  const a = openSoftDevice({ name: 'peer' }),
+    b = openSoftDevice({ name: 'owner' });
+  t.teardown(async () => {
+    await a.close();
+    await b.close();
+  });
   const source = a.allocate(BYTES);
   const bytes = new Uint8Array(source.buffer);
   for (let i = 0; i < BYTES; i++) bytes[i] = (i * 131 + (i >> 8)) & 0x3f; // never the scribble's byte
@@ -65,13 +95,19 @@ void t.test('what a revoked peer scribbles reaches nothing that is granted later
   a.ring();
   t.equal(await first.done(), Status.SUCCESS);
   const kept = segmentOf(old);
-  t.teardown(() => { closeSync(kept); });
+  t.teardown(() => {
+    closeSync(kept);
+  });
   const scribbler = spawn(process.execPath, ['-e', SCRIBBLER], { stdio: ['ignore', 'pipe', 'inherit', kept] });
-  t.teardown(() => { scribbler.kill('SIGKILL'); });
+  t.teardown(() => {
+    scribbler.kill('SIGKILL');
+  });
   let rounds = 0;
-  scribbler.stdout!.on('data', (chunk: Buffer) => { rounds += chunk.length; });
+  scribbler.stdout!.on('data', (chunk: Buffer) => {
+    rounds += chunk.length;
+  });
   while (rounds === 0) await sleep(1);
-  t.equal(new Uint8Array(old.buffer)[BYTES >> 1], SCRIBBLE, 'while the grant lasts it is the peer\'s to spoil');
+  t.equal(new Uint8Array(old.buffer)[BYTES >> 1], SCRIBBLE, "while the grant lasts it is the peer's to spoil");
 
   await old.deregister();
   t.equal(old.buffer.byteLength, 0, 'the owner sees the segment no more');
@@ -96,12 +132,19 @@ void t.test('what a revoked peer scribbles reaches nothing that is granted later
     closeSync(own);
     const seen = rounds;
     while (rounds < seen + 2) await sleep(1);
-    t.equal(Buffer.compare(new Uint8Array(fresh.buffer), bytes), 0, 'as written, after the scribbler went over its own twice more');
+    t.equal(
+      Buffer.compare(new Uint8Array(fresh.buffer), bytes),
+      0,
+      'as written, after the scribbler went over its own twice more',
+    );
     await next.qa.destroy();
     await fresh.deregister();
   }
   t.ok(rounds > before, `${rounds} rounds of scribbling`);
   const spoiled = Buffer.alloc(4096);
   readSync(kept, spoiled, 0, spoiled.length, 0);
-  t.ok(spoiled.every((byte) => byte === SCRIBBLE), 'the abandoned segment is all scribble');
+  t.ok(
+    spoiled.every((byte) => byte === SCRIBBLE),
+    'the abandoned segment is all scribble',
+  );
 });

@@ -3,7 +3,8 @@
  *
  *   serve                               listens, grants 16 MiB, keeps 256 receives posted; prints {"port","rkey"}
  *   write <port> <rkey> <transport> <bytes each> <window> <count>
- *                                       keeps `window` WRITE_WITH_IMM in flight; prints {"seconds"} and exits; count 0: for ever
+ *                                       keeps `window` WRITE_WITH_IMM in flight; prints {"seconds"} and exits; count 0:
+ *                                       for ever
  */
 import { Access, Flag, openSoftDevice } from '../../rdma/dist/index.js';
 
@@ -14,8 +15,13 @@ if (role === 'serve') {
   const region = device.allocate(16 << 20, Access.REMOTE_WRITE | Access.REMOTE_READ);
   const listener = await device.listen('127.0.0.1', 0, (qp) => {
     let open = true;
-    qp.handler = () => { if (open) qp.postRecv(0, undefined, 0, 0); };
-    qp.onError = () => { open = false; void qp.destroy(); };
+    qp.handler = () => {
+      if (open) qp.postRecv(0, undefined, 0, 0);
+    };
+    qp.onError = () => {
+      open = false;
+      void qp.destroy();
+    };
     for (let i = 0; i < 256; i++) qp.postRecv(i, undefined, 0, 0);
     device.ring();
   });
@@ -29,7 +35,16 @@ if (role === 'serve') {
   const slots = Math.floor((16 << 20) / bytes);
   const begin = process.hrtime.bigint();
   const post = () => {
-    qp.postWriteWithImm(posted, region, (posted % window) * bytes, bytes, rkey, (posted % slots) * bytes, posted >>> 0, Flag.SIGNALED);
+    qp.postWriteWithImm(
+      posted,
+      region,
+      (posted % window) * bytes,
+      bytes,
+      rkey,
+      (posted % slots) * bytes,
+      posted >>> 0,
+      Flag.SIGNALED,
+    );
     posted++;
   };
   const finished = new Promise((resolve) => {
@@ -43,6 +58,8 @@ if (role === 'serve') {
   for (let i = 0; i < window; i++) post();
   device.ring();
   await finished;
-  process.stdout.write(`${JSON.stringify({ seconds: Number(process.hrtime.bigint() - begin) / 1e9, counters: device.counters() })}\n`);
+  process.stdout.write(
+    `${JSON.stringify({ seconds: Number(process.hrtime.bigint() - begin) / 1e9, counters: device.counters() })}\n`,
+  );
   await device.close();
 }

@@ -7,19 +7,45 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { Worker } from 'node:worker_threads';
 import t from 'tap';
-import { Access, type Device, type DeviceCounters, Flag, type MemoryRegion, Opcode, openSoftDevice, type QueuePair, RdmaError, Status, statusName } from 'tartan-rdma';
+import {
+  Access,
+  type Device,
+  type DeviceCounters,
+  Flag,
+  type MemoryRegion,
+  Opcode,
+  openSoftDevice,
+  type QueuePair,
+  RdmaError,
+  Status,
+  statusName,
+} from 'tartan-rdma';
 
 const TRANSPORTS = ['tcp', 'shm'] as const;
 const PEER = fileURLToPath(new URL('soft-peer.mjs', import.meta.url));
 
-interface Seen { opcode: number; status: number; wrId: number; byteLength: number; imm: number; detail: number }
+interface Seen {
+  opcode: number;
+  status: number;
+  wrId: number;
+  byteLength: number;
+  imm: number;
+  detail: number;
+}
 
 /** Collects a queue pair's completions and lets a test await a number of them. */
 class Completions {
   readonly seen: Seen[] = [];
   #waiting: (() => void)[] = [];
 
-  readonly handler = (opcode: number, status: number, wrId: number, byteLength: number, imm: number, detail: number): void => {
+  readonly handler = (
+    opcode: number,
+    status: number,
+    wrId: number,
+    byteLength: number,
+    imm: number,
+    detail: number,
+  ): void => {
     this.seen.push({ opcode, status, wrId, byteLength, imm, detail });
     for (const wake of this.#waiting.splice(0)) wake();
   };
@@ -35,7 +61,13 @@ class Completions {
 }
 
 interface Pair {
-  a: Device; b: Device; qa: QueuePair; qb: QueuePair; doneA: Completions; doneB: Completions; close(): Promise<void>;
+  a: Device;
+  b: Device;
+  qa: QueuePair;
+  qb: QueuePair;
+  doneA: Completions;
+  doneB: Completions;
+  close(): Promise<void>;
 }
 
 /** Two devices of this process, connected; completions are collected on both sides. */
@@ -45,25 +77,44 @@ async function connectedPair(transport: 'tcp' | 'shm', options = {}): Promise<Pa
   const doneA = new Completions();
   const doneB = new Completions();
   let accept!: (qp: QueuePair) => void;
-  const accepted = new Promise<QueuePair>((resolve) => { accept = resolve; });
-  const listener = await b.listen('127.0.0.1', 0, (qp) => { qp.handler = doneB.handler; accept(qp); });
+  const accepted = new Promise<QueuePair>((resolve) => {
+    accept = resolve;
+  });
+  const listener = await b.listen('127.0.0.1', 0, (qp) => {
+    qp.handler = doneB.handler;
+    accept(qp);
+  });
   const qa = await a.connect('127.0.0.1', listener.port, { transport });
   qa.handler = doneA.handler;
   const qb = await accepted;
   await listener.close();
-  return { a, b, qa, qb, doneA, doneB, close: async () => { await a.close(); await b.close(); } };
+  return {
+    a,
+    b,
+    qa,
+    qb,
+    doneA,
+    doneB,
+    close: async () => {
+      await a.close();
+      await b.close();
+    },
+  };
 }
 
 function pattern(region: MemoryRegion, seed: number): Uint8Array {
   const bytes = new Uint8Array(region.buffer);
-  for (let i = 0; i < bytes.length; i++) bytes[i] = i * 31 + seed & 0xff;
+  for (let i = 0; i < bytes.length; i++) bytes[i] = (i * 31 + seed) & 0xff;
   return bytes;
 }
 
 /** A child without tap's own NODE_OPTIONS; resolves with the first line it prints. */
 async function startPeer(...args: string[]): Promise<{ child: ChildProcess; hello: { port: number; rkey: number } }> {
-  const child = spawn(process.execPath, [PEER, ...args], { env: { ...process.env, NODE_OPTIONS: '' }, stdio: ['ignore', 'pipe', 'inherit'] });
-  const [line] = await once(createInterface({ input: child.stdout! }), 'line') as [string];
+  const child = spawn(process.execPath, [PEER, ...args], {
+    env: { ...process.env, NODE_OPTIONS: '' },
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
+  const [line] = (await once(createInterface({ input: child.stdout! }), 'line')) as [string];
   return { child, hello: JSON.parse(line) as { port: number; rkey: number } };
 }
 
@@ -71,7 +122,9 @@ async function startPeer(...args: string[]): Promise<{ child: ChildProcess; hell
 function closed(socket: Socket): Promise<void> {
   socket.on('error', () => undefined);
   socket.resume();
-  return new Promise((resolve) => { socket.on('close', () => resolve()); });
+  return new Promise((resolve) => {
+    socket.on('close', () => resolve());
+  });
 }
 
 async function until(condition: () => boolean): Promise<void> {
@@ -82,7 +135,9 @@ t.test('records.h holds the same numbers as records.ts', async (t) => {
   const text = readFileSync(new URL('../../rdma/native/records.h', import.meta.url), 'utf8');
   for (const [name, numbers] of Object.entries({ Opcode, Flag, Status })) {
     const body = new RegExp(`enum ${name} : uint8_t \\{([^}]*)\\}`).exec(text)?.[1] ?? '';
-    const native = Object.fromEntries([...body.matchAll(/^\s*(?!OPCODE_EVENT)([A-Z_]+) = (\d+),/gm)].map((match) => [match[1]!, Number(match[2])]));
+    const native = Object.fromEntries(
+      [...body.matchAll(/^\s*(?!OPCODE_EVENT)([A-Z_]+) = (\d+),/gm)].map((match) => [match[1]!, Number(match[2])]),
+    );
     t.same(native, numbers, `enum ${name}`);
   }
 });
@@ -97,8 +152,19 @@ for (const transport of TRANSPORTS) {
     b.ring();
     qa.postGatherWithImm(2, source, 4096, 192, 65536, 300_000, target.rkey, 512, 0xfedcba98, Flag.SIGNALED);
     a.ring();
-    t.same(await doneA.first(1), [{ opcode: Opcode.WRITE_WITH_IMM, status: Status.SUCCESS, wrId: 2, byteLength: 0, imm: 0, detail: 0 }]);
-    t.same(await doneB.first(1), [{ opcode: Opcode.RECV_WRITE_WITH_IMM, status: Status.SUCCESS, wrId: 1, byteLength: 300_192, imm: 0xfedcba98, detail: 0 }]);
+    t.same(await doneA.first(1), [
+      { opcode: Opcode.WRITE_WITH_IMM, status: Status.SUCCESS, wrId: 2, byteLength: 0, imm: 0, detail: 0 },
+    ]);
+    t.same(await doneB.first(1), [
+      {
+        opcode: Opcode.RECV_WRITE_WITH_IMM,
+        status: Status.SUCCESS,
+        wrId: 1,
+        byteLength: 300_192,
+        imm: 0xfedcba98,
+        detail: 0,
+      },
+    ]);
     const expected = Buffer.concat([bytes.subarray(4096, 4096 + 192), bytes.subarray(65536, 365536)]);
     t.ok(expected.equals(Buffer.from(target.buffer, 512, 300_192)));
     t.equal(qa.transport, transport);
@@ -123,9 +189,16 @@ for (const transport of TRANSPORTS) {
       if (i % 7 === 0) b.ring();
     }
     b.ring();
-    t.same((await doneA.first(100)).map(({ wrId }) => wrId), Array.from({ length: 100 }, (_, i) => i));
-    t.same((await doneB.first(100)).map(({ opcode, imm, byteLength }) => [opcode, imm, byteLength]),
-      Array.from({ length: 100 }, (_, i) => (i % 2 === 0 ? [Opcode.RECV_WRITE_WITH_IMM, i, 500] : [Opcode.RECV, 0, 10])));
+    t.same(
+      (await doneA.first(100)).map(({ wrId }) => wrId),
+      Array.from({ length: 100 }, (_, i) => i),
+    );
+    t.same(
+      (await doneB.first(100)).map(({ opcode, imm, byteLength }) => [opcode, imm, byteLength]),
+      Array.from({ length: 100 }, (_, i) =>
+        i % 2 === 0 ? [Opcode.RECV_WRITE_WITH_IMM, i, 500] : [Opcode.RECV, 0, 10],
+      ),
+    );
     t.ok(Buffer.from(target.buffer, 98 * 500, 500).equals(Buffer.from(bytes.subarray(98, 598))));
     await close();
   });
@@ -141,13 +214,20 @@ for (const transport of TRANSPORTS) {
       qa.postRead(i, local, at, size, remote.rkey, i * 1000, Flag.SIGNALED);
       at += size;
     }
-    for (let i = 0; i < 200; i++) qa.postRead(100 + i, local, 7_000_000 + i * 64, 64, remote.rkey, i * 64, i === 199 ? Flag.SIGNALED : 0);
+    for (let i = 0; i < 200; i++)
+      qa.postRead(100 + i, local, 7_000_000 + i * 64, 64, remote.rkey, i * 64, i === 199 ? Flag.SIGNALED : 0);
     a.ring();
     await doneA.first(sizes.length + 1);
-    t.same(doneA.statuses(), Array.from({ length: sizes.length + 1 }, () => 'SUCCESS'));
+    t.same(
+      doneA.statuses(),
+      Array.from({ length: sizes.length + 1 }, () => 'SUCCESS'),
+    );
     at = 0;
     for (const [i, size] of sizes.entries()) {
-      t.ok(Buffer.from(local.buffer, at, size).equals(Buffer.from(bytes.subarray(i * 1000, i * 1000 + size))), `${size} bytes`);
+      t.ok(
+        Buffer.from(local.buffer, at, size).equals(Buffer.from(bytes.subarray(i * 1000, i * 1000 + size))),
+        `${size} bytes`,
+      );
       at += size;
     }
     t.ok(Buffer.from(local.buffer, 7_000_000, 200 * 64).equals(Buffer.from(bytes.subarray(0, 200 * 64))));
@@ -156,9 +236,12 @@ for (const transport of TRANSPORTS) {
 
   for (const [name, post] of Object.entries<(qa: QueuePair, source: MemoryRegion, target: MemoryRegion) => void>({
     'with a wrong key': (qa, source, target) => qa.postWrite(9, source, 0, 4096, target.rkey ^ 1, 0, Flag.SIGNALED),
-    'one byte out of bounds': (qa, source, target) => qa.postWrite(9, source, 0, 4096, target.rkey, 65536 - 4095, Flag.SIGNALED),
-    'at an offset that overflows': (qa, source, target) => qa.postWriteWithImm(9, source, 0, 4096, target.rkey, 0xffffffff, 1, Flag.SIGNALED),
-    'that reads without permission': (qa, source, target) => qa.postRead(9, source, 0, 4096, target.rkey, 0, Flag.SIGNALED),
+    'one byte out of bounds': (qa, source, target) =>
+      qa.postWrite(9, source, 0, 4096, target.rkey, 65536 - 4095, Flag.SIGNALED),
+    'at an offset that overflows': (qa, source, target) =>
+      qa.postWriteWithImm(9, source, 0, 4096, target.rkey, 0xffffffff, 1, Flag.SIGNALED),
+    'that reads without permission': (qa, source, target) =>
+      qa.postRead(9, source, 0, 4096, target.rkey, 0, Flag.SIGNALED),
   })) {
     t.test(`over ${transport}, an access ${name} moves no byte and puts both sides into error`, async (t) => {
       const { a, b, qa, qb, doneA, doneB, close } = await connectedPair(transport);
@@ -177,7 +260,15 @@ for (const transport of TRANSPORTS) {
       a.ring();
       await doneA.first(4);
       await doneB.first(1);
-      t.same(doneA.seen.map(({ wrId, status }) => [wrId, statusName(status)]), [[8, 'SUCCESS'], [9, 'REMOTE_ACCESS_ERROR'], [10, 'FLUSHED'], [11, 'FLUSHED']]);
+      t.same(
+        doneA.seen.map(({ wrId, status }) => [wrId, statusName(status)]),
+        [
+          [8, 'SUCCESS'],
+          [9, 'REMOTE_ACCESS_ERROR'],
+          [10, 'FLUSHED'],
+          [11, 'FLUSHED'],
+        ],
+      );
       t.same(doneB.statuses(), ['FLUSHED']);
       t.same(reasons.map((reason) => reason[0]).sort(), ['a', 'b'], 'onError is called once on each side');
       t.ok(Buffer.alloc(60_000).equals(Buffer.from(target.buffer, 0, 60_000)), 'no byte moved');
@@ -209,14 +300,20 @@ for (const transport of TRANSPORTS) {
     const target = b.allocate(1 << 20, Access.REMOTE_WRITE);
     for (let i = 0; i < 8; i++) qa.postWriteWithImm(i, source, 0, 1 << 20, target.rkey, 0, i, Flag.SIGNALED);
     let isGone = false;
-    const gone = source.deregister().then(() => { isGone = true; });
+    const gone = source.deregister().then(() => {
+      isGone = true;
+    });
     await sleep(30);
     t.notOk(isGone, 'the requests wait for receives, the region for the requests');
     t.equal(source.buffer.byteLength, 1 << 20);
     for (let i = 0; i < 8; i++) qb.postRecv(i, undefined, 0, 0);
     b.ring();
     await gone;
-    t.same(doneA.statuses(), Array.from({ length: 8 }, () => 'SUCCESS'), 'all completed before');
+    t.same(
+      doneA.statuses(),
+      Array.from({ length: 8 }, () => 'SUCCESS'),
+      'all completed before',
+    );
     t.equal(source.buffer.byteLength, 0, 'detached');
     await source.deregister();
     await close();
@@ -263,7 +360,11 @@ for (const transport of TRANSPORTS) {
     await until(() => done.seen.length === posted);
     const failed = done.statuses().filter((status) => status !== 'SUCCESS');
     t.same(failed, ['RETRY_EXCEEDED', ...Array.from({ length: failed.length - 1 }, () => 'FLUSHED')]);
-    t.same(done.seen.map(({ wrId }) => wrId), Array.from({ length: posted }, (_, i) => i), 'one completion each, in order');
+    t.same(
+      done.seen.map(({ wrId }) => wrId),
+      Array.from({ length: posted }, (_, i) => i),
+      'one completion each, in order',
+    );
     t.equal(reasons.length, 1);
     await device.close();
   });
@@ -273,11 +374,14 @@ for (const transport of TRANSPORTS) {
     const source = a.allocate(1 << 20);
     const target = b.allocate(1 << 20, Access.REMOTE_WRITE);
     const count = 1024;
-    qb.handler = (_opcode, status, wrId) => { if (status === Status.SUCCESS) qb.postRecv(wrId, undefined, 0, 0); };
+    qb.handler = (_opcode, status, wrId) => {
+      if (status === Status.SUCCESS) qb.postRecv(wrId, undefined, 0, 0);
+    };
     for (let i = 0; i < 64; i++) qb.postRecv(i, undefined, 0, 0);
     b.ring();
     let posted = 0;
-    const post = (): void => qa.postGatherWithImm(posted++, source, 0, 4096, 4096, (1 << 20) - 4096, target.rkey, 0, posted, Flag.SIGNALED);
+    const post = (): void =>
+      qa.postGatherWithImm(posted++, source, 0, 4096, 4096, (1 << 20) - 4096, target.rkey, 0, posted, Flag.SIGNALED);
     qa.handler = (...completion) => {
       doneA.handler(...completion);
       if (posted < count) post();
@@ -294,30 +398,39 @@ for (const transport of TRANSPORTS) {
     await close();
   });
 
-  t.test(`over ${transport}, toError() and destroy() flush what is outstanding, and the peer hears of it`, async (t) => {
-    const { a, b, qa, qb, doneA, doneB, close } = await connectedPair(transport);
-    const source = a.allocate(1 << 20);
-    const target = b.allocate(1 << 20, Access.REMOTE_WRITE);
-    const reasons: string[] = [];
-    qa.onError = (reason) => reasons.push(`${reason} after ${doneA.seen.length}`);
-    qb.onError = () => reasons.push('peer');
-    for (let i = 0; i < 20; i++) qa.postWriteWithImm(i, source, 0, 1 << 20, target.rkey, 0, i, Flag.SIGNALED);
-    qa.toError('deadline');
-    t.equal(qa.state, 'error');
-    await doneA.first(20);
-    t.same(doneA.statuses(), Array.from({ length: 20 }, () => 'FLUSHED'));
-    qa.postRecv(20, undefined, 0, 0);
-    await qa.destroy();
-    t.equal(doneA.seen.length, 21, 'destroy() resolves after the last completion');
-    t.equal(qa.state, 'closed');
-    await until(() => reasons.length === 2);
-    t.same(reasons.sort(), ['deadline after 0', 'peer']);
-    t.equal(doneB.seen.length, 0);
-    await close();
-  });
+  t.test(
+    `over ${transport}, toError() and destroy() flush what is outstanding, and the peer hears of it`,
+    async (t) => {
+      const { a, b, qa, qb, doneA, doneB, close } = await connectedPair(transport);
+      const source = a.allocate(1 << 20);
+      const target = b.allocate(1 << 20, Access.REMOTE_WRITE);
+      const reasons: string[] = [];
+      qa.onError = (reason) => reasons.push(`${reason} after ${doneA.seen.length}`);
+      qb.onError = () => reasons.push('peer');
+      for (let i = 0; i < 20; i++) qa.postWriteWithImm(i, source, 0, 1 << 20, target.rkey, 0, i, Flag.SIGNALED);
+      qa.toError('deadline');
+      t.equal(qa.state, 'error');
+      await doneA.first(20);
+      t.same(
+        doneA.statuses(),
+        Array.from({ length: 20 }, () => 'FLUSHED'),
+      );
+      qa.postRecv(20, undefined, 0, 0);
+      await qa.destroy();
+      t.equal(doneA.seen.length, 21, 'destroy() resolves after the last completion');
+      t.equal(qa.state, 'closed');
+      await until(() => reasons.length === 2);
+      t.same(reasons.sort(), ['deadline after 0', 'peer']);
+      t.equal(doneB.seen.length, 0);
+      await close();
+    },
+  );
 
   t.test(`over ${transport}, small rings only slow things down: every request completes once, in order`, async (t) => {
-    const { a, b, qa, qb, doneA, doneB, close } = await connectedPair(transport, { sendQueueEntries: 8, completionQueueEntries: 4 });
+    const { a, b, qa, qb, doneA, doneB, close } = await connectedPair(transport, {
+      sendQueueEntries: 8,
+      completionQueueEntries: 4,
+    });
     const source = a.allocate(4096);
     const target = b.allocate(4096, Access.REMOTE_WRITE);
     for (let i = 0; i < 3000; i++) qb.postRecv(i, undefined, 0, 0);
@@ -325,15 +438,26 @@ for (const transport of TRANSPORTS) {
     for (let i = 0; i < 3000; i++) qa.postWriteWithImm(i, source, 0, 64, target.rkey, 0, i, Flag.SIGNALED);
     a.ring();
     const ids = Array.from({ length: 3000 }, (_, i) => i);
-    t.same((await doneA.first(3000)).map(({ wrId }) => wrId), ids);
-    t.same((await doneB.first(3000)).map(({ imm }) => imm), ids);
+    t.same(
+      (await doneA.first(3000)).map(({ wrId }) => wrId),
+      ids,
+    );
+    t.same(
+      (await doneB.first(3000)).map(({ imm }) => imm),
+      ids,
+    );
     await close();
   });
 
   t.test(`over ${transport}, work in flight survives neither a worker's end nor harms the process`, async (t) => {
     const { child, hello } = await startPeer('serve');
     for (let i = 0; i < 3; i++) {
-      const worker = new Worker(PEER_IN_WORKER, { eval: true, workerData: { peer: PEER, args: ['write', hello.port, hello.rkey, transport, 65536, 16, 0] }, execArgv: [], env: { NODE_OPTIONS: '' } });
+      const worker = new Worker(PEER_IN_WORKER, {
+        eval: true,
+        workerData: { peer: PEER, args: ['write', hello.port, hello.rkey, transport, 65536, 16, 0] },
+        execArgv: [],
+        env: { NODE_OPTIONS: '' },
+      });
       await once(worker, 'message');
       await sleep(20);
       t.equal(await worker.terminate(), 1, 'the worker was stopped while it wrote');
@@ -366,7 +490,7 @@ t.test('garbage connections are closed and counted, and the listener goes on', a
   preamble.writeUInt16LE(1, 8);
   preamble.writeUInt8(1, 10);
   const garbage: Record<string, Buffer> = {
-    'random bytes': Buffer.from(Array.from({ length: 100 }, (_, i) => i * 73 + 5 & 0xff)),
+    'random bytes': Buffer.from(Array.from({ length: 100 }, (_, i) => (i * 73 + 5) & 0xff)),
     'an HTTP request': Buffer.from('GET / HTTP/1.1\r\n\r\n'),
     'another version': Buffer.concat([preamble.subarray(0, 8), Buffer.from([2, 0]), preamble.subarray(10)]),
     'half a preamble, then nonsense': Buffer.concat([preamble.subarray(0, 16), Buffer.from('nonsense')]),
@@ -388,18 +512,33 @@ t.test('garbage connections are closed and counted, and the listener goes on', a
 
 /** Speaks the preamble as a peer that will misbehave. */
 async function rawPeer(port: number, transport: 'tcp' | 'shm'): Promise<Socket> {
-  const socket = transport === 'tcp' ? connectTcp(port, '127.0.0.1') : connectTcp(`\0tartan-rdma/127.0.0.1:${port}`.padEnd(108, '\0'));
+  const socket =
+    transport === 'tcp'
+      ? connectTcp(port, '127.0.0.1')
+      : connectTcp(`\0tartan-rdma/127.0.0.1:${port}`.padEnd(108, '\0'));
   const preamble = Buffer.alloc(32);
   preamble.write('TARTNRDM');
   preamble.writeUInt16LE(1, 8);
   preamble.writeUInt8(transport === 'tcp' ? 1 : 2, 10);
   socket.write(preamble);
-  const [answer] = await once(socket, 'data') as [Buffer];  // frames may follow it
+  const [answer] = (await once(socket, 'data')) as [Buffer]; // frames may follow it
   if (!answer.subarray(0, 32).equals(preamble)) throw new Error('the device answered with another preamble');
   return socket;
 }
 
-function frame(type: number, fields: { follow?: number; status?: number; zero?: number; seq?: number; ack?: number; rkey?: number; offset?: number; length?: number } = {}): Buffer {
+function frame(
+  type: number,
+  fields: {
+    follow?: number;
+    status?: number;
+    zero?: number;
+    seq?: number;
+    ack?: number;
+    rkey?: number;
+    offset?: number;
+    length?: number;
+  } = {},
+): Buffer {
   const header = Buffer.alloc(32);
   header.writeUInt8(type, 0);
   header.writeUInt8(fields.follow ?? 0, 1);
@@ -419,11 +558,16 @@ t.test('a connected peer that sends malformed frames is refused, and nothing els
   const region = device.allocate(65536, Access.REMOTE_WRITE | Access.REMOTE_READ);
   const reasons: string[] = [];
   const listener = await device.listen('127.0.0.1', 0, (qp) => {
-    qp.onError = (reason) => { reasons.push(reason); void qp.destroy(); };
+    qp.onError = (reason) => {
+      reasons.push(reason);
+      void qp.destroy();
+    };
     qp.postRecv(0, region, 0, 64);
     device.ring();
   });
-  const [WRITE, WRITE_IMM, SEND, READ, READ_DATA, ACK, NAK, MAP, MAP_FD, PLACED, PLACED_IMM] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12] as const;
+  const [WRITE, WRITE_IMM, SEND, READ, READ_DATA, ACK, NAK, MAP, MAP_FD, PLACED, PLACED_IMM] = [
+    1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12,
+  ] as const;
   const cases: Record<string, Buffer> = {
     'an unknown type': frame(200),
     'type 0': frame(0),
@@ -438,8 +582,14 @@ t.test('a connected peer that sends malformed frames is refused, and nothing els
     'a mapping over TCP': frame(MAP, { rkey: region.rkey }),
     'a descriptor over TCP': frame(MAP_FD, { rkey: region.rkey, length: 65536 }),
     'bytes it claims to have placed over TCP': frame(PLACED, { rkey: region.rkey, length: 1 }),
-    'a payload where bare headers were announced': Buffer.concat([frame(ACK, { follow: 63 }), frame(WRITE_IMM, { rkey: region.rkey, length: 128 }), Buffer.alloc(128, 1)]),
-    'too many READs': Buffer.concat(Array.from({ length: 100_000 }, (_, seq) => frame(READ, { seq, rkey: region.rkey, length: 65536 }))),
+    'a payload where bare headers were announced': Buffer.concat([
+      frame(ACK, { follow: 63 }),
+      frame(WRITE_IMM, { rkey: region.rkey, length: 128 }),
+      Buffer.alloc(128, 1),
+    ]),
+    'too many READs': Buffer.concat(
+      Array.from({ length: 100_000 }, (_, seq) => frame(READ, { seq, rkey: region.rkey, length: 65536 })),
+    ),
   };
   const casesOverShm: Record<string, Buffer> = {
     'a descriptor with a wrong key': frame(PLACED_IMM, { rkey: (region.rkey ^ 1) >>> 0, length: 1 }),
@@ -457,7 +607,7 @@ t.test('a connected peer that sends malformed frames is refused, and nothing els
     const before = reasons.length;
     const socket = await rawPeer(listener.port, transport);
     socket.on('error', () => undefined);
-    if (bytes.length > 1000) socket.pause();  // it asks and never listens
+    if (bytes.length > 1000) socket.pause(); // it asks and never listens
     socket.write(bytes);
     await until(() => reasons.length === before + 1);
     socket.destroy();
@@ -465,9 +615,9 @@ t.test('a connected peer that sends malformed frames is refused, and nothing els
   }
   // Random streams behind a good preamble: whatever they do, the device goes on.
   let seed = 12345;
-  const random = (): number => (seed = Math.imul(seed, 1103515245) + 12345 >>> 0) >>> 16 & 0xff;
+  const random = (): number => ((seed = (Math.imul(seed, 1103515245) + 12345) >>> 0) >>> 16) & 0xff;
   for (let round = 0; round < 100; round++) {
-    const socket = await rawPeer(listener.port, TRANSPORTS[round >> 1 & 1]!);
+    const socket = await rawPeer(listener.port, TRANSPORTS[(round >> 1) & 1]!);
     const bytes = Buffer.from(Array.from({ length: 320 }, random));
     if (round % 2 === 0) bytes.writeUInt32LE(random() % 13, 0);
     socket.end(bytes);
@@ -486,10 +636,17 @@ t.test('connect() says what it tried when nobody answers', async (t) => {
   const { port } = listener;
   await listener.close();
   for (const transport of ['auto', ...TRANSPORTS] as const) {
-    await t.rejects(device.connect('127.0.0.1', port, { transport }), { name: 'RdmaError', code: 'ERR_CONNECT', message: new RegExp(`Cannot connect to 127.0.0.1:${port}`) }, transport);
+    await t.rejects(
+      device.connect('127.0.0.1', port, { transport }),
+      { name: 'RdmaError', code: 'ERR_CONNECT', message: new RegExp(`Cannot connect to 127.0.0.1:${port}`) },
+      transport,
+    );
   }
   const busy = await device.listen('127.0.0.1', 0, () => undefined);
-  await t.rejects(device.listen('127.0.0.1', busy.port, () => undefined), { code: 'ERR_LISTEN', message: /Address already in use/ });
+  await t.rejects(
+    device.listen('127.0.0.1', busy.port, () => undefined),
+    { code: 'ERR_LISTEN', message: /Address already in use/ },
+  );
   t.throws(() => device.allocate(2 ** 31 + 1), { code: 'ERR_REGISTRATION_REFUSED' });
   t.throws(() => device.allocate(0), RdmaError);
   await device.close();
@@ -508,9 +665,15 @@ t.test('a listener on the wildcard address offers shared memory to local callers
 });
 
 t.test('close() leaves no descriptor, thread or mapping behind', async (t) => {
-  const mappings = (): number => readFileSync('/proc/self/maps', 'utf8').split('\n').filter((line) => line.includes('tartan-region')).length;
+  const mappings = (): number =>
+    readFileSync('/proc/self/maps', 'utf8')
+      .split('\n')
+      .filter((line) => line.includes('tartan-region')).length;
   const descriptors = (): number => readdirSync('/proc/self/fd').length;
-  const threads = (): number => readdirSync('/proc/self/task').filter((id) => readFileSync(`/proc/self/task/${id}/comm`, 'utf8').startsWith('tartan-rdma')).length;
+  const threads = (): number =>
+    readdirSync('/proc/self/task').filter((id) =>
+      readFileSync(`/proc/self/task/${id}/comm`, 'utf8').startsWith('tartan-rdma'),
+    ).length;
   const once = async (transport: 'tcp' | 'shm'): Promise<void> => {
     const { a, b, qa, qb, doneA, close } = await connectedPair(transport);
     const source = a.allocate(65536);
@@ -528,7 +691,7 @@ t.test('close() leaves no descriptor, thread or mapping behind', async (t) => {
     t.equal(target.buffer.byteLength, 0);
     t.equal(doneA.seen.length, 11, 'what was outstanding has completed');
   };
-  await once('tcp');  // the first opens what Node itself keeps
+  await once('tcp'); // the first opens what Node itself keeps
   const before = descriptors();
   for (const transport of TRANSPORTS) await once(transport);
   t.equal(descriptors(), before);
@@ -537,7 +700,12 @@ t.test('close() leaves no descriptor, thread or mapping behind', async (t) => {
 });
 
 t.test('an open device without queue pairs does not keep the process alive', async (t) => {
-  const script = `import { openSoftDevice } from 'tartan-rdma'; const d = openSoftDevice(); d.allocate(4096); d.createCodingQueue(() => {});`;
-  const child = spawn(process.execPath, ['--input-type=module', '-e', script], { env: { ...process.env, NODE_OPTIONS: '' }, stdio: 'inherit' });
+  const script =
+    `import { openSoftDevice } from 'tartan-rdma'; const d = openSoftDevice(); d.allocate(4096); ` +
+    'd.createCodingQueue(() => {});';
+  const child = spawn(process.execPath, ['--input-type=module', '-e', script], {
+    env: { ...process.env, NODE_OPTIONS: '' },
+    stdio: 'inherit',
+  });
   t.same(await once(child, 'exit'), [0, null]);
 });

@@ -27,7 +27,14 @@ export interface SimClusterOptions {
   readonly deadlineMs?: number;
 }
 
-export interface SimNode { readonly id: string; readonly host: string; disk: MemoryDisk; node: StorageNode | undefined; store: MemoryClient; lives?: number }
+export interface SimNode {
+  readonly id: string;
+  readonly host: string;
+  disk: MemoryDisk;
+  node: StorageNode | undefined;
+  store: MemoryClient;
+  lives?: number;
+}
 
 export class SimCluster {
   readonly world: SimWorld;
@@ -53,7 +60,9 @@ export class SimCluster {
     return {
       now: () => world.now(),
       setTimer: (ms, fn) => world.setTimer(ms, fn, host),
-      clearTimer: (handle) => { world.clearTimer(handle as Parameters<SimWorld['clearTimer']>[0]); },
+      clearTimer: (handle) => {
+        world.clearTimer(handle as Parameters<SimWorld['clearTimer']>[0]);
+      },
       random: () => random.random(),
     };
   }
@@ -63,7 +72,13 @@ export class SimCluster {
     await createCluster(store, { uuid: '00000000-0000-4000-8000-0000cafef00d' });
     this.clusterId = (await readIdentity(store)).clusterId;
     for (let i = 1; i <= (this.options.nodes ?? 3); i++) {
-      this.nodes.push({ id: `n${i}`, host: `n${i}`, disk: new MemoryDisk(this.options.diskBytes ?? 8 << 20), node: undefined, store: this.memory.client() });
+      this.nodes.push({
+        id: `n${i}`,
+        host: `n${i}`,
+        disk: new MemoryDisk(this.options.diskBytes ?? 8 << 20),
+        node: undefined,
+        store: this.memory.client(),
+      });
     }
     for (const entry of this.nodes) await this.startNode(entry);
     if (this.options.withSwitch !== false) await this.startSwitch();
@@ -74,9 +89,20 @@ export class SimCluster {
     entry.store = this.memory.client();
     const node = new StorageNode({
       // Another life draws other numbers: a blank disk gets another identity than the one before.
-      id: entry.id, device, clock: this.clock(entry.host, entry.lives = (entry.lives ?? 0) + 1), clusterStore: entry.store, disk: entry.disk, host: entry.host, port: 7000,
-      ringMemoryBytes: this.options.ringMemoryBytes ?? 8 << 20, readMemoryBytes: 4 << 20, log: (message) => { this.log.push(`${entry.id}: ${message}`); },
-      leaseMs: 500, rejoinMs: 200,
+      id: entry.id,
+      device,
+      clock: this.clock(entry.host, (entry.lives = (entry.lives ?? 0) + 1)),
+      clusterStore: entry.store,
+      disk: entry.disk,
+      host: entry.host,
+      port: 7000,
+      ringMemoryBytes: this.options.ringMemoryBytes ?? 8 << 20,
+      readMemoryBytes: 4 << 20,
+      log: (message) => {
+        this.log.push(`${entry.id}: ${message}`);
+      },
+      leaseMs: 500,
+      rejoinMs: 200,
     });
     entry.node = node;
     await node.start();
@@ -86,9 +112,19 @@ export class SimCluster {
     const host = 's1';
     const device = this.world.openDevice(host);
     this.switchCore = new SwitchCore({
-      context: { device, hub: new Hub(device), clock: this.clock(host), secret: undefined, clusterId: this.clusterId }, store: this.memory.client(),
-      id: 's1', host, port: 7100, controlPort: 0, ringMemoryBytes: this.options.ringMemoryBytes ?? 8 << 20, transport: 'auto',
-      heartbeatMs: this.deadlineMs / 10, deadlineMs: this.deadlineMs, log: (message) => { this.log.push(`s1: ${message}`); },
+      context: { device, hub: new Hub(device), clock: this.clock(host), secret: undefined, clusterId: this.clusterId },
+      store: this.memory.client(),
+      id: 's1',
+      host,
+      port: 7100,
+      controlPort: 0,
+      ringMemoryBytes: this.options.ringMemoryBytes ?? 8 << 20,
+      transport: 'auto',
+      heartbeatMs: this.deadlineMs / 10,
+      deadlineMs: this.deadlineMs,
+      log: (message) => {
+        this.log.push(`s1: ${message}`);
+      },
     });
     await this.switchCore.start();
   }
@@ -96,15 +132,25 @@ export class SimCluster {
   /** All units that a node holds of a file, asked for over the ring protocol. */
   async inventory(nodeId: string, fileId: number): Promise<UnitEntry[]> {
     const host = `asks-${nodeId}`;
-    const device = this.world.openDevice(host), store = this.memory.client();
+    const device = this.world.openDevice(host),
+      store = this.memory.client();
     const set = new NodeSet(await readMap(store), {
-      context: { device, hub: new Hub(device), clock: this.clock(host), secret: undefined, clusterId: this.clusterId }, nodes: [nodeId], role: 'reader',
-      name: host, fileId, unitBytes: 0, slots: 0, receiveSlots: 0, transport: 'auto', heartbeatMs: 10, deadlineMs: 100,
+      context: { device, hub: new Hub(device), clock: this.clock(host), secret: undefined, clusterId: this.clusterId },
+      nodes: [nodeId],
+      role: 'reader',
+      name: host,
+      fileId,
+      unitBytes: 0,
+      slots: 0,
+      receiveSlots: 0,
+      transport: 'auto',
+      heartbeatMs: 10,
+      deadlineMs: 100,
       owner: { locate: () => {}, onWritten: () => {}, onAnswer: () => {}, onLinkDown: () => {} },
     });
     const link = await set.connect(0, 100);
     const units: UnitEntry[] = [];
-    for (let fromStripe = 0, more = true; more;) {
+    for (let fromStripe = 0, more = true; more; ) {
       const reply = await link.request({ $case: 'inventory', value: { fileId, fromStripe, limit: 40 } });
       units.push(...reply.units);
       more = reply.more;
@@ -116,8 +162,14 @@ export class SimCluster {
 
   client(host: string, options: Partial<ConnectOptions> = {}): Promise<Client> {
     return connect({
-      cluster: this.memory.client(), device: this.world.openDevice(host), clock: this.clock(host), name: host, deadlineMs: this.deadlineMs,
-      holdMs: 50, ringMemoryBytes: this.options.ringMemoryBytes ?? 8 << 20, ...options,
+      cluster: this.memory.client(),
+      device: this.world.openDevice(host),
+      clock: this.clock(host),
+      name: host,
+      deadlineMs: this.deadlineMs,
+      holdMs: 50,
+      ringMemoryBytes: this.options.ringMemoryBytes ?? 8 << 20,
+      ...options,
     });
   }
 }

@@ -12,14 +12,25 @@ void t.test('every row of the failure model names a simulated fault, or the test
   const known = new Set<string>([...Object.keys(faultKinds), ...events]);
   for (const { fault, kinds, tests } of rows) {
     t.ok(kinds.length + tests.length > 0, fault);
-    t.same(kinds.filter((kind) => !known.has(kind)), [], fault);
-    t.same(tests.filter((path) => !existsSync(join(root, path))), [], fault);
+    t.same(
+      kinds.filter((kind) => !known.has(kind)),
+      [],
+      fault,
+    );
+    t.same(
+      tests.filter((path) => !existsSync(join(root, path))),
+      [],
+      fault,
+    );
   }
 });
 
 void t.test('every simulated fault stands in the failure model', async (t) => {
   const named = new Set(rows.flatMap(({ kinds }) => kinds));
-  t.same([...Object.keys(faultKinds), ...events].filter((kind) => !named.has(kind)), []);
+  t.same(
+    [...Object.keys(faultKinds), ...events].filter((kind) => !named.has(kind)),
+    [],
+  );
 });
 
 void t.test('coverage counts rows, and names those never met', async (t) => {

@@ -1,9 +1,22 @@
 /**
- * The faults that the simulation can inject, by name. docs/failure-model.md names them beside its rows; a test compares.
+ * The faults that the simulation can inject, by name. docs/failure-model.md names them beside its rows; a test
+ * compares.
  *
  * `targets` says what a fault is drawn for: the machine or the pair of machines that it strikes.
  */
-export type Target = 'node' | 'switch' | 'writer' | 'reader' | 'all' | 'writer-switch' | 'switch-node' | 'writer-node' | 'reader-node' | 'store-client' | 'node-disk' | 'rebuilder';
+export type Target =
+  | 'node'
+  | 'switch'
+  | 'writer'
+  | 'reader'
+  | 'all'
+  | 'writer-switch'
+  | 'switch-node'
+  | 'writer-node'
+  | 'reader-node'
+  | 'store-client'
+  | 'node-disk'
+  | 'rebuilder';
 
 export interface FaultKind {
   readonly target: Target;
@@ -54,5 +67,12 @@ export const faultKinds = {
 export type FaultName = keyof typeof faultKinds;
 
 /** What nobody injects but the world brings about, by its load and its clocks; counted where it is seen. */
-export const events = ['clock-drift', 'second-owner', 'late-copies', 'file-removed', 'name-conflict', 'rebuilt'] as const;
+export const events = [
+  'clock-drift',
+  'second-owner',
+  'late-copies',
+  'file-removed',
+  'name-conflict',
+  'rebuilt',
+] as const;
 export type EventName = (typeof events)[number];

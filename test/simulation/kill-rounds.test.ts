@@ -27,7 +27,7 @@ const root = fileURLToPath(new URL('../../', import.meta.url));
 let state = seed >>> 0;
 function random(below: number): number {
   state = (Math.imul(state ^ (state >>> 15), 0x2c1b3c6d) + 0x9e3779b9) >>> 0;
-  return Math.floor(((state ^ (state >>> 13)) >>> 0) / 0x1_0000_0000 * below);
+  return Math.floor((((state ^ (state >>> 13)) >>> 0) / 0x1_0000_0000) * below);
 }
 
 const dir = mkdtempSync(join(tmpdir(), 'tartan-kill-rounds-'));
@@ -40,12 +40,19 @@ async function start(id: string, args: readonly string[], onLine: (line: string)
   const child = spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'pipe'], env, cwd: root });
   processes.set(id, child);
   let errors = '';
-  child.stderr.on('data', (chunk: Buffer) => { errors = (errors + chunk.toString()).slice(-2000); });
+  child.stderr.on('data', (chunk: Buffer) => {
+    errors = (errors + chunk.toString()).slice(-2000);
+  });
   const lines = createInterface(child.stdout);
   await new Promise<void>((resolve, reject) => {
     child.once('error', reject);
-    child.once('exit', (code, signal) => { reject(new Error(`${id} ended with ${code ?? signal}: ${errors}`)); });
-    lines.on('line', (line) => { resolve(); onLine(line); });
+    child.once('exit', (code, signal) => {
+      reject(new Error(`${id} ended with ${code ?? signal}: ${errors}`));
+    });
+    lines.on('line', (line) => {
+      resolve();
+      onLine(line);
+    });
   });
 }
 
@@ -54,66 +61,103 @@ async function kill(id: string): Promise<void> {
   if (child === undefined) return;
   processes.delete(id);
   if (child.exitCode !== null || child.signalCode !== null) return;
-  const gone = new Promise((resolve) => { child.once('exit', resolve); });
+  const gone = new Promise((resolve) => {
+    child.once('exit', resolve);
+  });
   child.kill('SIGKILL');
   await gone;
 }
 
 function startNode(id: string): Promise<void> {
   mkdirSync(join(dir, id), { recursive: true });
-  return start(id, ['dist/storage-node/main.js', '--cluster', cluster, '--id', id, '--store', join(dir, id), '--size', String(2 ** 31)], () => {});
+  return start(
+    id,
+    [
+      'dist/storage-node/main.js',
+      '--cluster',
+      cluster,
+      '--id',
+      id,
+      '--store',
+      join(dir, id),
+      '--size',
+      String(2 ** 31),
+    ],
+    () => {},
+  );
 }
 
-function startSwitch(): Promise<void> { return start('s1', ['dist/switch-agent/main.js', '--cluster', cluster, '--id', 's1'], () => {}); }
+function startSwitch(): Promise<void> {
+  return start('s1', ['dist/switch-agent/main.js', '--cluster', cluster, '--id', 's1'], () => {});
+}
 
-void t.test(`${ROUNDS} rounds of SIGKILL at random moments, everything acknowledged reads back after each (TARTAN_SEED=${seed})`, { timeout: LONG ? 3_600_000 : 300_000 }, async (t) => {
-  t.teardown(async () => {
-    for (const id of [...processes.keys()]) await kill(id);
-    rmSync(dir, { recursive: true, force: true });
-  });
-  const store = await openLmdbStore(cluster, { create: true });
-  await createCluster(store);
-  await store.close();
-  for (const id of NODES) await startNode(id);
-  await startSwitch();
-  const client = await connect({ cluster, name: 'reader', ringMemoryBytes: 32 << 20 });
-  t.teardown(() => client.close());
+void t.test(
+  `${ROUNDS} rounds of SIGKILL at random moments, everything acknowledged reads back after each (TARTAN_SEED=${seed})`,
+  { timeout: LONG ? 3_600_000 : 300_000 },
+  async (t) => {
+    t.teardown(async () => {
+      for (const id of [...processes.keys()]) await kill(id);
+      rmSync(dir, { recursive: true, force: true });
+    });
+    const store = await openLmdbStore(cluster, { create: true });
+    await createCluster(store);
+    await store.close();
+    for (const id of NODES) await startNode(id);
+    await startSwitch();
+    const client = await connect({ cluster, name: 'reader', ringMemoryBytes: 32 << 20 });
+    t.teardown(() => client.close());
 
-  let acknowledged = 0, kept = 0, killed = { node: 0, switch: 0, writer: 0 };
-  const hear = (line: string): void => {
-    const [what, count] = line.split(' ');
-    if (what === 'kept') kept = Number(count); else if (what === 'acknowledged') acknowledged = Number(count);
-  };
-  for (let round = 0; round < ROUNDS; round++) {
-    const name = `file ${Math.floor(round / ROUNDS_PER_FILE)}`, code = CODES[Math.floor(round / ROUNDS_PER_FILE) % CODES.length]!;
-    if (round % ROUNDS_PER_FILE === 0) acknowledged = 0;
-    const promised = acknowledged;
-    await start('writer', ['--import', 'tsx', 'test/simulation/kill-writer.ts', cluster, name, code], hear);
-    t.ok(kept >= promised, `round ${round}: ${kept} bytes kept of ${promised} acknowledged in '${name}' (${code})`);
-    acknowledged = kept;
-    await pause(random(400));
-    const victim = [...NODES, 's1', 'writer', 'writer'][random(NODES.length + 3)]!;
-    await kill(victim);
-    killed = { ...killed, [victim === 'writer' ? 'writer' : victim === 's1' ? 'switch' : 'node']: killed[victim === 'writer' ? 'writer' : victim === 's1' ? 'switch' : 'node'] + 1 };
-    if (victim !== 'writer') await pause(random(600));
-    await kill('writer');
-    await pause(20); // the last lines it said
-    if (victim === 's1') await startSwitch();
-    if (NODES.includes(victim)) await startNode(victim);
-    const reader = await client.open(name);
-    const bytes = await reader.read(0, reader.length);
-    await reader.close();
-    t.ok(bytes.equals(bytesAt(0, bytes.length)), `round ${round}: ${victim} was killed, ${bytes.length} bytes read back`);
-  }
-  // A last owner settles the last file, and everything promised is there.
-  const writer = await client.append(`file ${Math.floor((ROUNDS - 1) / ROUNDS_PER_FILE)}`);
-  t.ok(writer.progress.acknowledgedBytes >= acknowledged);
-  await new Promise<void>((resolve, reject) => { writer.once('error', reject); writer.once('finish', resolve); writer.end(); });
-  for (let file = 0; file * ROUNDS_PER_FILE < ROUNDS; file++) {
-    const reader = await client.open(`file ${file}`);
-    const bytes = await reader.read(0, reader.length);
-    t.ok(bytes.equals(bytesAt(0, bytes.length)), `'file ${file}' at the end: ${bytes.length} bytes`);
-    await reader.close();
-  }
-  t.comment(`killed ${killed.node} nodes, ${killed.switch} switches, ${killed.writer} writers`);
-});
+    let acknowledged = 0,
+      kept = 0,
+      killed = { node: 0, switch: 0, writer: 0 };
+    const hear = (line: string): void => {
+      const [what, count] = line.split(' ');
+      if (what === 'kept') kept = Number(count);
+      else if (what === 'acknowledged') acknowledged = Number(count);
+    };
+    for (let round = 0; round < ROUNDS; round++) {
+      const name = `file ${Math.floor(round / ROUNDS_PER_FILE)}`,
+        code = CODES[Math.floor(round / ROUNDS_PER_FILE) % CODES.length]!;
+      if (round % ROUNDS_PER_FILE === 0) acknowledged = 0;
+      const promised = acknowledged;
+      await start('writer', ['--import', 'tsx', 'test/simulation/kill-writer.ts', cluster, name, code], hear);
+      t.ok(kept >= promised, `round ${round}: ${kept} bytes kept of ${promised} acknowledged in '${name}' (${code})`);
+      acknowledged = kept;
+      await pause(random(400));
+      const victim = [...NODES, 's1', 'writer', 'writer'][random(NODES.length + 3)]!;
+      await kill(victim);
+      killed = {
+        ...killed,
+        [victim === 'writer' ? 'writer' : victim === 's1' ? 'switch' : 'node']:
+          killed[victim === 'writer' ? 'writer' : victim === 's1' ? 'switch' : 'node'] + 1,
+      };
+      if (victim !== 'writer') await pause(random(600));
+      await kill('writer');
+      await pause(20); // the last lines it said
+      if (victim === 's1') await startSwitch();
+      if (NODES.includes(victim)) await startNode(victim);
+      const reader = await client.open(name);
+      const bytes = await reader.read(0, reader.length);
+      await reader.close();
+      t.ok(
+        bytes.equals(bytesAt(0, bytes.length)),
+        `round ${round}: ${victim} was killed, ${bytes.length} bytes read back`,
+      );
+    }
+    // A last owner settles the last file, and everything promised is there.
+    const writer = await client.append(`file ${Math.floor((ROUNDS - 1) / ROUNDS_PER_FILE)}`);
+    t.ok(writer.progress.acknowledgedBytes >= acknowledged);
+    await new Promise<void>((resolve, reject) => {
+      writer.once('error', reject);
+      writer.once('finish', resolve);
+      writer.end();
+    });
+    for (let file = 0; file * ROUNDS_PER_FILE < ROUNDS; file++) {
+      const reader = await client.open(`file ${file}`);
+      const bytes = await reader.read(0, reader.length);
+      t.ok(bytes.equals(bytesAt(0, bytes.length)), `'file ${file}' at the end: ${bytes.length} bytes`);
+      await reader.close();
+    }
+    t.comment(`killed ${killed.node} nodes, ${killed.switch} switches, ${killed.writer} writers`);
+  },
+);

@@ -12,8 +12,16 @@ import { Violation, type Model, type Owner } from './model.js';
 
 /** What an application must expect of a cluster in trouble. Anything else is a fault of the program. */
 const EXPECTED = new Set([
-  'ERR_FENCED', 'ERR_MAP_UNAVAILABLE', 'ERR_CONNECT', 'ERR_DEADLINE', 'ERR_TOO_MANY_LOST', 'ERR_UNDECIDED', 'ERR_DISK_FULL',
-  'ERR_NOT_FOUND', 'ERR_EXISTS', 'ERR_STALE_MAP',
+  'ERR_FENCED',
+  'ERR_MAP_UNAVAILABLE',
+  'ERR_CONNECT',
+  'ERR_DEADLINE',
+  'ERR_TOO_MANY_LOST',
+  'ERR_UNDECIDED',
+  'ERR_DISK_FULL',
+  'ERR_NOT_FOUND',
+  'ERR_EXISTS',
+  'ERR_STALE_MAP',
 ]);
 /** Where nothing fails there are only other owners, and files that come and go. */
 const EXPECTED_IN_PEACE = new Set(['ERR_FENCED', 'ERR_NOT_FOUND', 'ERR_EXISTS']);
@@ -31,7 +39,11 @@ export class Load {
   private readonly owners = new Map<string, Owner>();
 
   /** @param fail  told of what breaks a promise */
-  constructor(private readonly site: Site, private readonly model: Model, private readonly fail: (error: unknown) => void) {}
+  constructor(
+    private readonly site: Site,
+    private readonly model: Model,
+    private readonly fail: (error: unknown) => void,
+  ) {}
 
   /** Starts an actor's process; it must not be running. */
   start(host: string): void {
@@ -39,8 +51,14 @@ export class Load {
     this.alive.set(host, state);
     const random = this.site.fork(`actor ${host}`);
     const { writers, rebuilders } = this.site.plan;
-    const act = writers.includes(host) ? this.write(host, random, state) : rebuilders.includes(host) ? this.rebuild(host, random, state) : this.read(host, random, state);
-    act.then(() => { if (this.alive.get(host) === state) this.alive.delete(host); }, this.fail);
+    const act = writers.includes(host)
+      ? this.write(host, random, state)
+      : rebuilders.includes(host)
+        ? this.rebuild(host, random, state)
+        : this.read(host, random, state);
+    act.then(() => {
+      if (this.alive.get(host) === state) this.alive.delete(host);
+    }, this.fail);
   }
 
   kill(host: string): void {
@@ -54,10 +72,14 @@ export class Load {
     return owner !== undefined && this.alive.has(host) && forgeUnit(this.site, this.model, owner, random);
   }
 
-  isAlive(host: string): boolean { return this.alive.has(host); }
+  isAlive(host: string): boolean {
+    return this.alive.has(host);
+  }
 
   /** What the actors that have not ended are waiting for. */
-  get waiting(): string[] { return [...this.alive].map(([host, { what }]) => `${host}: ${what}`); }
+  get waiting(): string[] {
+    return [...this.alive].map(([host, { what }]) => `${host}: ${what}`);
+  }
 
   private async write(host: string, random: SimRandom, state: { what: string }): Promise<void> {
     const clock = this.site.clock(host);
@@ -68,28 +90,49 @@ export class Load {
       if (random.int(25) === 0) await this.expecting(host, state, `removing ${name}`, () => this.remove(client, name));
       state.what = `opening ${name}`;
       const writer = await this.open(host, state, client, name, random);
-      if (writer === undefined) { await sleep(clock, 5 + random.random() * 20); continue; }
+      if (writer === undefined) {
+        await sleep(clock, 5 + random.random() * 20);
+        continue;
+      }
       const owner = this.model.owned(host, writer);
       if (owner.isSecond) this.site.see('second-owner');
       this.owners.set(host, owner);
       await this.expecting(host, state, `writing ${name}`, () => this.append(owner, state, random, clock));
       const isLarge = owner.written >= MOST_BYTES;
-      if (!writer.destroyed && random.int(3) !== 0) await this.expecting(host, state, `closing ${name}`, async () => { await ended(writer); this.published(owner); });
-      else { state.what = `destroying ${name}`; await destroyed(writer); }
+      if (!writer.destroyed && random.int(3) !== 0)
+        await this.expecting(host, state, `closing ${name}`, async () => {
+          await ended(writer);
+          this.published(owner);
+        });
+      else {
+        state.what = `destroying ${name}`;
+        await destroyed(writer);
+      }
       if (isLarge) await this.expecting(host, state, `removing ${name}`, () => this.remove(client, name));
     }
     state.what = 'closing the client';
     await client.close();
   }
 
-  private async open(host: string, state: { what: string }, client: Client, name: string, random: SimRandom): Promise<FileWriter | undefined> {
+  private async open(
+    host: string,
+    state: { what: string },
+    client: Client,
+    name: string,
+    random: SimRandom,
+  ): Promise<FileWriter | undefined> {
     const { codes } = this.site.plan;
     let writer = await this.expecting(host, state, `taking over ${name}`, () => client.append(name));
-    writer ??= await this.expecting(host, state, `creating ${name}`, () => client.create(name, {
-      code: codes[random.int(codes.length)]!, unitBytes: UNIT_BYTES[random.int(UNIT_BYTES.length)]!,
-    }));
+    writer ??= await this.expecting(host, state, `creating ${name}`, () =>
+      client.create(name, {
+        code: codes[random.int(codes.length)]!,
+        unitBytes: UNIT_BYTES[random.int(UNIT_BYTES.length)]!,
+      }),
+    );
     writer?.on('error', () => {});
-    writer?.on('mode', ({ reason }: { reason: string }) => { if (/credit|unexpected|malformed/i.test(reason)) this.misconduct ??= `${host} left its switch: ${reason}`; });
+    writer?.on('mode', ({ reason }: { reason: string }) => {
+      if (/credit|unexpected|malformed/i.test(reason)) this.misconduct ??= `${host} left its switch: ${reason}`;
+    });
     return writer;
   }
 
@@ -117,7 +160,10 @@ export class Load {
   private published({ writer, written }: Owner): void {
     const file = this.model.file(writer.internals.file);
     if (writer.progress.acknowledgedBytes !== written) {
-      throw new Violation('flush told too early', `file ${file.id} '${file.name}': ${writer.progress.acknowledgedBytes} of ${written} bytes are acknowledged`);
+      throw new Violation(
+        'flush told too early',
+        `file ${file.id} '${file.name}': ${writer.progress.acknowledgedBytes} of ${written} bytes are acknowledged`,
+      );
     }
     file.published = Math.max(file.published, written);
   }
@@ -138,7 +184,10 @@ export class Load {
       const name = fileNames[random.int(fileNames.length)]!;
       const floors = new Map([...this.model.files].map(([id, file]) => [id, file.published]));
       const reader = await this.expecting(host, state, `opening ${name} to read`, () => client.open(name));
-      if (reader === undefined) { await sleep(clock, 5 + random.random() * 20); continue; }
+      if (reader === undefined) {
+        await sleep(clock, 5 + random.random() * 20);
+        continue;
+      }
       await this.expecting(host, state, `reading ${name}`, () => this.readParts(host, reader, random, clock, floors));
       this.model.counts.stripesRead += reader.progress.stripes;
       state.what = 'closing a reader';
@@ -149,34 +198,59 @@ export class Load {
     await client.close();
   }
 
-  private async readParts(host: string, reader: FileReader, random: SimRandom, clock: Clock, floors: ReadonlyMap<number, number>): Promise<void> {
-    const record = recordOf(reader), file = this.model.file(record);
+  private async readParts(
+    host: string,
+    reader: FileReader,
+    random: SimRandom,
+    clock: Clock,
+    floors: ReadonlyMap<number, number>,
+  ): Promise<void> {
+    const record = recordOf(reader),
+      file = this.model.file(record);
     if (!file.isTainted && reader.length < (floors.get(record.id) ?? 0)) {
-      throw new Violation('published bytes not seen', `file ${file.id} '${file.name}': ${host} sees ${reader.length} bytes, ${floors.get(record.id)} had been flushed before it opened the file`);
+      throw new Violation(
+        'published bytes not seen',
+        `file ${file.id} '${file.name}': ${host} sees ${reader.length} bytes, ${floors.get(record.id)} had ` +
+          'been flushed before it opened the file',
+      );
     }
     for (let round = 1 + random.int(random.int(2) === 0 ? 6 : 40); round > 0 && !this.stopping; round--) {
-      const from = random.int(3) === 0 ? 0 : random.int(reader.length + 1), length = random.int(3) === 0 ? reader.length : random.int(10_000);
+      const from = random.int(3) === 0 ? 0 : random.int(reader.length + 1),
+        length = random.int(3) === 0 ? reader.length : random.int(10_000);
       this.model.read(file, from, await reader.read(from, length), host);
       if (random.int(3) === 0) {
         if (random.int(3) === 0) await sleep(clock, random.random() * 20);
         const before = reader.length;
-        if (await reader.refresh() < before) throw new Violation('file became shorter', `file ${file.id}: ${before} bytes were committed, then ${reader.length}`);
+        if ((await reader.refresh()) < before)
+          throw new Violation(
+            'file became shorter',
+            `file ${file.id}: ${before} bytes were committed, then ${reader.length}`,
+          );
       }
     }
   }
 
   /** Somebody who looks after the nodes: rebuilds and scrubs what there is, for as long as the load lasts. */
   private async rebuild(host: string, random: SimRandom, state: { what: string }): Promise<void> {
-    const clock = this.site.clock(host), { losses } = this.site;
+    const clock = this.site.clock(host),
+      { losses } = this.site;
     const client = await this.connected(host, clock);
     while (!this.stopping) {
-      const name = this.site.plan.fileNames[random.int(this.site.plan.fileNames.length)]!, isScrub = random.int(3) === 0, { moment } = losses;
+      const name = this.site.plan.fileNames[random.int(this.site.plan.fileNames.length)]!,
+        isScrub = random.int(3) === 0,
+        { moment } = losses;
       await this.expecting(host, state, `${isScrub ? 'scrubbing' : 'rebuilding'} ${name}`, async () => {
-        const record = await client.stat(name), options = { ...(random.int(3) === 0 && { bytesPerSecond: 2_000_000 }) };
+        const record = await client.stat(name),
+          options = { ...(random.int(3) === 0 && { bytesPerSecond: 2_000_000 }) };
         const report = await (isScrub ? client.scrub(name, options) : client.rebuild(name, options));
         if (!isComplete(report)) return;
         this.site.see('rebuilt');
-        losses.rebuilt(record.id, ({ stripe, epoch, counter }) => stripe < report.stripes && isCommitted(record, stripe, epoch, counter), moment, isScrub);
+        losses.rebuilt(
+          record.id,
+          ({ stripe, epoch, counter }) => stripe < report.stripes && isCommitted(record, stripe, epoch, counter),
+          moment,
+          isScrub,
+        );
       });
       await sleep(clock, random.random() * 30);
     }
@@ -196,15 +270,30 @@ export class Load {
   }
 
   /** @returns undefined when it failed as things may fail */
-  private async expecting<T>(host: string, state: { what: string }, what: string, run: () => Promise<T>): Promise<T | undefined> {
+  private async expecting<T>(
+    host: string,
+    state: { what: string },
+    what: string,
+    run: () => Promise<T>,
+  ): Promise<T | undefined> {
     state.what = what;
     this.site.world.note(`${host} is ${what}`);
     try {
       return await run();
     } catch (error) {
       const code = codeOf(error);
-      if (error instanceof Violation || code === undefined || !(this.site.plan.faults.length === 0 ? EXPECTED_IN_PEACE : EXPECTED).has(code)) {
-        throw error instanceof Violation ? error : new Violation('unexpected error', `${host}, ${what}: ${error instanceof Error ? error.stack ?? error.message : String(error)}`, { cause: error });
+      if (
+        error instanceof Violation ||
+        code === undefined ||
+        !(this.site.plan.faults.length === 0 ? EXPECTED_IN_PEACE : EXPECTED).has(code)
+      ) {
+        throw error instanceof Violation
+          ? error
+          : new Violation(
+              'unexpected error',
+              `${host}, ${what}: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}`,
+              { cause: error },
+            );
       }
       this.errors.set(code, (this.errors.get(code) ?? 0) + 1);
       this.site.world.note(`${host}, ${what}: ${(error as Error).message}`);
@@ -219,20 +308,31 @@ export function isComplete({ stripes, stripesDone, stripesLost, unitsFailed, nod
 }
 
 /** The record a reader goes by. */
-export function recordOf(reader: FileReader): FileRecord { return (reader as unknown as { file: FileRecord }).file; }
+export function recordOf(reader: FileReader): FileRecord {
+  return (reader as unknown as { file: FileRecord }).file;
+}
 
 /** Resolves when the bytes are in the ring. */
 function written(writer: FileWriter, bytes: Buffer): Promise<void> {
   return new Promise((resolve, reject) => {
-    if (writer.errored !== null) { reject(writer.errored); return; }
-    writer.write(bytes, (error) => { if (error) reject(writer.errored ?? error); else resolve(); });
+    if (writer.errored !== null) {
+      reject(writer.errored);
+      return;
+    }
+    writer.write(bytes, (error) => {
+      if (error) reject(writer.errored ?? error);
+      else resolve();
+    });
   });
 }
 
 /** Ends a writer; resolves when all it was given is acknowledged. */
 export function ended(writer: FileWriter): Promise<void> {
   return new Promise((resolve, reject) => {
-    if (writer.errored !== null) { reject(writer.errored); return; }
+    if (writer.errored !== null) {
+      reject(writer.errored);
+      return;
+    }
     writer.once('error', reject);
     writer.once('finish', resolve);
     writer.end();
@@ -241,8 +341,13 @@ export function ended(writer: FileWriter): Promise<void> {
 
 function destroyed(writer: FileWriter): Promise<void> {
   return new Promise((resolve) => {
-    if (writer.closed) { resolve(); return; }
-    writer.once('close', () => { resolve(); });
+    if (writer.closed) {
+      resolve();
+      return;
+    }
+    writer.once('close', () => {
+      resolve();
+    });
     writer.destroy();
   });
 }

@@ -1,29 +1,42 @@
 /**
  * What a run destroyed for good, unit by unit: the only excuse for bytes that can't be had.
  *
- * Intuition: a disk is looked at before and after something happened to it; units that were whole before and aren't after
- * are lost, until a rebuild that began later has completed. A stripe may be missing only when more of its units than
- * its code bears are lost here, or were never there and its holders said so (checker.ts counts them).
+ * Intuition: a disk is looked at before and after something happened to it; units that were whole before and aren't
+ * after are lost, until a rebuild that began later has completed. A stripe may be missing only when more of its units
+ * than its code bears are lost here, or were never there and its holders said so (checker.ts counts them).
  */
 import type { MemoryDisk } from '../../storage-node/memory-disk.js';
 import { codeOf } from '../../wire/errors.js';
 
 /** A unit as a disk held it, with what its holder recorded missing beside it. */
-export interface LostUnit { readonly fileId: number; readonly stripe: number; readonly epoch: number; readonly counter: number; readonly unit: number; readonly missing: bigint }
+export interface LostUnit {
+  readonly fileId: number;
+  readonly stripe: number;
+  readonly epoch: number;
+  readonly counter: number;
+  readonly unit: number;
+  readonly missing: bigint;
+}
 
 export class Losses {
   /** Something was destroyed on these nodes. */
   readonly nodes = new Set<string>();
   /** Their stores could not be opened any more: all they held is lost, whatever that was. */
   readonly whole = new Set<string>();
-  private readonly units = new Map<number, Map<string, LostUnit & { readonly node: string; readonly isSilent: boolean }>>();
+  private readonly units = new Map<
+    number,
+    Map<string, LostUnit & { readonly node: string; readonly isSilent: boolean }>
+  >();
   /** Counts destructions. */
   private count = 0;
 
   /** @param list  the whole units of a disk; throws ERR_CHECKSUM when it can't be opened */
   constructor(private readonly list: (node: string, disk: MemoryDisk) => Promise<LostUnit[]>) {}
 
-  /** @param destroy  does it at once, and returns the disk that the node has then  @param isSilent  only who reads everything back finds it */
+  /**
+   * @param destroy  does it at once, and returns the disk that the node has then
+   * @param isSilent  only who reads everything back finds it
+   */
   async destroying(node: string, disk: MemoryDisk, destroy: () => MemoryDisk, isSilent = false): Promise<void> {
     // What was written and not synced was not acknowledged.
     const before = await this.wholeUnits(node, disk.snapshot());
@@ -31,7 +44,8 @@ export class Losses {
     this.nodes.add(node);
     this.count++;
     if (before === undefined || after === undefined) this.whole.add(node);
-    for (const [name, unit] of before ?? []) if (after?.has(name) !== true) this.lose(nameOf(unit), { ...unit, node, isSilent });
+    for (const [name, unit] of before ?? [])
+      if (after?.has(name) !== true) this.lose(nameOf(unit), { ...unit, node, isSilent });
   }
 
   /** A store refuses to open, as it knows that it was damaged. */
@@ -42,9 +56,14 @@ export class Losses {
   }
 
   /** To be taken before a rebuild, for `rebuilt()`. */
-  get moment(): number { return this.count; }
+  get moment(): number {
+    return this.count;
+  }
 
-  /** A rebuild (`isScrub`: that read everything back) has completed of what `isCovered`: what was lost of it before it began is there again. */
+  /**
+   * A rebuild (`isScrub`: that read everything back) has completed of what `isCovered`: what was lost of it before it
+   * began is there again.
+   */
   rebuilt(fileId: number, isCovered: (unit: LostUnit) => boolean, began: number, isScrub: boolean): void {
     const units = this.units.get(fileId);
     // A node that was lost meanwhile may have lost what had just been restored.
@@ -58,11 +77,13 @@ export class Losses {
   }
 
   /** The lost units of a file. */
-  *of(fileId: number): Generator<LostUnit> { yield* this.units.get(fileId)?.values() ?? []; }
+  *of(fileId: number): Generator<LostUnit> {
+    yield* this.units.get(fileId)?.values() ?? [];
+  }
 
   private lose(name: string, unit: LostUnit & { readonly node: string; readonly isSilent: boolean }): void {
     let units = this.units.get(unit.fileId);
-    if (units === undefined) this.units.set(unit.fileId, units = new Map());
+    if (units === undefined) this.units.set(unit.fileId, (units = new Map()));
     units.set(name, unit);
   }
 
@@ -76,4 +97,6 @@ export class Losses {
   }
 }
 
-function nameOf({ stripe, epoch, counter, unit }: Pick<LostUnit, 'stripe' | 'epoch' | 'counter' | 'unit'>): string { return `${stripe}/${epoch}/${counter}/${unit}`; }
+function nameOf({ stripe, epoch, counter, unit }: Pick<LostUnit, 'stripe' | 'epoch' | 'counter' | 'unit'>): string {
+  return `${stripe}/${epoch}/${counter}/${unit}`;
+}

@@ -36,15 +36,19 @@ const CLIENT_RING_BYTES = 1 << 20;
 const RESTART_MS = 60;
 const UUID = '00000000-0000-4000-8000-0000cafef00d';
 
-/** Looks at every unit that a node lets through its door: none may have been sent under a map older than the node's own. */
+/**
+ * Looks at every unit that a node lets through its door: none may have been sent under a map older than the node's own.
+ */
 function watchDoor(node: StorageNode, site: Site): void {
   const { store } = node as unknown as { store: UnitStore };
   const append = store.append.bind(store);
   store.append = (client, token, words, w, headerBytes, payload, rebuilt) => {
     const mapEpoch = words[w + W.MAP_EPOCH]!;
-    if (mapEpoch < node.mapEpoch) site.misconduct ??= `${node.id} takes a unit sent under map epoch ${mapEpoch}, it holds ${node.mapEpoch}`;
+    if (mapEpoch < node.mapEpoch)
+      site.misconduct ??= `${node.id} takes a unit sent under map epoch ${mapEpoch}, it holds ${node.mapEpoch}`;
     const refusal = append(client, token, words, w, headerBytes, payload, rebuilt);
-    if (refusal === Refusal.NONE) site.see('late-copies'); else if (refusal === Refusal.NAME_CONFLICT) site.see('name-conflict');
+    if (refusal === Refusal.NONE) site.see('late-copies');
+    else if (refusal === Refusal.NAME_CONFLICT) site.see('name-conflict');
     return refusal;
   };
 }
@@ -73,12 +77,16 @@ export class Site {
     this.plan = plan;
     this.world = new SimWorld({ seed: plan.seed, bytesPerMs: plan.bytesPerMs });
     const latency = this.world.fork('store latency');
-    this.memory = new MemoryCluster(this.clock('store'), { latencyMs: () => 0.001 + latency.random() * plan.storeLatencyMs });
+    this.memory = new MemoryCluster(this.clock('store'), {
+      latencyMs: () => 0.001 + latency.random() * plan.storeLatencyMs,
+    });
     for (const id of plan.nodes) this.nodes.set(id, new NodeMachine(this, id));
     for (const id of plan.switches) this.switches.set(id, new SwitchMachine(this, id));
   }
 
-  see(event: EventName): void { this.seen.set(event, (this.seen.get(event) ?? 0) + 1); }
+  see(event: EventName): void {
+    this.seen.set(event, (this.seen.get(event) ?? 0) + 1);
+  }
 
   async start(): Promise<void> {
     if (this.plan.drift > 0) this.see('clock-drift');
@@ -90,7 +98,11 @@ export class Site {
   }
 
   /** Resolves after so much of the world's own time. */
-  pause(ms: number): Promise<void> { return new Promise((resolve) => { this.world.schedule(ms, undefined, resolve); }); }
+  pause(ms: number): Promise<void> {
+    return new Promise((resolve) => {
+      this.world.schedule(ms, undefined, resolve);
+    });
+  }
 
   /** The clock of a host's present life; it drifts, and its timers die with the host. */
   clock(host: string): Clock {
@@ -98,14 +110,19 @@ export class Site {
     let drift = this.drifts.get(host);
     if (drift === undefined) {
       const random = world.fork(`drift ${host}`);
-      this.drifts.set(host, drift = { rate: 1 + (random.random() * 2 - 1) * this.plan.drift, offset: random.random() * 1000 });
+      this.drifts.set(
+        host,
+        (drift = { rate: 1 + (random.random() * 2 - 1) * this.plan.drift, offset: random.random() * 1000 }),
+      );
     }
     const { rate, offset } = drift;
     const random = world.fork(`clock ${host} ${this.lives++}`);
     return {
       now: () => world.now() * rate + offset,
       setTimer: (ms, fn) => world.setTimer(ms / rate, fn, host),
-      clearTimer: (handle) => { world.clearTimer(handle as Parameters<SimWorld['clearTimer']>[0]); },
+      clearTimer: (handle) => {
+        world.clearTimer(handle as Parameters<SimWorld['clearTimer']>[0]);
+      },
       random: () => random.random(),
     };
   }
@@ -127,13 +144,20 @@ export class Site {
     this.stores.get(host)?.inner.heal();
   }
 
-  fork(label: string): SimRandom { return this.world.fork(`${label} ${this.lives++}`); }
+  fork(label: string): SimRandom {
+    return this.world.fork(`${label} ${this.lives++}`);
+  }
 
   /** A client on a host that must not have a process already. */
   connect(host: string): Promise<Client> {
     return connect({
-      cluster: this.storeOf(host), device: this.world.openDevice(host), clock: this.clock(host), name: host, deadlineMs: DEADLINE_MS,
-      holdMs: 30, ringMemoryBytes: CLIENT_RING_BYTES,
+      cluster: this.storeOf(host),
+      device: this.world.openDevice(host),
+      clock: this.clock(host),
+      name: host,
+      deadlineMs: DEADLINE_MS,
+      holdMs: 30,
+      ringMemoryBytes: CLIENT_RING_BYTES,
     });
   }
 }
@@ -149,7 +173,10 @@ abstract class Machine {
   protected life = 0;
   private wanted = false;
 
-  constructor(site: Site, id: string) { this.site = site; this.id = id; }
+  constructor(site: Site, id: string) {
+    this.site = site;
+    this.id = id;
+  }
 
   start(): void {
     if (this.wanted) return;
@@ -168,13 +195,17 @@ abstract class Machine {
     this.end();
     const life = this.life;
     this.wanted = true;
-    this.site.world.schedule(afterMs, undefined, () => { if (this.wanted && life === this.life) this.boot(); });
+    this.site.world.schedule(afterMs, undefined, () => {
+      if (this.wanted && life === this.life) this.boot();
+    });
   }
 
   protected boot(): void {
     const life = ++this.life;
     this.run().then(
-      () => { if (life === this.life) this.isUp = true; },
+      () => {
+        if (life === this.life) this.isUp = true;
+      },
       (error: unknown) => {
         if (codeOf(error) === undefined) throw error;
         this.site.world.note(`${this.id} could not start: ${String(error)}`);
@@ -195,7 +226,9 @@ abstract class Machine {
   /** Begins a life; resolves when it serves. */
   protected abstract run(): Promise<void>;
   protected abstract ended(): void;
-  protected couldNotStart(_error: unknown): void { /* it is tried again */ }
+  protected couldNotStart(_error: unknown): void {
+    /* it is tried again */
+  }
   /** Ends as asked to. */
   protected abstract leave(): Promise<void> | undefined;
 
@@ -224,7 +257,7 @@ export class NodeMachine extends Machine {
   /** The process is gone, and so is its disk: a blank one is in its place. */
   loseDisk(): MemoryDisk {
     this.kill();
-    return this.disk = new MemoryDisk(DISK_BYTES);
+    return (this.disk = new MemoryDisk(DISK_BYTES));
   }
 
   /** A store that knows that it was damaged is replaced by a blank one, as its operator would. */
@@ -234,17 +267,34 @@ export class NodeMachine extends Machine {
     this.disk = new MemoryDisk(DISK_BYTES);
   }
 
-  protected leave(): Promise<void> | undefined { return this.node?.stop(); }
+  protected leave(): Promise<void> | undefined {
+    return this.node?.stop();
+  }
 
   protected async run(): Promise<void> {
     const { site, id, disk } = this;
     attachDisk(disk, site.world, id, site.fork(`disk ${id}`), this.trouble);
     const life = this.life;
     this.node = new StorageNode({
-      id, device: site.world.openDevice(id), clock: site.clock(id), clusterStore: site.storeOf(id), disk, host: id, port: 7000,
-      ringMemoryBytes: RING_MEMORY_BYTES, readMemoryBytes: READ_MEMORY_BYTES, maxSlots: MAX_SLOTS, leaseMs: 500, rejoinMs: 100, silentMs: 2000,
-      log: (message) => { site.world.note(`${id}: ${message}`); },
-      onDisplaced: () => { if (life === this.life) this.restart(RESTART_MS); },
+      id,
+      device: site.world.openDevice(id),
+      clock: site.clock(id),
+      clusterStore: site.storeOf(id),
+      disk,
+      host: id,
+      port: 7000,
+      ringMemoryBytes: RING_MEMORY_BYTES,
+      readMemoryBytes: READ_MEMORY_BYTES,
+      maxSlots: MAX_SLOTS,
+      leaseMs: 500,
+      rejoinMs: 100,
+      silentMs: 2000,
+      log: (message) => {
+        site.world.note(`${id}: ${message}`);
+      },
+      onDisplaced: () => {
+        if (life === this.life) this.restart(RESTART_MS);
+      },
     });
     await this.node.start();
     watchDoor(this.node, site);
@@ -259,18 +309,33 @@ export class NodeMachine extends Machine {
 export class SwitchMachine extends Machine {
   core: SwitchCore | undefined;
 
-  protected leave(): Promise<void> | undefined { return this.core?.stop(); }
+  protected leave(): Promise<void> | undefined {
+    return this.core?.stop();
+  }
 
   protected async run(): Promise<void> {
     const { site, id } = this;
-    const device = site.world.openDevice(id), clock = site.clock(id);
+    const device = site.world.openDevice(id),
+      clock = site.clock(id);
     this.core = new SwitchCore({
-      context: { device, hub: new Hub(device), clock, secret: undefined, clusterId: site.clusterId }, store: site.storeOf(id),
-      id, host: id, port: 7100, controlPort: 0, ringMemoryBytes: RING_MEMORY_BYTES, transport: 'auto',
-      heartbeatMs: DEADLINE_MS / 10, deadlineMs: DEADLINE_MS, log: (message) => { site.world.note(`${id}: ${message}`); },
+      context: { device, hub: new Hub(device), clock, secret: undefined, clusterId: site.clusterId },
+      store: site.storeOf(id),
+      id,
+      host: id,
+      port: 7100,
+      controlPort: 0,
+      ringMemoryBytes: RING_MEMORY_BYTES,
+      transport: 'auto',
+      heartbeatMs: DEADLINE_MS / 10,
+      deadlineMs: DEADLINE_MS,
+      log: (message) => {
+        site.world.note(`${id}: ${message}`);
+      },
     });
     await this.core.start();
   }
 
-  protected ended(): void { this.core = undefined; }
+  protected ended(): void {
+    this.core = undefined;
+  }
 }

@@ -1,5 +1,6 @@
 /**
- * What must be true, kept beside the cluster: who wrote which bytes of which file, what was acknowledged, what was read.
+ * What must be true, kept beside the cluster: who wrote which bytes of which file, what was acknowledged, what was
+ * read.
  *
  * Intuition: a file is a list of segments, one for each owner that took it over and got it: from where on its bytes
  * are. An owner's bytes are a function of its number and the offset, so nothing needs to be kept to compare them.
@@ -27,7 +28,8 @@ const pattern = makePattern();
 
 /** All owners' bytes are cut from it, at places of their own; twice, so that a cut never reaches its end. */
 function makePattern(): Buffer {
-  const random = new SimRandom('pattern'), words = new Uint32Array(Math.ceil(PATTERN_BYTES / 4));
+  const random = new SimRandom('pattern'),
+    words = new Uint32Array(Math.ceil(PATTERN_BYTES / 4));
   for (let i = 0; i < words.length; i++) words[i] = random.uint32();
   const once = Buffer.from(words.buffer, 0, PATTERN_BYTES);
   return Buffer.concat([once, once]);
@@ -62,18 +64,35 @@ export class FileModel {
   /** An owner was lost between the two: units under one name differ, and nobody can know whose they are. */
   isTainted = false;
 
-  constructor(readonly id: number, readonly name: string, readonly code: string, readonly unitBytes: number) {}
+  constructor(
+    readonly id: number,
+    readonly name: string,
+    readonly code: string,
+    readonly unitBytes: number,
+  ) {}
 
-  /** The last owner is succeeded, or lost: was a name of its taken by other bytes, and not answered yet? @returns isTainted */
+  /**
+   * The last owner is succeeded, or lost: was a name of its taken by other bytes, and not answered yet?
+   * @returns isTainted
+   */
   lose(): boolean {
     const last = this.segments[this.segments.length - 1]?.owner.writer.internals;
-    if (last !== undefined && this.forged?.epoch === last.file.writerEpoch && last.window.acknowledgedCounter < this.forged.counter) this.isTainted = true;
+    if (
+      last !== undefined &&
+      this.forged?.epoch === last.file.writerEpoch &&
+      last.window.acknowledgedCounter < this.forged.counter
+    )
+      this.isTainted = true;
     return this.isTainted;
   }
 
-  get written(): number { return this.segments[this.segments.length - 1]?.owner.written ?? 0; }
+  get written(): number {
+    return this.segments[this.segments.length - 1]?.owner.written ?? 0;
+  }
 
-  get acknowledged(): number { return Math.max(0, ...this.owners.map((owner) => owner.writer.progress.acknowledgedBytes)); }
+  get acknowledged(): number {
+    return Math.max(0, ...this.owners.map((owner) => owner.writer.progress.acknowledgedBytes));
+  }
 }
 
 export class Model {
@@ -85,7 +104,8 @@ export class Model {
 
   file(record: FileRecord): FileModel {
     let file = this.files.get(record.id);
-    if (file === undefined) this.files.set(record.id, file = new FileModel(record.id, record.name, record.code, record.unitBytes));
+    if (file === undefined)
+      this.files.set(record.id, (file = new FileModel(record.id, record.name, record.code, record.unitBytes)));
     return file;
   }
 
@@ -98,14 +118,30 @@ export class Model {
     const name = `file ${file.id} '${file.name}', taken by ${host} with epoch ${writerEpoch}`;
     if (writerEpoch < file.newestEpoch) {
       // It got the file, and before it heard so another had it: nothing of its own may ever be acknowledged.
-      const late: Owner = { number: ++this.owners, host, writer, base: kept, written: kept, frozenAt: kept, isSecond: true };
+      const late: Owner = {
+        number: ++this.owners,
+        host,
+        writer,
+        base: kept,
+        written: kept,
+        frozenAt: kept,
+        isSecond: true,
+      };
       file.owners.push(late);
       return late;
     }
     file.newestEpoch = writerEpoch;
     if (!file.lose()) this.checkKept(file, kept, previous, name);
     for (const owner of file.owners) owner.frozenAt ??= kept;
-    const owner: Owner = { number: ++this.owners, host, writer, base: kept, written: kept, frozenAt: undefined, isSecond: previous !== undefined && !previous.writer.destroyed };
+    const owner: Owner = {
+      number: ++this.owners,
+      host,
+      writer,
+      base: kept,
+      written: kept,
+      frozenAt: undefined,
+      isSecond: previous !== undefined && !previous.writer.destroyed,
+    };
     file.owners.push(owner);
     file.segments.push({ start: kept, owner });
     if (previous !== undefined) this.counts.takeovers++;
@@ -113,9 +149,18 @@ export class Model {
   }
 
   private checkKept(file: FileModel, kept: number, previous: Owner | undefined, name: string): void {
-    if (kept < file.acknowledged) throw new Violation('acknowledged bytes lost', `${name}: ${kept} bytes kept, ${file.acknowledged} were acknowledged`);
-    if (kept < file.seen) throw new Violation('read bytes taken back', `${name}: ${kept} bytes kept, readers had seen ${file.seen}`);
-    if (kept > (previous?.written ?? 0)) throw new Violation('bytes from nowhere', `${name}: ${kept} bytes kept, ${previous?.written ?? 0} were ever written`);
+    if (kept < file.acknowledged)
+      throw new Violation(
+        'acknowledged bytes lost',
+        `${name}: ${kept} bytes kept, ${file.acknowledged} were acknowledged`,
+      );
+    if (kept < file.seen)
+      throw new Violation('read bytes taken back', `${name}: ${kept} bytes kept, readers had seen ${file.seen}`);
+    if (kept > (previous?.written ?? 0))
+      throw new Violation(
+        'bytes from nowhere',
+        `${name}: ${kept} bytes kept, ${previous?.written ?? 0} were ever written`,
+      );
   }
 
   /** The owner's next bytes, to be written. */
@@ -130,10 +175,18 @@ export class Model {
     if (file.isTainted) return;
     const end = offset + bytes.length;
     const name = `file ${file.id} '${file.name}', ${reader} at ${offset}`;
-    if (end > file.written) throw new Violation('bytes from nowhere', `${name}: ${bytes.length} bytes read, ${file.written} were ever written`);
+    if (end > file.written)
+      throw new Violation(
+        'bytes from nowhere',
+        `${name}: ${bytes.length} bytes read, ${file.written} were ever written`,
+      );
     const expected = this.content(file, offset, bytes.length);
     const at = firstDifference(expected, bytes);
-    if (at >= 0) throw new Violation('wrong bytes read', `${name}: byte ${offset + at} is ${bytes[at]}, written was ${expected[at]}`);
+    if (at >= 0)
+      throw new Violation(
+        'wrong bytes read',
+        `${name}: byte ${offset + at} is ${bytes[at]}, written was ${expected[at]}`,
+      );
     file.seen = Math.max(file.seen, end);
     this.counts.bytesRead += bytes.length;
   }
@@ -143,7 +196,8 @@ export class Model {
     const out = Buffer.alloc(length);
     // Later segments lie on top of what earlier owners wrote beyond what was kept.
     for (const { start, owner } of file.segments) {
-      const from = Math.max(offset, start), to = Math.min(offset + length, owner.written);
+      const from = Math.max(offset, start),
+        to = Math.min(offset + length, owner.written);
       if (from < to) this.ownBytes(owner, from, to - from).copy(out, from - offset);
     }
     return out;
@@ -151,13 +205,22 @@ export class Model {
 
   /** What must hold at any moment. */
   check(): void {
-    for (const file of this.files.values()) for (const owner of file.isTainted ? [] : file.owners) {
-      const { acknowledgedBytes } = owner.writer.progress;
-      if (owner.frozenAt !== undefined && acknowledgedBytes > owner.frozenAt) {
-        throw new Violation('fenced writer acknowledged', `file ${file.id} '${file.name}': ${owner.host} has ${acknowledgedBytes} bytes acknowledged, the next owner kept ${owner.frozenAt}`);
+    for (const file of this.files.values())
+      for (const owner of file.isTainted ? [] : file.owners) {
+        const { acknowledgedBytes } = owner.writer.progress;
+        if (owner.frozenAt !== undefined && acknowledgedBytes > owner.frozenAt) {
+          throw new Violation(
+            'fenced writer acknowledged',
+            `file ${file.id} '${file.name}': ${owner.host} has ${acknowledgedBytes} bytes acknowledged, the ` +
+              `next owner kept ${owner.frozenAt}`,
+          );
+        }
+        if (acknowledgedBytes > owner.written)
+          throw new Violation(
+            'bytes from nowhere',
+            `file ${file.id}: ${acknowledgedBytes} bytes acknowledged, ${owner.written} written`,
+          );
       }
-      if (acknowledgedBytes > owner.written) throw new Violation('bytes from nowhere', `file ${file.id}: ${acknowledgedBytes} bytes acknowledged, ${owner.written} written`);
-    }
   }
 
   private ownBytes(owner: Owner, offset: number, length: number): Buffer {

@@ -50,12 +50,24 @@ export async function simulate(options: RunOptions): Promise<RunResult> {
   const run = new Run(plan);
   const digest = createHash('sha256');
   if (options.trace !== undefined || options.hash === true) {
-    run.site.world.trace = (line) => { options.trace?.(line); if (options.hash === true) digest.update(line).update('\n'); };
+    run.site.world.trace = (line) => {
+      options.trace?.(line);
+      if (options.hash === true) digest.update(line).update('\n');
+    };
   }
   const violation = await run.go();
   return {
-    seed: options.seed, plan, violation: violation && { kind: violation.kind, message: violation.message }, virtualMs: run.site.world.now(),
-    struck: run.faults.struck, seen: run.site.seen, errors: run.load.errors, checked: run.checked, operations: run.operations, takeovers: run.model.counts.takeovers, hash: digest.digest('hex'),
+    seed: options.seed,
+    plan,
+    violation: violation && { kind: violation.kind, message: violation.message },
+    virtualMs: run.site.world.now(),
+    struck: run.faults.struck,
+    seen: run.site.seen,
+    errors: run.load.errors,
+    checked: run.checked,
+    operations: run.operations,
+    takeovers: run.model.counts.takeovers,
+    hash: digest.digest('hex'),
   };
 }
 
@@ -73,9 +85,13 @@ class Run {
 
   constructor(private readonly plan: Plan) {
     this.site = new Site(plan);
-    watchSlots((message) => { this.site.misconduct ??= message; });
+    watchSlots((message) => {
+      this.site.misconduct ??= message;
+    });
     this.model = new Model();
-    this.load = new Load(this.site, this.model, (error) => { this.failed(error); });
+    this.load = new Load(this.site, this.model, (error) => {
+      this.failed(error);
+    });
     this.faults = new Faults(this.site, this.load, plan);
   }
 
@@ -86,17 +102,27 @@ class Run {
   }
 
   async go(): Promise<Violation | undefined> {
-    const unhandled = (error: unknown): void => { this.failed(error); };
+    const unhandled = (error: unknown): void => {
+      this.failed(error);
+    };
     process.on('unhandledRejection', unhandled);
     try {
       let isOver = false;
-      this.story().then(() => { isOver = true; }, (error: unknown) => { this.failed(error); });
+      this.story().then(
+        () => {
+          isOver = true;
+        },
+        (error: unknown) => {
+          this.failed(error);
+        },
+      );
       const { world } = this.site;
       while (!isOver && this.failure === undefined) {
         await world.run(() => isOver || this.failure !== undefined, 20);
         this.model.check();
         this.checkConduct();
-        if (world.now() > MAX_RUN_MS) throw new Violation('stuck', `${this.phase} takes more than ${MAX_RUN_MS} virtual ms`);
+        if (world.now() > MAX_RUN_MS)
+          throw new Violation('stuck', `${this.phase} takes more than ${MAX_RUN_MS} virtual ms`);
       }
     } catch (error) {
       this.failed(error);
@@ -105,10 +131,15 @@ class Run {
     }
     if (this.failure === undefined || this.failure instanceof Violation) return this.failure;
     const { failure } = this;
-    return new Violation('crash', `while ${this.phase}: ${failure instanceof Error ? failure.stack ?? failure.message : String(failure)}`);
+    return new Violation(
+      'crash',
+      `while ${this.phase}: ${failure instanceof Error ? (failure.stack ?? failure.message) : String(failure)}`,
+    );
   }
 
-  private failed(error: unknown): void { this.failure ??= error ?? new Error('rejected with nothing'); }
+  private failed(error: unknown): void {
+    this.failure ??= error ?? new Error('rejected with nothing');
+  }
 
   private async story(): Promise<void> {
     const { site, plan, load, faults } = this;
@@ -120,9 +151,19 @@ class Run {
     this.phase = 'healing';
     load.stopping = true;
     faults.heal();
-    await this.within('what was outstanding', () => load.waiting.length === 0, () => load.waiting.join('; '));
-    await this.within('all nodes are up', () => [...site.nodes.values()].every(({ isUp, node }) => isUp && node?.state === 'up'),
-      () => [...site.nodes.values()].map(({ id, isUp, node }) => `${id} ${isUp ? node?.state ?? 'gone' : 'not started'}`).join(', '));
+    await this.within(
+      'what was outstanding',
+      () => load.waiting.length === 0,
+      () => load.waiting.join('; '),
+    );
+    await this.within(
+      'all nodes are up',
+      () => [...site.nodes.values()].every(({ isUp, node }) => isUp && node?.state === 'up'),
+      () =>
+        [...site.nodes.values()]
+          .map(({ id, isUp, node }) => `${id} ${isUp ? (node?.state ?? 'gone') : 'not started'}`)
+          .join(', '),
+    );
     this.model.check();
     const client = await site.connect('final');
     const records = await listFiles(site.memory.client());
@@ -132,7 +173,7 @@ class Run {
     const settled: { record: FileRecord; file: FileModel }[] = [];
     for (const record of records) {
       const file = this.model.file(record);
-      if (!file.isTainted && await this.settle(client, record) && !file.isTainted) settled.push({ record, file });
+      if (!file.isTainted && (await this.settle(client, record)) && !file.isTainted) settled.push({ record, file });
     }
     this.phase = 'checking the disks';
     await this.inspect(settled, false);
@@ -150,32 +191,55 @@ class Run {
     if (isRebuilt || plan.seed % 3 === 0) await this.readDegraded(settled, isRebuilt);
     await client.close();
     this.phase = 'looking for leaks';
-    await this.within('sessions end', () => [...site.nodes.values()].every(({ node }) => node === undefined || node.connectionCount === 0)
-      && [...site.switches.values()].every(({ core }) => core === undefined || (core.counters().sessions === 0 && core.counters().ringMemoryUsed === 0)),
-    () => [...site.nodes.values()].map(({ id, node }) => `${id} has ${node?.connectionCount ?? 0} connections`).join(', '));
+    await this.within(
+      'sessions end',
+      () =>
+        [...site.nodes.values()].every(({ node }) => node === undefined || node.connectionCount === 0) &&
+        [...site.switches.values()].every(
+          ({ core }) => core === undefined || (core.counters().sessions === 0 && core.counters().ringMemoryUsed === 0),
+        ),
+      () =>
+        [...site.nodes.values()]
+          .map(({ id, node }) => `${id} has ${node?.connectionCount ?? 0} connections`)
+          .join(', '),
+    );
     this.model.check();
   }
 
-  /** Takes a file over as a next writer would, and closes it. @returns false when what was destroyed excuses a failure */
+  /**
+   * Takes a file over as a next writer would, and closes it.
+   * @returns false when what was destroyed excuses a failure
+   */
   private async settle(client: Client, record: FileRecord): Promise<boolean> {
     try {
       const writer = await this.timely(`taking over '${record.name}'`, client.append(record.name));
       const owner = this.model.owned('final', writer);
       writer.on('error', () => {});
       await this.timely(`closing '${record.name}'`, ended(writer));
-      if (writer.progress.acknowledgedBytes !== owner.written) throw new Violation('flush told too early', `'${record.name}' at the end`);
+      if (writer.progress.acknowledgedBytes !== owner.written)
+        throw new Violation('flush told too early', `'${record.name}' at the end`);
       return true;
     } catch (error) {
       if (this.model.file(record).lose()) return false;
       if (this.mayBeUndecided(record) && codeOf(error) === 'ERR_UNDECIDED') return false;
-      if (codeOf(error) === 'ERR_TOO_MANY_LOST') { this.suspects.set(record.id, { record, length: this.model.file(record).written }); return false; }
+      if (codeOf(error) === 'ERR_TOO_MANY_LOST') {
+        this.suspects.set(record.id, { record, length: this.model.file(record).written });
+        return false;
+      }
       if (error instanceof Violation) throw error;
-      throw new Violation('file lost', `taking over '${record.name}' when everything works: ${error instanceof Error ? error.stack ?? error.message : String(error)}`);
+      throw new Violation(
+        'file lost',
+        `taking over '${record.name}' when everything ` +
+          `works: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}`,
+      );
     }
   }
 
   /** @param isRebuilt  a rebuild of all files has completed */
-  private async inspect(settled: readonly { record: FileRecord; file: FileModel }[], isRebuilt: boolean): Promise<void> {
+  private async inspect(
+    settled: readonly { record: FileRecord; file: FileModel }[],
+    isRebuilt: boolean,
+  ): Promise<void> {
     const { uuid, clusterId } = await readIdentity(this.site.memory.client());
     const { losses } = this.site;
     const evidence = new Evidence();
@@ -188,16 +252,32 @@ class Run {
         losses.destroyed(machine.id);
         machine.loseDisk();
         machine.start();
-        await this.within('a node with a new disk is up', () => machine.isUp && machine.node?.state === 'up', () => machine.id);
+        await this.within(
+          'a node with a new disk is up',
+          () => machine.isUp && machine.node?.state === 'up',
+          () => machine.id,
+        );
       }
     }
     const check = (record: FileRecord, length: number): Set<number> => {
       const file = this.model.file(record);
-      return checkFile(record, evidence, this.model.content(file, 0, length), losses, isRebuilt, this.checked, this.model.forgedNames);
+      return checkFile(
+        record,
+        evidence,
+        this.model.content(file, 0, length),
+        losses,
+        isRebuilt,
+        this.checked,
+        this.model.forgedNames,
+      );
     };
     for (const { record, file } of settled) this.lost.set(record.id, check(record, file.written));
     for (const { record, length } of this.suspects.values()) {
-      if (check(record, length).size === 0) throw new Violation('file lost', `'${record.name}' was called lost, but no stripe of it lacks more units than its code bears`);
+      if (check(record, length).size === 0)
+        throw new Violation(
+          'file lost',
+          `'${record.name}' was called lost, but no stripe of it lacks more units than its code bears`,
+        );
     }
     this.suspects.clear();
   }
@@ -206,30 +286,43 @@ class Run {
   private async rebuild(client: Client, record: FileRecord, file: FileModel): Promise<void> {
     const lost = this.lost.get(record.id)!.size;
     for (let attempt = 1; ; attempt++) {
-      const report = await this.timely(`rebuilding '${record.name}'`, attempt % 2 === 1 ? client.scrub(record.name) : client.rebuild(record.name));
+      const report = await this.timely(
+        `rebuilding '${record.name}'`,
+        attempt % 2 === 1 ? client.scrub(record.name) : client.rebuild(record.name),
+      );
       if (isComplete({ ...report, stripesLost: Math.max(0, report.stripesLost - lost) })) return;
-      if (attempt === REBUILDS) throw new Violation('not rebuilt', `file ${file.id} '${record.name}', ${lost} stripes are lost: ${JSON.stringify(report)}`);
+      if (attempt === REBUILDS)
+        throw new Violation(
+          'not rebuilt',
+          `file ${file.id} '${record.name}', ${lost} stripes are lost: ${JSON.stringify(report)}`,
+        );
       await this.site.pause(500);
     }
   }
 
   /** The cluster goes on working: a new file is written, read and removed. */
   private async workOn(client: Client): Promise<void> {
-    const name = 'made at the end', code = this.plan.codes[0]!;
+    const name = 'made at the end',
+      code = this.plan.codes[0]!;
     const writer = await this.timely('creating a file', client.create(name, { code, unitBytes: 512 }));
     writer.on('error', () => {});
-    const owner = this.model.owned('final', writer), file = this.model.file(writer.internals.file);
+    const owner = this.model.owned('final', writer),
+      file = this.model.file(writer.internals.file);
     writer.write(this.model.next(owner, 5_000));
     await this.timely('flushing a new file', writer.flush());
     writer.write(this.model.next(owner, 10_001));
     await this.timely('closing a new file', ended(writer));
     const reader = await this.timely('opening a new file', client.open(name));
-    if (reader.length !== 15_001) throw new Violation('acknowledged bytes lost', `a new file has ${reader.length} bytes, 15001 were acknowledged`);
+    if (reader.length !== 15_001)
+      throw new Violation('acknowledged bytes lost', `a new file has ${reader.length} bytes, 15001 were acknowledged`);
     this.model.read(file, 0, await this.timely('reading a new file', reader.read(0, reader.length)), 'final');
     await this.timely('closing a reader', reader.close());
     await this.timely('removing a new file', client.remove(name));
     file.removed = true;
-    const isGone = await client.open(name).then(() => false, (error: unknown) => codeOf(error) === 'ERR_NOT_FOUND');
+    const isGone = await client.open(name).then(
+      () => false,
+      (error: unknown) => codeOf(error) === 'ERR_NOT_FOUND',
+    );
     if (!isGone) throw new Violation('removed file read', `'${name}' can be opened after it was removed`);
   }
 
@@ -238,13 +331,24 @@ class Run {
     const file = this.model.file(record);
     try {
       const reader = await this.timely(`opening '${record.name}'`, client.open(record.name));
-      if (reader.length < file.published) throw new Violation('published bytes not seen', `'${record.name}' has ${reader.length} bytes, ${file.published} were flushed`);
+      if (reader.length < file.published)
+        throw new Violation(
+          'published bytes not seen',
+          `'${record.name}' has ${reader.length} bytes, ${file.published} were flushed`,
+        );
       this.model.read(file, 0, await this.timely(`reading '${record.name}'`, reader.read(0, reader.length)), 'final');
       await reader.close();
     } catch (error) {
-      if (codeOf(error) === 'ERR_TOO_MANY_LOST') { this.suspects.set(record.id, { record, length: file.published }); return; }
+      if (codeOf(error) === 'ERR_TOO_MANY_LOST') {
+        this.suspects.set(record.id, { record, length: file.published });
+        return;
+      }
       if (error instanceof Violation) throw error;
-      throw new Violation('file lost', `reading what is published of '${record.name}' when everything works: ${error instanceof Error ? error.stack ?? error.message : String(error)}`);
+      throw new Violation(
+        'file lost',
+        `reading what is published of '${record.name}' when everything ` +
+          `works: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}`,
+      );
     }
   }
 
@@ -253,19 +357,29 @@ class Run {
     const excusable = degraded > 0 || this.lost.get(record.id)!.size > 0;
     try {
       const reader = await this.timely(`opening '${record.name}'`, client.open(record.name));
-      if (reader.length !== file.written) throw new Violation('acknowledged bytes lost', `'${record.name}' has ${reader.length} bytes, ${file.written} were acknowledged`);
+      if (reader.length !== file.written)
+        throw new Violation(
+          'acknowledged bytes lost',
+          `'${record.name}' has ${reader.length} bytes, ${file.written} were acknowledged`,
+        );
       this.model.read(file, 0, await this.timely(`reading '${record.name}'`, reader.read(0, reader.length)), 'final');
       this.model.counts.stripesRead += reader.progress.stripes;
       await reader.close();
     } catch (error) {
       if (excusable && codeOf(error) === 'ERR_TOO_MANY_LOST') return;
       if (error instanceof Violation) throw error;
-      throw new Violation('file lost', `reading '${record.name}' when ${degraded === 0 ? 'everything works' : `${degraded} nodes are gone`}: ${error instanceof Error ? error.stack ?? error.message : String(error)}`);
+      throw new Violation(
+        'file lost',
+        `reading '${record.name}' when ${degraded === 0 ? 'everything works' : `${degraded} nodes are gone`}: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}`,
+      );
     }
   }
 
   /** Kills as many nodes as every code bears, and reads on. */
-  private async readDegraded(settled: readonly { record: FileRecord; file: FileModel }[], isRebuilt: boolean): Promise<void> {
+  private async readDegraded(
+    settled: readonly { record: FileRecord; file: FileModel }[],
+    isRebuilt: boolean,
+  ): Promise<void> {
     const bearable = Math.min(...this.plan.codes.map((code) => parseCode(code).m));
     const random = this.site.fork('final losses');
     const hosts = [...this.site.nodes.keys()];
@@ -275,7 +389,11 @@ class Run {
     for (const { record, file } of settled) await this.readWhole(client, record, file, wholeBefore ? 0 : bearable);
     await client.close();
     for (const machine of this.site.nodes.values()) machine.start();
-    await this.within('all nodes are up', () => [...this.site.nodes.values()].every(({ isUp }) => isUp), () => 'after the final losses');
+    await this.within(
+      'all nodes are up',
+      () => [...this.site.nodes.values()].every(({ isUp }) => isUp),
+      () => 'after the final losses',
+    );
   }
 
   /** Where no fault damages bytes, no checksum fails, and nobody finds that a peer breaks the protocol. */
@@ -286,31 +404,52 @@ class Run {
     for (const { id, node } of this.site.nodes.values()) {
       if (node === undefined) continue;
       const { protocolErrors, checksumFailures } = node.counters;
-      if (protocolErrors + checksumFailures > 0) throw new Violation('misconduct', `${id} counts ${protocolErrors} protocol errors and ${checksumFailures} checksum failures, though nothing damaged a byte`);
+      if (protocolErrors + checksumFailures > 0)
+        throw new Violation(
+          'misconduct',
+          `${id} counts ${protocolErrors} protocol errors and ${checksumFailures} checksum failures, though ` +
+            'nothing damaged a byte',
+        );
     }
     for (const { id, core } of this.site.switches.values()) {
       const errors = core?.counters().protocolErrors ?? 0;
-      if (errors > 0) throw new Violation('misconduct', `${id} counts ${errors} protocol errors, though nothing damaged a byte`);
+      if (errors > 0)
+        throw new Violation('misconduct', `${id} counts ${errors} protocol errors, though nothing damaged a byte`);
     }
     if (this.load.misconduct !== undefined) throw new Violation('misconduct', this.load.misconduct);
   }
 
-  /** A node with a blank or damaged store proves nothing: who takes a file over may then not know what became of its end. */
-  private mayBeUndecided(record: FileRecord): boolean { return record.nodes.some((id) => this.site.losses.nodes.has(id)); }
+  /**
+   * A node with a blank or damaged store proves nothing: who takes a file over may then not know what became of its
+   * end.
+   */
+  private mayBeUndecided(record: FileRecord): boolean {
+    return record.nodes.some((id) => this.site.losses.nodes.has(id));
+  }
 
   private async within(what: string, holds: () => boolean, observed: () => string): Promise<void> {
     const end = this.site.world.now() + PEACE_MS;
     while (!holds()) {
-      if (this.site.world.now() > end) throw new Violation('stuck', `${PEACE_MS} virtual ms after everything healed, ${what} has not come to its end: ${observed()}`);
+      if (this.site.world.now() > end)
+        throw new Violation(
+          'stuck',
+          `${PEACE_MS} virtual ms after everything healed, ${what} has not come to its end: ${observed()}`,
+        );
       await this.site.pause(5);
     }
   }
 
   private async timely<T>(what: string, promise: Promise<T>): Promise<T> {
     let isOver = false;
-    const mark = (): void => { isOver = true; };
+    const mark = (): void => {
+      isOver = true;
+    };
     promise.then(mark, mark);
-    await this.within(what, () => isOver, () => 'no answer');
+    await this.within(
+      what,
+      () => isOver,
+      () => 'no answer',
+    );
     return promise;
   }
 }

@@ -2,11 +2,18 @@
 import { breakIt } from './mutants.js';
 import { simulate } from './run.js';
 
-export interface Order { readonly seed: number; readonly mutant: string | undefined }
+export interface Order {
+  readonly seed: number;
+  readonly mutant: string | undefined;
+}
 
 export interface Answer {
-  readonly seed: number; readonly violation: { readonly kind: string; readonly message: string } | undefined;
-  readonly operations: number; readonly virtualMs: number; readonly cpuMs: number; readonly kinds: string[];
+  readonly seed: number;
+  readonly violation: { readonly kind: string; readonly message: string } | undefined;
+  readonly operations: number;
+  readonly virtualMs: number;
+  readonly cpuMs: number;
+  readonly kinds: string[];
 }
 
 let broken: string | undefined;
@@ -19,6 +26,13 @@ process.on('message', ({ seed, mutant }: Order) => {
   const before = process.cpuUsage();
   void simulate({ seed }).then(({ violation, operations, virtualMs, struck, seen }) => {
     const { user, system } = process.cpuUsage(before);
-    process.send!({ seed, violation, operations, virtualMs, cpuMs: (user + system) / 1000, kinds: [...struck.keys(), ...seen.keys()] } satisfies Answer);
+    process.send!({
+      seed,
+      violation,
+      operations,
+      virtualMs,
+      cpuMs: (user + system) / 1000,
+      kinds: [...struck.keys(), ...seen.keys()],
+    } satisfies Answer);
   });
 });

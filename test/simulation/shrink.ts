@@ -6,10 +6,13 @@ import { simulate, type RunResult } from './run.js';
  *
  * @returns ids of the faults to keep, and the last failing run with them
  */
-export async function shrink(failed: RunResult, onTry: (kept: number) => void = () => {}): Promise<{ only: number[]; result: RunResult }> {
+export async function shrink(
+  failed: RunResult,
+  onTry: (kept: number) => void = () => {},
+): Promise<{ only: number[]; result: RunResult }> {
   let result = failed;
   let only = failed.plan.faults.map(({ id }) => id);
-  for (let parts = 2; only.length > 0;) {
+  for (let parts = 2; only.length > 0; ) {
     const size = Math.ceil(only.length / parts);
     let isSmaller = false;
     for (let at = 0; at < only.length && !isSmaller; at += size) {

@@ -8,7 +8,11 @@ export class Faults {
   private readonly pairs = new Set<string>();
   private over = false;
 
-  constructor(private readonly site: Site, private readonly load: Load, private readonly plan: Plan) {}
+  constructor(
+    private readonly site: Site,
+    private readonly load: Load,
+    private readonly plan: Plan,
+  ) {}
 
   /** Puts every fault into the world's queue of events. */
   schedule(): void {
@@ -33,13 +37,26 @@ export class Faults {
     const { world, nodes, switches } = this.site;
     world.note('everything heals');
     for (const pair of this.pairs) this.mend(pair);
-    for (const host of [...nodes.keys(), ...switches.keys(), ...this.plan.writers, ...this.plan.readers, ...this.plan.rebuilders]) {
+    for (const host of [
+      ...nodes.keys(),
+      ...switches.keys(),
+      ...this.plan.writers,
+      ...this.plan.readers,
+      ...this.plan.rebuilders,
+    ]) {
       if (world.findHost(host) !== undefined) world.resumeHost(host);
       this.site.healStore(host);
     }
     for (const machine of nodes.values()) {
-      Object.assign(machine.trouble, { failsReads: false, failsWrites: false, failsSyncs: false, full: false, slowMs: 0 });
-      // A store whose sync failed writes nothing any more until it is opened again: somebody replaces the cable, and starts the node.
+      Object.assign(machine.trouble, {
+        failsReads: false,
+        failsWrites: false,
+        failsSyncs: false,
+        full: false,
+        slowMs: 0,
+      });
+      // A store whose sync failed writes nothing any more until it is opened again: somebody replaces the cable, and
+      // starts the node.
       if (machine.isLeaving || (machine.isUp && machine.node?.storeStats().failed === true)) machine.restart(1);
       machine.start();
     }
@@ -48,74 +65,181 @@ export class Faults {
       machine.start();
       if (machine.isUp) void machine.core?.load();
     }
-    for (const host of [...this.plan.writers, ...this.plan.readers, ...this.plan.rebuilders]) if (!this.load.isAlive(host)) this.load.start(host);
+    for (const host of [...this.plan.writers, ...this.plan.readers, ...this.plan.rebuilders])
+      if (!this.load.isAlive(host)) this.load.start(host);
   }
 
   /** @returns what undoes it */
   private strike({ kind, a, b, forMs }: Fault): () => void {
     const { world, nodes, switches } = this.site;
-    const node = nodes.get(a), aSwitch = switches.get(a), trouble = node?.trouble;
-    const link = (options: Parameters<typeof world.setLink>[2]) => { this.pairs.add(`${a} ${b}`); world.setLink(a, b, options); return () => { this.mend(`${a} ${b}`); }; };
-    const cut = (oneWay: boolean) => { this.pairs.add(`${a} ${b}`); world.partition(a, b, oneWay); return () => { world.heal(a, b); }; };
+    const node = nodes.get(a),
+      aSwitch = switches.get(a),
+      trouble = node?.trouble;
+    const link = (options: Parameters<typeof world.setLink>[2]) => {
+      this.pairs.add(`${a} ${b}`);
+      world.setLink(a, b, options);
+      return () => {
+        this.mend(`${a} ${b}`);
+      };
+    };
+    const cut = (oneWay: boolean) => {
+      this.pairs.add(`${a} ${b}`);
+      world.partition(a, b, oneWay);
+      return () => {
+        world.heal(a, b);
+      };
+    };
     const nothing = (): void => {};
     switch (kind) {
-      case 'switch-unload': void aSwitch!.core?.unload(); return () => { if (aSwitch!.isUp) void aSwitch!.core?.load(); };
-      case 'switch-kill': aSwitch!.kill(); return () => { aSwitch!.start(); };
-      case 'switch-stop': void aSwitch!.stop(forMs); return nothing;
-      case 'switch-pause': case 'node-pause': case 'writer-pause':
+      case 'switch-unload':
+        void aSwitch!.core?.unload();
+        return () => {
+          if (aSwitch!.isUp) void aSwitch!.core?.load();
+        };
+      case 'switch-kill':
+        aSwitch!.kill();
+        return () => {
+          aSwitch!.start();
+        };
+      case 'switch-stop':
+        void aSwitch!.stop(forMs);
+        return nothing;
+      case 'switch-pause':
+      case 'node-pause':
+      case 'writer-pause':
         if (world.findHost(a) === undefined) return nothing;
         world.pauseHost(a);
-        return () => { if (world.findHost(a) !== undefined) world.resumeHost(a); };
-      case 'node-kill': node!.kill(); return () => { node!.start(); };
-      case 'node-power-loss': node!.powerLoss(); return () => { node!.start(); };
-      case 'node-stop': void node!.stop(forMs); return nothing;
+        return () => {
+          if (world.findHost(a) !== undefined) world.resumeHost(a);
+        };
+      case 'node-kill':
+        node!.kill();
+        return () => {
+          node!.start();
+        };
+      case 'node-power-loss':
+        node!.powerLoss();
+        return () => {
+          node!.start();
+        };
+      case 'node-stop':
+        void node!.stop(forMs);
+        return nothing;
       case 'power-loss-everywhere':
         for (const machine of nodes.values()) machine.powerLoss();
         for (const machine of switches.values()) machine.kill();
-        return () => { for (const machine of [...nodes.values(), ...switches.values()]) machine.start(); };
-      case 'writer-kill': case 'reader-kill': case 'rebuilder-kill': this.load.kill(a); return () => { if (!this.load.isAlive(a)) this.load.start(a); };
-      case 'cut-writer-switch': case 'cut-switch-node': case 'cut-writer-node': case 'cut-reader-node': return cut(false);
-      case 'cut-one-way': return cut(true);
-      case 'break-writer-switch': case 'break-switch-node': case 'break-writer-node': world.breakConnections(a, b); return nothing;
-      case 'slow-link': return link({ latencyMs: 0.2 + forMs / 50, jitterMs: forMs / 20, bytesPerMs: 500 });
-      case 'lossy-link': return link({ lossRate: 0.1 });
-      case 'damaged-packets': return link({ damageRate: 0.2 });
-      case 'store-cut-off': this.site.cutOffStore(a); return () => { this.site.healStore(a); };
-      case 'disk-write-errors': trouble!.failsWrites = true; return () => { trouble!.failsWrites = false; };
-      case 'disk-sync-errors': trouble!.failsSyncs = true; return () => { trouble!.failsSyncs = false; };
-      case 'disk-read-errors': trouble!.failsReads = true; return () => { trouble!.failsReads = false; };
-      case 'disk-full': trouble!.full = true; return () => { trouble!.full = false; };
-      case 'disk-slow': trouble!.slowMs = 20; return () => { trouble!.slowMs = 0; };
-      case 'name-taken': this.takeName(a, 60); return nothing;
+        return () => {
+          for (const machine of [...nodes.values(), ...switches.values()]) machine.start();
+        };
+      case 'writer-kill':
+      case 'reader-kill':
+      case 'rebuilder-kill':
+        this.load.kill(a);
+        return () => {
+          if (!this.load.isAlive(a)) this.load.start(a);
+        };
+      case 'cut-writer-switch':
+      case 'cut-switch-node':
+      case 'cut-writer-node':
+      case 'cut-reader-node':
+        return cut(false);
+      case 'cut-one-way':
+        return cut(true);
+      case 'break-writer-switch':
+      case 'break-switch-node':
+      case 'break-writer-node':
+        world.breakConnections(a, b);
+        return nothing;
+      case 'slow-link':
+        return link({ latencyMs: 0.2 + forMs / 50, jitterMs: forMs / 20, bytesPerMs: 500 });
+      case 'lossy-link':
+        return link({ lossRate: 0.1 });
+      case 'damaged-packets':
+        return link({ damageRate: 0.2 });
+      case 'store-cut-off':
+        this.site.cutOffStore(a);
+        return () => {
+          this.site.healStore(a);
+        };
+      case 'disk-write-errors':
+        trouble!.failsWrites = true;
+        return () => {
+          trouble!.failsWrites = false;
+        };
+      case 'disk-sync-errors':
+        trouble!.failsSyncs = true;
+        return () => {
+          trouble!.failsSyncs = false;
+        };
+      case 'disk-read-errors':
+        trouble!.failsReads = true;
+        return () => {
+          trouble!.failsReads = false;
+        };
+      case 'disk-full':
+        trouble!.full = true;
+        return () => {
+          trouble!.full = false;
+        };
+      case 'disk-slow':
+        trouble!.slowMs = 20;
+        return () => {
+          trouble!.slowMs = 0;
+        };
+      case 'name-taken':
+        this.takeName(a, 60);
+        return nothing;
       case 'disk-lost':
         void this.site.losses.destroying(a, node!.disk, () => node!.loseDisk());
-        return () => { node!.start(); };
-      case 'disk-corrupt': this.corrupt(a); return nothing;
+        return () => {
+          node!.start();
+        };
+      case 'disk-corrupt':
+        this.corrupt(a);
+        return nothing;
     }
   }
 
   private takeName(host: string, tries: number): void {
     if (this.over || tries === 0 || this.load.takeName(host, this.site.fork(`name ${host}`))) return;
-    this.site.world.schedule(0.5, undefined, () => { this.takeName(host, tries - 1); });
+    this.site.world.schedule(0.5, undefined, () => {
+      this.takeName(host, tries - 1);
+    });
   }
 
-  /** Flips bits in blocks that are on the disk for good: never in the superblock, which has a copy, nor the log's first. */
+  /**
+   * Flips bits in blocks that are on the disk for good: never in the superblock, which has a copy, nor the log's first.
+   */
   private corrupt(id: string): void {
-    const machine = this.site.nodes.get(id)!, random = this.site.fork(`corruption ${id}`);
+    const machine = this.site.nodes.get(id)!,
+      random = this.site.fork(`corruption ${id}`);
     const blocks = machine.disk.syncedBlocks().filter((block) => block >= 18);
     if (blocks.length === 0) return;
-    void this.site.losses.destroying(id, machine.disk, () => {
-      for (let i = 0; i < 3; i++) {
-        const block = blocks[random.int(blocks.length)]!;
-        machine.disk.corrupt(block * 4096 + random.int(4096), (bytes) => { bytes[0]! ^= 1 << random.int(8); });
-      }
-      return machine.disk;
-    }, true);
+    void this.site.losses.destroying(
+      id,
+      machine.disk,
+      () => {
+        for (let i = 0; i < 3; i++) {
+          const block = blocks[random.int(blocks.length)]!;
+          machine.disk.corrupt(block * 4096 + random.int(4096), (bytes) => {
+            bytes[0]! ^= 1 << random.int(8);
+          });
+        }
+        return machine.disk;
+      },
+      true,
+    );
   }
 
   private mend(pair: string): void {
     const [a, b] = pair.split(' ') as [string, string];
     this.site.world.heal(a, b);
-    this.site.world.setLink(a, b, { latencyMs: 0.02, jitterMs: 0.01, bytesPerMs: this.plan.bytesPerMs, lossRate: 0, damageRate: 0 });
+    this.site.world.setLink(a, b, {
+      latencyMs: 0.02,
+      jitterMs: 0.01,
+      bytesPerMs: this.plan.bytesPerMs,
+      lossRate: 0,
+      damageRate: 0,
+    });
   }
 }

@@ -10,7 +10,10 @@ interface Watched {
   begin(job: { readonly slot: number }): void;
   arrived(id: number): void;
   failed(id: number, ...rest: unknown[]): void;
-  readonly requestPlace: ReadonlyMap<number, { readonly slot: number; readonly node: number; readonly verifying: boolean }>;
+  readonly requestPlace: ReadonlyMap<
+    number,
+    { readonly slot: number; readonly node: number; readonly verifying: boolean }
+  >;
 }
 
 let accuse: (message: string) => void = () => {};
@@ -28,16 +31,31 @@ export function watchSlots(report: (message: string) => void): void {
   prototype.linkDown = function (this: Watched, link) {
     const requests = open.get(this) ?? new Map<number, number>();
     open.set(this, requests);
-    const ids = [...this.requestPlace].filter(([, { node, verifying }]) => node === link.index && !verifying).map(([id, { slot }]) => { requests.set(id, slot); return id; });
+    const ids = [...this.requestPlace]
+      .filter(([, { node, verifying }]) => node === link.index && !verifying)
+      .map(([id, { slot }]) => {
+        requests.set(id, slot);
+        return id;
+      });
     // Asked for before the reader does, so that this comes before what the reader does when it is flushed.
-    if (ids.length > 0) void link.destroy('lost').then(() => { for (const id of ids) requests.delete(id); });
+    if (ids.length > 0)
+      void link.destroy('lost').then(() => {
+        for (const id of ids) requests.delete(id);
+      });
     linkDown.call(this, link);
   };
   // An answer may have been on its way to the handlers when the link was lost: behind it nothing is written.
-  prototype.arrived = function (this: Watched, id) { open.get(this)?.delete(id); arrived.call(this, id); };
-  prototype.failed = function (this: Watched, id, ...rest) { open.get(this)?.delete(id); failed.call(this, id, ...rest); };
+  prototype.arrived = function (this: Watched, id) {
+    open.get(this)?.delete(id);
+    arrived.call(this, id);
+  };
+  prototype.failed = function (this: Watched, id, ...rest) {
+    open.get(this)?.delete(id);
+    failed.call(this, id, ...rest);
+  };
   prototype.begin = function (this: Watched, job) {
-    for (const slot of open.get(this)?.values() ?? []) if (slot === job.slot) accuse(`a reader fills slot ${slot} while a link that may write to it is not flushed`);
+    for (const slot of open.get(this)?.values() ?? [])
+      if (slot === job.slot) accuse(`a reader fills slot ${slot} while a link that may write to it is not flushed`);
     begin.call(this, job);
   };
 }

@@ -11,26 +11,39 @@ import { Client, makeUnit, randomFrom, type UnitSpec } from './units.js';
 
 /** Whether every unit reads back as it was made. */
 async function isWhole(store: UnitStore, specs: Iterable<UnitSpec>): Promise<boolean> {
-  for (const spec of specs) if (Buffer.compare(await readUnit(store, spec) ?? Buffer.alloc(0), makeUnit(spec).payload) !== 0) return false;
+  for (const spec of specs)
+    if (Buffer.compare((await readUnit(store, spec)) ?? Buffer.alloc(0), makeUnit(spec).payload) !== 0) return false;
   return true;
 }
 
 t.test('A store half full of live units takes new versions for ever, and loses none', async (t) => {
-  for (const [unitBytes, stripes] of [[4096, 240], [65536, 22], [512, 200]] as const) {
-    const client = new Client(), random = randomFrom(stripes);
-    let disk = new MemoryDisk(4 * MIB), store = await openStore(disk);
+  for (const [unitBytes, stripes] of [
+    [4096, 240],
+    [65536, 22],
+    [512, 200],
+  ] as const) {
+    const client = new Client(),
+      random = randomFrom(stripes);
+    let disk = new MemoryDisk(4 * MIB),
+      store = await openStore(disk);
     const newest = new Map<number, UnitSpec>();
-    let counter = 0, written = 0;
+    let counter = 0,
+      written = 0;
     for (let round = 0; round < 60; round++) {
-      const specs = Array.from({ length: Math.ceil(stripes / 10) }, () => Math.floor(random() * stripes)).filter((stripe, i, all) => all.indexOf(stripe) === i)
+      const specs = Array.from({ length: Math.ceil(stripes / 10) }, () => Math.floor(random() * stripes))
+        .filter((stripe, i, all) => all.indexOf(stripe) === i)
         .map((stripe) => ({ stripe, counter: ++counter, mark: counter - 40, unitBytes, seed: counter }));
       const answers = await Promise.all(specs.map((spec) => client.append(store, makeUnit(spec))));
-      if (answers.some((answer) => answer !== Refusal.NONE)) throw new Error(`round ${round}, units of ${unitBytes}: ${answers.join()}, ${JSON.stringify(store.stats())}`);
+      if (answers.some((answer) => answer !== Refusal.NONE))
+        throw new Error(`round ${round}, units of ${unitBytes}: ${answers.join()}, ${JSON.stringify(store.stats())}`);
       // The next mark says that all of these are committed.
-      await client.append(store, makeUnit({ fileId: 1, stripe: 1_000_000, counter: ++counter, mark: counter, unitBytes: 512, seed: 0 }));
+      await client.append(
+        store,
+        makeUnit({ fileId: 1, stripe: 1_000_000, counter: ++counter, mark: counter, unitBytes: 512, seed: 0 }),
+      );
       for (const spec of specs) newest.set(spec.stripe, spec);
       written += specs.length * (1 + Math.ceil(unitBytes / BLOCK_BYTES));
-      if (round % 20 === 19) store = await openStore(disk = disk.crash());
+      if (round % 20 === 19) store = await openStore((disk = disk.crash()));
     }
     t.ok(written > 1000, `${written} blocks written into 1008`);
     t.ok(await isWhole(store, newest.values()), `units of ${unitBytes}`);
@@ -39,15 +52,19 @@ t.test('A store half full of live units takes new versions for ever, and loses n
 
 t.test('A full store refuses, reads and is told of deletions; then it has room again', async (t) => {
   for (const blocks of [80, 200, 1040]) {
-    const disk = new MemoryDisk(blocks * BLOCK_BYTES), client = new Client();
+    const disk = new MemoryDisk(blocks * BLOCK_BYTES),
+      client = new Client();
     const store = await openStore(disk);
     for (let round = 0; round < 3; round++) {
       const held: UnitSpec[] = [];
       // Two files take turns: deleting one leaves every segment half full.
       for (let i = 0; ; i++) {
-        const spec = { fileId: 10 * round + 1 + i % 2, stripe: i };
+        const spec = { fileId: 10 * round + 1 + (i % 2), stripe: i };
         const answer = await client.append(store, makeUnit(spec));
-        if (answer === Refusal.NONE) { held.push(spec); continue; }
+        if (answer === Refusal.NONE) {
+          held.push(spec);
+          continue;
+        }
         t.equal(answer, Refusal.DISK_FULL);
         break;
       }
@@ -59,9 +76,20 @@ t.test('A full store refuses, reads and is told of deletions; then it has room a
       t.equal(after, Refusal.NONE, 'half of every segment is dead: room is made');
       await store.drained();
       t.ok(store.stats().movedUnits > 0);
-      t.ok(await isWhole(store, held.filter(({ fileId }) => fileId === 10 * round + 2)));
+      t.ok(
+        await isWhole(
+          store,
+          held.filter(({ fileId }) => fileId === 10 * round + 2),
+        ),
+      );
       const opened = await openStore(disk.snapshot());
-      t.ok(await isWhole(opened, held.filter(({ fileId }) => fileId === 10 * round + 2)), 'also after a crash');
+      t.ok(
+        await isWhole(
+          opened,
+          held.filter(({ fileId }) => fileId === 10 * round + 2),
+        ),
+        'also after a crash',
+      );
       await store.deleteFile(10 * round + 2);
       await store.drained();
     }
@@ -69,8 +97,10 @@ t.test('A full store refuses, reads and is told of deletions; then it has room a
 });
 
 t.test('Fences and deletions never use up the last room: each checkpoint frees what they took', async (t) => {
-  const disk = new MemoryDisk(80 * BLOCK_BYTES), client = new Client(), store = await openStore(disk);
-  for (let i = 0; await client.append(store, makeUnit({ stripe: i })) === Refusal.NONE; i++);
+  const disk = new MemoryDisk(80 * BLOCK_BYTES),
+    client = new Client(),
+    store = await openStore(disk);
+  for (let i = 0; (await client.append(store, makeUnit({ stripe: i }))) === Refusal.NONE; i++);
   for (let i = 1; i <= 300; i++) {
     await store.fence(1, i);
     await store.drained();
@@ -78,38 +108,67 @@ t.test('Fences and deletions never use up the last room: each checkpoint frees w
   t.equal((await openStore(disk.crash())).fileMark(1).writerEpoch, 300);
 });
 
-t.test('What a checkpoint under way has yet to get is not the log\'s: in a full store there is always room for one', async (t) => {
-  const disk = new MemoryDisk(80 * BLOCK_BYTES), client = new Client(), store = await openStore(disk);
-  disk.faults.beforeWrite = () => new Promise((resolve) => { setImmediate(resolve); });
-  for (let i = 0; await client.append(store, makeUnit({ stripe: i })) === Refusal.NONE; i++);
-  const { checkpointer, keeper, segments, log } = store as unknown as { checkpointer: Checkpointer; keeper: SegmentsKeeper; segments: Segments; log: { segment: number } };
-  const before = store.stats().checkpoints;
-  let entered = 0, at = log.segment;
-  for (let i = 1; i <= 600; i++) {
-    // Entries that are no units, while a checkpoint is being written.
-    keeper.wantCheckpoint();
-    const done = await Promise.all(Array.from({ length: 4 }, (_, j) => store.fence(1, 4 * i + j).then(() => true, () => false)));
-    // They come faster than checkpoints free what they take: then they are refused, until one has.
-    if (done.includes(false)) await store.drained();
-    if (log.segment !== at) { entered++; at = log.segment; }
-    if (segments.freeCount < checkpointer.reserve) t.fail(`${segments.freeCount} segments are free, ${checkpointer.reserve} are set aside for a checkpoint`);
-  }
-  const taken = store.stats().checkpoints - before;
-  await store.drained();
-  t.equal(await store.fence(1, 9999), 9999, 'there is room again');
-  t.ok(taken > 100 && entered > 20, `${taken} checkpoints, ${entered} segments`);
-});
+t.test(
+  "What a checkpoint under way has yet to get is not the log's: in a full store there is always room for one",
+  async (t) => {
+    const disk = new MemoryDisk(80 * BLOCK_BYTES),
+      client = new Client(),
+      store = await openStore(disk);
+    disk.faults.beforeWrite = () =>
+      new Promise((resolve) => {
+        setImmediate(resolve);
+      });
+    for (let i = 0; (await client.append(store, makeUnit({ stripe: i }))) === Refusal.NONE; i++);
+    const { checkpointer, keeper, segments, log } = store as unknown as {
+      checkpointer: Checkpointer;
+      keeper: SegmentsKeeper;
+      segments: Segments;
+      log: { segment: number };
+    };
+    const before = store.stats().checkpoints;
+    let entered = 0,
+      at = log.segment;
+    for (let i = 1; i <= 600; i++) {
+      // Entries that are no units, while a checkpoint is being written.
+      keeper.wantCheckpoint();
+      const done = await Promise.all(
+        Array.from({ length: 4 }, (_, j) =>
+          store.fence(1, 4 * i + j).then(
+            () => true,
+            () => false,
+          ),
+        ),
+      );
+      // They come faster than checkpoints free what they take: then they are refused, until one has.
+      if (done.includes(false)) await store.drained();
+      if (log.segment !== at) {
+        entered++;
+        at = log.segment;
+      }
+      if (segments.freeCount < checkpointer.reserve)
+        t.fail(`${segments.freeCount} segments are free, ${checkpointer.reserve} are set aside for a checkpoint`);
+    }
+    const taken = store.stats().checkpoints - before;
+    await store.drained();
+    t.equal(await store.fence(1, 9999), 9999, 'there is room again');
+    t.ok(taken > 100 && entered > 20, `${taken} checkpoints, ${entered} segments`);
+  },
+);
 
 t.test('A unit whose payload is damaged is told of and never copied; its segment stays', async (t) => {
-  const disk = new MemoryDisk(200 * BLOCK_BYTES), client = new Client(), store = await openStore(disk);
+  const disk = new MemoryDisk(200 * BLOCK_BYTES),
+    client = new Client(),
+    store = await openStore(disk);
   let units = 0;
-  while (await client.append(store, makeUnit({ fileId: 1 + units % 2, stripe: units })) === Refusal.NONE) units++;
+  while ((await client.append(store, makeUnit({ fileId: 1 + (units % 2), stripe: units }))) === Refusal.NONE) units++;
   // The second unit's payload: it is of file 2, which stays.
   const location = emptyLocation();
   t.ok(store.lookupExact(2, 1, 0, 1, 1, location));
-  disk.corrupt(location.payloadBlock * BLOCK_BYTES + 7, (bytes) => { bytes[0]! ^= 1; });
+  disk.corrupt(location.payloadBlock * BLOCK_BYTES + 7, (bytes) => {
+    bytes[0]! ^= 1;
+  });
   await store.deleteFile(1);
-  for (let i = 0; await client.append(store, makeUnit({ fileId: 3, stripe: i })) === Refusal.NONE; i++);
+  for (let i = 0; (await client.append(store, makeUnit({ fileId: 3, stripe: i }))) === Refusal.NONE; i++);
   await store.drained();
   t.ok(store.stats().movedUnits > 0);
   t.equal(store.stats().damaged, 1);
@@ -122,16 +181,20 @@ t.test('A unit whose payload is damaged is told of and never copied; its segment
 });
 
 t.test('What is deleted or discarded while it is being copied stays so, also after a crash', async (t) => {
-  const disk = new MemoryDisk(200 * BLOCK_BYTES), client = new Client(), store = await openStore(disk);
+  const disk = new MemoryDisk(200 * BLOCK_BYTES),
+    client = new Client(),
+    store = await openStore(disk);
   let units = 0;
-  while (await client.append(store, makeUnit({ fileId: 1 + units % 4, stripe: units })) === Refusal.NONE) units++;
+  while ((await client.append(store, makeUnit({ fileId: 1 + (units % 4), stripe: units }))) === Refusal.NONE) units++;
   // From now on every write waits for the next turn, so that deletions come between a copy's reading and its writing.
   let step = 0;
   const later: Promise<unknown>[] = [];
   disk.faults.beforeWrite = () => {
     if (++step === 2) later.push(store.deleteFile(2));
     if (step === 3) later.push(store.discard(3, 0, 5));
-    return new Promise((resolve) => { setImmediate(resolve); });
+    return new Promise((resolve) => {
+      setImmediate(resolve);
+    });
   };
   await store.deleteFile(1);
   await store.drained();
@@ -143,19 +206,31 @@ t.test('What is deleted or discarded while it is being copied stays so, also aft
     t.same(each.inventory(2, 0, 100).units, []);
     t.same(each.inventory(3, 0, 100).units, []);
     t.equal(each.inventory(4, 0, 100).units.length, Math.floor(units / 4));
-    t.ok(await isWhole(each, each.inventory(4, 0, 100).units.map(({ stripe }) => ({ fileId: 4, stripe }))));
+    t.ok(
+      await isWhole(
+        each,
+        each.inventory(4, 0, 100).units.map(({ stripe }) => ({ fileId: 4, stripe })),
+      ),
+    );
   }
 });
 
 t.test('A copy that a crash tore falls back to the original, now and at every later opening', async (t) => {
-  const disk = new MemoryDisk(200 * BLOCK_BYTES), client = new Client(), store = await openStore(disk);
+  const disk = new MemoryDisk(200 * BLOCK_BYTES),
+    client = new Client(),
+    store = await openStore(disk);
   let units = 0;
-  while (await client.append(store, makeUnit({ fileId: 1 + units % 2, stripe: units })) === Refusal.NONE) units++;
+  while ((await client.append(store, makeUnit({ fileId: 1 + (units % 2), stripe: units }))) === Refusal.NONE) units++;
   // The write that first holds a MOVED entry is never synced.
   await store.drained();
   const before = store.stats().movedUnits;
   let isMoving = false;
-  disk.faults.beforeSync = () => isMoving || store.stats().movedUnits > before ? new Promise<void>(() => { isMoving = true; }) : undefined;
+  disk.faults.beforeSync = () =>
+    isMoving || store.stats().movedUnits > before
+      ? new Promise<void>(() => {
+          isMoving = true;
+        })
+      : undefined;
   await store.deleteFile(1);
   for (let i = 0; i < 200 && !isMoving; i++) await new Promise((resolve) => setImmediate(resolve));
   t.ok(isMoving);

@@ -15,8 +15,12 @@ type Fate = 'answered' | 'lost before' | 'lost after';
 function withFates(store: ClusterStore, fates: Fate[]): ClusterStore {
   const unavailable = () => new TartanError('ERR_MAP_UNAVAILABLE', 'the cluster store does not answer');
   return {
-    get: (key) => store.get(key), range: (prefix) => store.range(prefix), grantLease: (ttlMs) => store.grantLease(ttlMs),
-    watch: (...args) => store.watch(...args), revision: () => store.revision(), close: () => store.close(),
+    get: (key) => store.get(key),
+    range: (prefix) => store.range(prefix),
+    grantLease: (ttlMs) => store.grantLease(ttlMs),
+    watch: (...args) => store.watch(...args),
+    revision: () => store.revision(),
+    close: () => store.close(),
     transact: async (compares, mutations) => {
       const fate = fates.shift() ?? 'answered';
       if (fate === 'lost before') throw unavailable();
@@ -27,13 +31,33 @@ function withFates(store: ClusterStore, fates: Fate[]): ClusterStore {
   };
 }
 
-for (const fates of [['answered'], ['lost before', 'answered'], ['lost after', 'answered'], ['lost before', 'lost after', 'lost before']] as Fate[][]) {
+for (const fates of [
+  ['answered'],
+  ['lost before', 'answered'],
+  ['lost after', 'answered'],
+  ['lost before', 'lost after', 'lost before'],
+] as Fate[][]) {
   void t.test(`a node whose lease is gone appears again, its transactions ${fates.join(', ')}`, async (t) => {
-    const clock = new VirtualClock(), cluster = new MemoryCluster(clock), store = cluster.client();
-    t.teardown(() => { cluster.close(); });
-    const key = nodeLeaseKey('n1'), planned: Fate[] = [];
+    const clock = new VirtualClock(),
+      cluster = new MemoryCluster(clock),
+      store = cluster.client();
+    t.teardown(() => {
+      cluster.close();
+    });
+    const key = nodeLeaseKey('n1'),
+      planned: Fate[] = [];
     let displaced = 0;
-    const joining = new Joining({ clusterStore: withFates(store, planned), clock, id: 'n1', maps: {} as MapKeeper, log: () => {}, leaseMs: LEASE_MS, onDisplaced: () => { displaced++; } });
+    const joining = new Joining({
+      clusterStore: withFates(store, planned),
+      clock,
+      id: 'n1',
+      maps: {} as MapKeeper,
+      log: () => {},
+      leaseMs: LEASE_MS,
+      onDisplaced: () => {
+        displaced++;
+      },
+    });
     await joining.appear();
     const first = (await store.get(key))!.lease!;
     planned.push(...fates);
@@ -49,11 +73,25 @@ for (const fates of [['answered'], ['lost before', 'answered'], ['lost after', '
 }
 
 void t.test('a node whose id another process has taken meanwhile is told, and does not take it back', async (t) => {
-  const clock = new VirtualClock(), cluster = new MemoryCluster(clock), store = cluster.client();
-  t.teardown(() => { cluster.close(); });
+  const clock = new VirtualClock(),
+    cluster = new MemoryCluster(clock),
+    store = cluster.client();
+  t.teardown(() => {
+    cluster.close();
+  });
   const key = nodeLeaseKey('n1');
   let displaced = 0;
-  const joining = new Joining({ clusterStore: store, clock, id: 'n1', maps: {} as MapKeeper, log: () => {}, leaseMs: LEASE_MS, onDisplaced: () => { displaced++; } });
+  const joining = new Joining({
+    clusterStore: store,
+    clock,
+    id: 'n1',
+    maps: {} as MapKeeper,
+    log: () => {},
+    leaseMs: LEASE_MS,
+    onDisplaced: () => {
+      displaced++;
+    },
+  });
   await joining.appear();
   cluster.engine.endLease((await store.get(key))!.lease!);
   const other = await store.grantLease(600_000);

@@ -1,7 +1,7 @@
 /**
- * The stories of `npm start` on real processes, pairwise over everything that could matter: the switch loses its program,
- * is stopped, is killed, a node is killed, all in the middle of a transfer; then everything is restarted, and a node's
- * store taken away, and every byte is compared each time. Durability is sync.
+ * The stories of `npm start` on real processes, pairwise over everything that could matter: the switch loses its
+ * program, is stopped, is killed, a node is killed, all in the middle of a transfer; then everything is restarted, and
+ * a node's store taken away, and every byte is compared each time. Durability is sync.
  */
 import t from 'tap';
 import type { Test } from 'tap';
@@ -23,36 +23,63 @@ const PARAMETERS = {
 } as const;
 type Case = ReturnType<typeof pairwise<typeof PARAMETERS>>[number];
 
-function kOf(code: string): number { return Number(/\d+/.exec(code)![0]); }
+function kOf(code: string): number {
+  return Number(/\d+/.exec(code)![0]);
+}
 
 function bytesOf({ size, code, unitBytes, writers }: Case): number {
   switch (size) {
-    case '0': return 0;
-    case '1': return 1;
-    case 'unit-1': return unitBytes - 1;
-    case 'stripe+1': return kOf(code) * unitBytes + 1;
+    case '0':
+      return 0;
+    case '1':
+      return 1;
+    case 'unit-1':
+      return unitBytes - 1;
+    case 'stripe+1':
+      return kOf(code) * unitBytes + 1;
     // Units of 512 bytes make many stripes of few bytes.
-    default: return Math.floor((unitBytes === 512 ? MANY_BYTES / 12 : MANY_BYTES) / writers) + 12345;
+    default:
+      return Math.floor((unitBytes === 512 ? MANY_BYTES / 12 : MANY_BYTES) / writers) + 12345;
   }
 }
 
-interface Written { name: string; data: Buffer; writer: FileWriter }
+interface Written {
+  name: string;
+  data: Buffer;
+  writer: FileWriter;
+}
 
 /** Strikes when between 20 and 80 % of all bytes are acknowledged; files too small for a middle are struck at once. */
-async function strike(cluster: RunningCluster, { fault, size }: Case, files: readonly Written[]): Promise<{ at: number; heal: () => Promise<void> }> {
+async function strike(
+  cluster: RunningCluster,
+  { fault, size }: Case,
+  files: readonly Written[],
+): Promise<{ at: number; heal: () => Promise<void> }> {
   const total = files.reduce((sum, { data }) => sum + data.length, 0);
-  const share = (): number => (total === 0 ? 1 : files.reduce((sum, { writer }) => sum + writer.progress.acknowledgedBytes, 0) / total);
+  const share = (): number =>
+    total === 0 ? 1 : files.reduce((sum, { writer }) => sum + writer.progress.acknowledgedBytes, 0) / total;
   // A file that is less than a few stripes has no middle: nothing of it is sent before its end.
   while (size === 'many' && share() < 0.25) await pause(1);
   const at = share();
   switch (fault) {
-    case 'none': return { at, heal: async () => {} };
+    case 'none':
+      return { at, heal: async () => {} };
     case 'unload':
       await cluster.switchControl((control) => control.unload());
-      return { at, heal: async () => { await cluster.switchControl((control) => control.load('parity')); } };
+      return {
+        at,
+        heal: async () => {
+          await cluster.switchControl((control) => control.load('parity'));
+        },
+      };
     case 'stop switch':
       cluster.signal('s1', 'SIGSTOP');
-      return { at, heal: async () => { cluster.signal('s1', 'SIGCONT'); } };
+      return {
+        at,
+        heal: async () => {
+          cluster.signal('s1', 'SIGCONT');
+        },
+      };
     case 'kill switch':
     case 'kill node': {
       cluster.signal(fault === 'kill node' ? 'n3' : 's1', 'SIGKILL');
@@ -78,12 +105,19 @@ async function tell(t: Test, cluster: RunningCluster, story: Case, number: numbe
   const first = files.map(({ writer, data }) => pour(writer, data.subarray(0, part)));
   const { at, heal } = await strike(cluster, story, files);
   await Promise.all(first);
-  await Promise.all(files.map(async ({ writer, data }) => { await pour(writer, data.subarray(part)); await finish(writer); }));
-  if (story.size === 'many' && story.fault !== 'none') t.ok(at >= 0.2 && at <= 0.8, `struck when ${Math.round(at * 100)} % was acknowledged`);
+  await Promise.all(
+    files.map(async ({ writer, data }) => {
+      await pour(writer, data.subarray(part));
+      await finish(writer);
+    }),
+  );
+  if (story.size === 'many' && story.fault !== 'none')
+    t.ok(at >= 0.2 && at <= 0.8, `struck when ${Math.round(at * 100)} % was acknowledged`);
   for (const { name, data, writer } of files) {
     t.equal(writer.progress.acknowledgedBytes, data.length, name);
     t.equal(writer.progress.copiedUnits, 0);
-    if (story.size === 'many' && ['unload', 'stop switch', 'kill switch'].includes(story.fault)) t.ok(writer.progress.modeChanges >= 2, 'the parity moved to the writer');
+    if (story.size === 'many' && ['unload', 'stop switch', 'kill switch'].includes(story.fault))
+      t.ok(writer.progress.modeChanges >= 2, 'the parity moved to the writer');
     t.ok((await readAll(client, name)).bytes.equals(data), `${name} reads back equal`);
     stored.set(name, data);
   }
@@ -95,10 +129,16 @@ async function tell(t: Test, cluster: RunningCluster, story: Case, number: numbe
 void t.test('pairs of parameters are all met', async (t) => {
   const cases = pairwise(PARAMETERS);
   const names = Object.keys(PARAMETERS) as (keyof typeof PARAMETERS)[];
-  for (const a of names) for (const b of names) {
-    if (a >= b) continue;
-    for (const x of PARAMETERS[a]) for (const y of PARAMETERS[b]) t.ok(cases.some((each) => each[a] === x && each[b] === y), `${a} ${x}, ${b} ${y}`);
-  }
+  for (const a of names)
+    for (const b of names) {
+      if (a >= b) continue;
+      for (const x of PARAMETERS[a])
+        for (const y of PARAMETERS[b])
+          t.ok(
+            cases.some((each) => each[a] === x && each[b] === y),
+            `${a} ${x}, ${b} ${y}`,
+          );
+    }
   t.ok(cases.length <= 40, `${cases.length} cases`);
 });
 
@@ -108,9 +148,14 @@ void t.test('the main job, pairwise', { timeout: 1_800_000 }, async (t) => {
   t.teardown(() => cluster.end());
   const stored = new Map<string, Buffer>();
   for (const [number, story] of pairwise(PARAMETERS).entries()) {
-    await t.test(Object.entries(story).map(([name, value]) => `${name} ${value}`).join(', '), async (t) => {
-      for (const [name, data] of await tell(t, cluster, story, number)) stored.set(name, data);
-    });
+    await t.test(
+      Object.entries(story)
+        .map(([name, value]) => `${name} ${value}`)
+        .join(', '),
+      async (t) => {
+        for (const [name, data] of await tell(t, cluster, story, number)) stored.set(name, data);
+      },
+    );
   }
   await cluster.tartan('down');
   cluster.loseStore('n3');

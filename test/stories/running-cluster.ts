@@ -14,7 +14,14 @@ const SWITCH = fileURLToPath(new URL('../../dist/switch-agent/main.js', import.m
 const REPAIRER = fileURLToPath(new URL('../../dist/cli/repairer/main.js', import.meta.url));
 const MAIN = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
 
-interface ProcessRecord { readonly id: string; readonly role: 'switch' | 'node' | 'repairer'; readonly identity: { readonly pid: number }; readonly host: string; readonly port: number; readonly controlPort: number }
+interface ProcessRecord {
+  readonly id: string;
+  readonly role: 'switch' | 'node' | 'repairer';
+  readonly identity: { readonly pid: number };
+  readonly host: string;
+  readonly port: number;
+  readonly controlPort: number;
+}
 
 export class RunningCluster {
   readonly dir = mkdtempSync(join(tmpdir(), 'tartan-stories-'));
@@ -22,23 +29,38 @@ export class RunningCluster {
   private ownSwitch: ChildProcess | undefined;
   private ownRepairer: ChildProcess | undefined;
 
-  constructor(options: readonly string[]) { this.options = options; }
+  constructor(options: readonly string[]) {
+    this.options = options;
+  }
 
   /** Runs `tartan` with this cluster's --dir. @returns its standard output. @throws when it fails */
   tartan(...args: string[]): Promise<string> {
     return new Promise((resolve, reject) => {
       const { NODE_OPTIONS: _, ...env } = process.env;
-      const child = spawn(process.execPath, [MAIN, ...args, '--dir', this.dir], { stdio: ['ignore', 'pipe', 'pipe'], env });
-      let out = '', err = '';
-      child.stdout.on('data', (chunk: Buffer) => { out += chunk.toString(); });
-      child.stderr.on('data', (chunk: Buffer) => { err += chunk.toString(); });
+      const child = spawn(process.execPath, [MAIN, ...args, '--dir', this.dir], {
+        stdio: ['ignore', 'pipe', 'pipe'],
+        env,
+      });
+      let out = '',
+        err = '';
+      child.stdout.on('data', (chunk: Buffer) => {
+        out += chunk.toString();
+      });
+      child.stderr.on('data', (chunk: Buffer) => {
+        err += chunk.toString();
+      });
       child.on('error', reject);
-      child.on('close', (status) => { if (status === 0) resolve(out); else reject(new Error(`tartan ${args.join(' ')}: ${status} ${err}${out}`)); });
+      child.on('close', (status) => {
+        if (status === 0) resolve(out);
+        else reject(new Error(`tartan ${args.join(' ')}: ${status} ${err}${out}`));
+      });
     });
   }
 
   /** Without a repairer, unless the options are about it: it would do what the story is about to do. */
-  async up(): Promise<void> { await this.tartan('up', ...this.options, ...(this.options.includes('--scrub-interval') ? [] : ['--no-repairer'])); }
+  async up(): Promise<void> {
+    await this.tartan('up', ...this.options, ...(this.options.includes('--scrub-interval') ? [] : ['--no-repairer']));
+  }
 
   /** As `down` then `up`: every process is another one afterwards. */
   async restart(): Promise<void> {
@@ -54,7 +76,8 @@ export class RunningCluster {
   }
 
   processes(): ProcessRecord[] {
-    return (JSON.parse(readFileSync(join(this.dir, 'processes.json'), 'utf8')) as { processes: ProcessRecord[] }).processes;
+    return (JSON.parse(readFileSync(join(this.dir, 'processes.json'), 'utf8')) as { processes: ProcessRecord[] })
+      .processes;
   }
 
   record(id: string): ProcessRecord {
@@ -63,21 +86,37 @@ export class RunningCluster {
     return found;
   }
 
-  signal(id: string, signal: NodeJS.Signals): void { process.kill(id === 's1' && this.ownSwitch !== undefined ? this.ownSwitch.pid! : this.record(id).identity.pid, signal); }
+  signal(id: string, signal: NodeJS.Signals): void {
+    process.kill(
+      id === 's1' && this.ownSwitch !== undefined ? this.ownSwitch.pid! : this.record(id).identity.pid,
+      signal,
+    );
+  }
 
   /** Starts a new switch agent in place of one that died; returns when it is ready. It ends with end(). */
-  async newSwitch(): Promise<void> { this.ownSwitch = await this.begin(SWITCH, 's1'); }
+  async newSwitch(): Promise<void> {
+    this.ownSwitch = await this.begin(SWITCH, 's1');
+  }
 
   /** As newSwitch(), for the repairer. */
-  async newRepairer(args: readonly string[]): Promise<void> { this.ownRepairer = await this.begin(REPAIRER, 'r1', ...args); }
+  async newRepairer(args: readonly string[]): Promise<void> {
+    this.ownRepairer = await this.begin(REPAIRER, 'r1', ...args);
+  }
 
   private async begin(script: string, id: string, ...args: string[]): Promise<ChildProcess> {
     const { NODE_OPTIONS: _, ...env } = process.env;
-    const child = spawn(process.execPath, [script, '--cluster', join(this.dir, 'cluster'), '--id', id, ...args], { stdio: ['ignore', 'pipe', 'ignore'], env });
+    const child = spawn(process.execPath, [script, '--cluster', join(this.dir, 'cluster'), '--id', id, ...args], {
+      stdio: ['ignore', 'pipe', 'ignore'],
+      env,
+    });
     await new Promise<void>((resolve, reject) => {
       child.once('error', reject);
-      child.once('exit', (status) => { reject(new Error(`the new ${id} ended with ${status}`)); });
-      child.stdout.once('data', () => { resolve(); });
+      child.once('exit', (status) => {
+        reject(new Error(`the new ${id} ended with ${status}`));
+      });
+      child.stdout.once('data', () => {
+        resolve();
+      });
     });
     return child;
   }
@@ -86,11 +125,17 @@ export class RunningCluster {
   async switchControl<T>(call: (control: SwitchControl) => Promise<T>): Promise<T> {
     const { host, controlPort } = this.record('s1');
     const control = new SwitchControl(host, controlPort);
-    try { return await call(control); } finally { control.close(); }
+    try {
+      return await call(control);
+    } finally {
+      control.close();
+    }
   }
 
   /** Takes a node's store away, as if its disk were gone. */
-  loseStore(id: string): void { renameSync(join(this.dir, 'nodes', id), join(this.dir, 'nodes', `${id}.lost`)); }
+  loseStore(id: string): void {
+    renameSync(join(this.dir, 'nodes', id), join(this.dir, 'nodes', `${id}.lost`));
+  }
 
   client(options: Partial<ConnectOptions> = {}): Promise<Client> {
     return connect({ cluster: join(this.dir, 'cluster'), holdMs: 200, ...options });
@@ -98,11 +143,17 @@ export class RunningCluster {
 }
 
 /** `length` bytes that no other call gives. */
-export function fresh(length: number): Buffer { return randomFillSync(Buffer.alloc(length)); }
+export function fresh(length: number): Buffer {
+  return randomFillSync(Buffer.alloc(length));
+}
 
 /** Ends a writer; resolves when everything is acknowledged and published. */
 export function finish(writer: FileWriter): Promise<void> {
-  return new Promise((resolve, reject) => { writer.once('error', reject); writer.once('finish', resolve); writer.end(); });
+  return new Promise((resolve, reject) => {
+    writer.once('error', reject);
+    writer.once('finish', resolve);
+    writer.end();
+  });
 }
 
 /** Writes with backpressure, in pieces. */
@@ -110,8 +161,14 @@ export async function pour(writer: FileWriter, data: Buffer, piece = 1 << 18): P
   for (let at = 0; at < data.length; at += piece) {
     if (writer.write(data.subarray(at, at + piece))) continue;
     await new Promise<void>((resolve, reject) => {
-      const drained = (): void => { writer.off('error', failed); resolve(); };
-      const failed = (error: Error): void => { writer.off('drain', drained); reject(error); };
+      const drained = (): void => {
+        writer.off('error', failed);
+        resolve();
+      };
+      const failed = (error: Error): void => {
+        writer.off('drain', drained);
+        reject(error);
+      };
       writer.once('drain', drained);
       writer.once('error', failed);
     });
@@ -128,4 +185,7 @@ export async function readAll(client: Client, name: string): Promise<{ bytes: Bu
   }
 }
 
-export const pause = (ms: number): Promise<void> => new Promise((resolve) => { setTimeout(resolve, ms); });
+export const pause = (ms: number): Promise<void> =>
+  new Promise((resolve) => {
+    setTimeout(resolve, ms);
+  });

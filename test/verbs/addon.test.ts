@@ -13,7 +13,10 @@ import { EventType } from '../../rdma/dist/verbs/native.js';
 const root = fileURLToPath(new URL('../..', import.meta.url));
 
 t.test('a device that is not there: ERR_NO_VERBS, with what is missing', async (t) => {
-  t.throws(() => openVerbsDevice({ device: 'no-such-device' }), { code: 'ERR_NO_VERBS', message: /no RDMA device|apt-get install/ });
+  t.throws(() => openVerbsDevice({ device: 'no-such-device' }), {
+    code: 'ERR_NO_VERBS',
+    message: /no RDMA device|apt-get install/,
+  });
   t.throws(() => openDevice('verbs:no-such-device'), { code: 'ERR_NO_VERBS' });
 });
 
@@ -25,7 +28,12 @@ t.test('wrong options are bugs, told before anything is opened', async (t) => {
 
 t.test('auto is verbs where there is an RDMA device, else soft, and says why', async (t) => {
   const said: string[] = [];
-  const device = openDevice('auto', { name: 'any', log: (message) => { said.push(message); } });
+  const device = openDevice('auto', {
+    name: 'any',
+    log: (message) => {
+      said.push(message);
+    },
+  });
   t.teardown(() => device.close());
   const isSoft = device.kind === 'soft';
   t.ok(isSoft || device.kind === 'verbs');
@@ -36,7 +44,10 @@ t.test('auto is verbs where there is an RDMA device, else soft, and says why', a
 });
 
 t.test('`tartan rdma devices` lists what verbsDevices() does, or says what is missing', async (t) => {
-  const command = spawnSync(process.execPath, [join(root, 'dist/cli/main.js'), 'rdma', 'devices', '--json'], { encoding: 'utf8', env: { ...process.env, NODE_OPTIONS: '' } });
+  const command = spawnSync(process.execPath, [join(root, 'dist/cli/main.js'), 'rdma', 'devices', '--json'], {
+    encoding: 'utf8',
+    env: { ...process.env, NODE_OPTIONS: '' },
+  });
   let devices: unknown;
   try {
     devices = verbsDevices();
@@ -49,20 +60,39 @@ t.test('`tartan rdma devices` lists what verbsDevices() does, or says what is mi
   t.same(JSON.parse(command.stdout), JSON.parse(JSON.stringify(devices)));
 });
 
-t.test('built without rdma-core\'s headers, the addon loads and says so', async (t) => {
+t.test("built without rdma-core's headers, the addon loads and says so", async (t) => {
   const folder = mkdtempSync(join(tmpdir(), 'verbs-stub-'));
-  t.teardown(() => { rmSync(folder, { recursive: true }); });
+  t.teardown(() => {
+    rmSync(folder, { recursive: true });
+  });
   const include = join(dirname(createRequire(import.meta.url).resolve('node-api-headers/package.json')), 'include');
   const stub = join(folder, 'stub.node');
-  const built = spawnSync(process.env['CXX'] ?? 'g++', ['-std=c++20', '-shared', '-fPIC', '-DNAPI_VERSION=8', '-isystem', include, join(root, 'rdma/native/verbs/stub.cc'), '-o', stub], { encoding: 'utf8' });
+  const built = spawnSync(
+    process.env['CXX'] ?? 'g++',
+    [
+      '-std=c++20',
+      '-shared',
+      '-fPIC',
+      '-DNAPI_VERSION=8',
+      '-isystem',
+      include,
+      join(root, 'rdma/native/verbs/stub.cc'),
+      '-o',
+      stub,
+    ],
+    { encoding: 'utf8' },
+  );
   t.equal(built.status, 0, built.stderr);
   const addon = createRequire(import.meta.url)(stub) as { open(): unknown; devices(): unknown };
-  for (const call of [() => addon.open(), () => addon.devices()]) t.throws(call, { message: /without rdma-core's headers: apt-get install libibverbs-dev/ });
+  for (const call of [() => addon.open(), () => addon.devices()])
+    t.throws(call, { message: /without rdma-core's headers: apt-get install libibverbs-dev/ });
 });
 
 t.test('the events of events.h are those of native.ts', async (t) => {
   const header = readFileSync(join(root, 'rdma/native/verbs/events.h'), 'utf8');
-  const numbers = Object.fromEntries([...header.matchAll(/^ {2}(\w+) = (\d+),/gm)].map(([, name, value]) => [name!.toUpperCase(), Number(value)]));
+  const numbers = Object.fromEntries(
+    [...header.matchAll(/^ {2}(\w+) = (\d+),/gm)].map(([, name, value]) => [name!.toUpperCase(), Number(value)]),
+  );
   t.same(numbers, EventType);
 });
 
@@ -72,7 +102,10 @@ t.test('kinds of devices that meet tell each other apart', async (t) => {
   const { port } = door.address() as { port: number };
   const soft = openSoftDevice({ name: 'soft' });
   t.teardown(() => soft.close());
-  await t.rejects(soft.connect('127.0.0.1', port, { transport: 'tcp' }), { code: 'ERR_DEVICE_KIND', message: /a verbs device listens there.*same kind of device/ });
+  await t.rejects(soft.connect('127.0.0.1', port, { transport: 'tcp' }), {
+    code: 'ERR_DEVICE_KIND',
+    message: /a verbs device listens there.*same kind of device/,
+  });
   const listener = await soft.listen('127.0.0.1', 0, () => {});
   t.equal(await knock('127.0.0.1', port), 'verbs');
   t.equal(await knock('127.0.0.1', listener.port), 'other');

@@ -29,28 +29,69 @@ class VerbsCluster {
     const isSwitch = id === 's1';
     const host = isSwitch ? ADDRESSES[0]! : ADDRESSES[Number(id.slice(1))]!;
     if (!isSwitch) mkdirSync(this.state.node(id), { recursive: true });
-    const own = isSwitch ? ['--deadline-ms', String(DEADLINE_MS)] : ['--store', this.state.node(id), '--size', String(64 << 20), '--durability', 'volatile'];
-    const record = await startChild({
-      id, role: isSwitch ? 'switch' : 'node', host, logs: this.state.logs, dependent: true, readyMs: 120_000, env: { TARTAN_SECRET: SECRET },
-      args: ['--cluster', this.state.cluster, '--id', id, '--host', host, '--ring-memory', String(48 << 20), '--device', device, ...own],
-    }, (spawned) => { this.processes.set(id, spawned); });
+    const own = isSwitch
+      ? ['--deadline-ms', String(DEADLINE_MS)]
+      : ['--store', this.state.node(id), '--size', String(64 << 20), '--durability', 'volatile'];
+    const record = await startChild(
+      {
+        id,
+        role: isSwitch ? 'switch' : 'node',
+        host,
+        logs: this.state.logs,
+        dependent: true,
+        readyMs: 120_000,
+        env: { TARTAN_SECRET: SECRET },
+        args: [
+          '--cluster',
+          this.state.cluster,
+          '--id',
+          id,
+          '--host',
+          host,
+          '--ring-memory',
+          String(48 << 20),
+          '--device',
+          device,
+          ...own,
+        ],
+      },
+      (spawned) => {
+        this.processes.set(id, spawned);
+      },
+    );
     this.processes.set(id, record);
   }
 
   client(options: Partial<ConnectOptions> = {}): Promise<Client> {
-    return connect({ cluster: this.state.cluster, device: `verbs:${DEVICE}`, secret: SECRET, deadlineMs: DEADLINE_MS, holdMs: 200, ringMemoryBytes: 64 << 20, ...options });
+    return connect({
+      cluster: this.state.cluster,
+      device: `verbs:${DEVICE}`,
+      secret: SECRET,
+      deadlineMs: DEADLINE_MS,
+      holdMs: 200,
+      ringMemoryBytes: 64 << 20,
+      ...options,
+    });
   }
 
   async switchControl<T>(call: (control: SwitchControl) => Promise<T>): Promise<T> {
     const { host, controlPort } = this.processes.get('s1')!;
     const control = new SwitchControl(host, controlPort, { secret: SECRET });
-    try { return await call(control); } finally { control.close(); }
+    try {
+      return await call(control);
+    } finally {
+      control.close();
+    }
   }
 
   async nodeCounters(id: string): Promise<Record<string, number>> {
     const { host, controlPort } = this.processes.get(id)!;
     const control = new NodeControl(host, controlPort, { secret: SECRET });
-    try { return (await control.status()).counters; } finally { control.close(); }
+    try {
+      return (await control.status()).counters;
+    } finally {
+      control.close();
+    }
   }
 
   async kill(id: string): Promise<void> {
@@ -67,7 +108,9 @@ class VerbsCluster {
 async function store(client: Client, name: string, data: Buffer, middle?: () => Promise<void>): Promise<string[]> {
   const writer = await client.create(name, { code: 'xor(2+1)', unitBytes: 65536 });
   const modes = [writer.parityMode as string];
-  writer.on('mode', ({ mode }) => { modes.push(mode); });
+  writer.on('mode', ({ mode }) => {
+    modes.push(mode);
+  });
   await pour(writer, data.subarray(0, data.length / 2));
   await middle?.();
   await pour(writer, data.subarray(data.length / 2));
@@ -106,14 +149,23 @@ export function run(t: Test): void {
       t.equal(modes[modes.length - 1], 'switch', 'the switch computes the parity');
       const counters = (await cluster.switchControl((control) => control.status())).counters;
       t.equal(counters['tartan_device_bytes_copied'], 0, 'the switch copied nothing');
-      t.ok(counters['tartan_device_bytes_sent']! >= BYTES * 1.5, `the switch sent data and parity: ${counters['tartan_device_bytes_sent']}`);
-      t.ok(counters['tartan_device_bytes_encoded']! >= BYTES, `the switch read each byte once to encode: ${counters['tartan_device_bytes_encoded']}`);
-      for (const id of ['n1', 'n2', 'n3']) t.equal((await cluster.nodeCounters(id))['tartan_device_bytes_copied'], 0, `${id} copied nothing`);
+      t.ok(
+        counters['tartan_device_bytes_sent']! >= BYTES * 1.5,
+        `the switch sent data and parity: ${counters['tartan_device_bytes_sent']}`,
+      );
+      t.ok(
+        counters['tartan_device_bytes_encoded']! >= BYTES,
+        `the switch read each byte once to encode: ${counters['tartan_device_bytes_encoded']}`,
+      );
+      for (const id of ['n1', 'n2', 'n3'])
+        t.equal((await cluster.nodeCounters(id))['tartan_device_bytes_copied'], 0, `${id} copied nothing`);
       await compare(t);
     });
 
     await t.test('the switch loses its program in the middle of a write, and gets it back', async (t) => {
-      const modes = await write('without a program', async () => { await cluster.switchControl((control) => control.unload()); });
+      const modes = await write('without a program', async () => {
+        await cluster.switchControl((control) => control.unload());
+      });
       t.same(modes.slice(-2), ['switch', 'host'], 'the writer goes on by itself');
       await cluster.switchControl((control) => control.load('parity'));
       await compare(t);
@@ -130,18 +182,24 @@ export function run(t: Test): void {
       await compare(t);
     });
 
-    await t.test('a client on a soft device is told why it can reach no node, and nothing of the cluster changes', async (t) => {
-      const device = openSoftDevice({ name: 'stranger' });
-      t.teardown(() => device.close());
-      const node = cluster.processes.get('n1')!;
-      await t.rejects(device.connect(node.host, node.port), { code: 'ERR_DEVICE_KIND', message: /verbs device/ });
-    });
+    await t.test(
+      'a client on a soft device is told why it can reach no node, and nothing of the cluster changes',
+      async (t) => {
+        const device = openSoftDevice({ name: 'stranger' });
+        t.teardown(() => device.close());
+        const node = cluster.processes.get('n1')!;
+        await t.rejects(device.connect(node.host, node.port), { code: 'ERR_DEVICE_KIND', message: /verbs device/ });
+      },
+    );
 
     await t.test('a soft client is refused, reading and writing, and no node is called down for it', async (t) => {
       const stranger = await cluster.client({ device: 'soft' });
       t.teardown(() => stranger.close());
       const before = await stranger.map();
-      await t.rejects(readAll(stranger, 'through the switch'), { code: 'ERR_DEVICE_KIND', message: /same kind of device/ });
+      await t.rejects(readAll(stranger, 'through the switch'), {
+        code: 'ERR_DEVICE_KIND',
+        message: /same kind of device/,
+      });
       await t.rejects(stranger.create('never'), { code: 'ERR_DEVICE_KIND' });
       t.equal((await stranger.map()).epoch, before.epoch);
     });
@@ -151,7 +209,10 @@ export function run(t: Test): void {
       const verbs = openVerbsDevice({ device: DEVICE });
       t.teardown(() => Promise.all([soft.close(), verbs.close()]));
       const listener = await soft.listen(ADDRESSES[5]!, 0, () => {});
-      await t.rejects(verbs.connect(ADDRESSES[5]!, listener.port), { code: 'ERR_DEVICE_KIND', message: /same kind of device/ });
+      await t.rejects(verbs.connect(ADDRESSES[5]!, listener.port), {
+        code: 'ERR_DEVICE_KIND',
+        message: /same kind of device/,
+      });
     });
 
     await t.test('a node is killed: everything reads back, degraded', async (t) => {
@@ -163,7 +224,10 @@ export function run(t: Test): void {
     await t.test('a client without the secret is refused', async (t) => {
       const stranger = await cluster.client({ secret: 'wrong' });
       t.teardown(() => stranger.close());
-      const failure = await readAll(stranger, 'through the switch').then(() => undefined, (error: unknown) => error);
+      const failure = await readAll(stranger, 'through the switch').then(
+        () => undefined,
+        (error: unknown) => error,
+      );
       t.ok(codeOf(failure), `${codeOf(failure)}: ${String(failure)}`);
     });
   });

@@ -6,6 +6,12 @@ import { ADDRESSES, DEVICE } from './machine.js';
 
 export function run(t: Test): void {
   t.test(`verbs over ${DEVICE}`, async (t) => {
-    conformance(t, async () => realTimeWorld(openVerbsDevice({ name: 'a', device: DEVICE }), openVerbsDevice({ name: 'b', device: DEVICE }), ADDRESSES[0]!));
+    conformance(t, async () =>
+      realTimeWorld(
+        openVerbsDevice({ name: 'a', device: DEVICE }),
+        openVerbsDevice({ name: 'b', device: DEVICE }),
+        ADDRESSES[0]!,
+      ),
+    );
   });
 }

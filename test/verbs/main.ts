@@ -15,6 +15,7 @@ const SUITES: Record<string, () => Promise<{ run(t: typeof import('tap').t): voi
 const wanted = process.argv.length > 2 ? process.argv.slice(2) : Object.keys(SUITES);
 for (const name of wanted) {
   const suite = SUITES[name];
-  if (suite === undefined) throw new RangeError(`There is no suite '${name}': ${Object.keys(SUITES).join(', ')} are expected`);
+  if (suite === undefined)
+    throw new RangeError(`There is no suite '${name}': ${Object.keys(SUITES).join(', ')} are expected`);
   (await suite()).run(t);
 }

@@ -1,5 +1,6 @@
 /**
- * The other processes and threads of the verbs device's failure tests: `node peer.mjs ROLE ADDRESS DEVICE [STEP | PORT RKEY]`.
+ * The other processes and threads of the verbs device's failure tests: `node peer.mjs ROLE ADDRESS DEVICE [STEP | PORT
+ * RKEY]`.
  *
  *   serve   listens, grants 16 MiB, prints {"port","rkey"}, lives until it is killed
  *   throw   a handler throws once; prints what the process caught, and that completions go on
@@ -15,11 +16,17 @@ const [role, address, name, wanted] = process.argv.slice(2);
 if (role === 'serve') {
   const device = openVerbsDevice({ device: name });
   const region = device.allocate(16 << 20, Access.REMOTE_WRITE | Access.REMOTE_READ);
-  const listener = await device.listen(address, 0, (qp) => { qp.onError = () => { void qp.destroy(); }; });
+  const listener = await device.listen(address, 0, (qp) => {
+    qp.onError = () => {
+      void qp.destroy();
+    };
+  });
   process.stdout.write(`${JSON.stringify({ port: listener.port, rkey: region.rkey })}\n`);
 } else if (role === 'throw') {
   const device = openVerbsDevice({ device: name });
-  process.on('uncaughtException', (error) => { process.stdout.write(`caught: ${error.message}\n`); });
+  process.on('uncaughtException', (error) => {
+    process.stdout.write(`caught: ${error.message}\n`);
+  });
   const region = device.allocate(4096, Access.REMOTE_WRITE);
   const listener = await device.listen(address, 0, () => {});
   const qp = await device.connect(address, listener.port);
@@ -40,15 +47,21 @@ if (role === 'serve') {
   const qp = await device.connect(address, port);
   let completed = 0;
   const failed = [];
-  const post = (id) => { qp.postWrite(id, region, id << 14, 1 << 14, rkey, id << 14, Flag.SIGNALED); };
-  qp.onError = (reason) => { process.stdout.write(`${reason}\n`); };
+  const post = (id) => {
+    qp.postWrite(id, region, id << 14, 1 << 14, rkey, id << 14, Flag.SIGNALED);
+  };
+  qp.onError = (reason) => {
+    process.stdout.write(`${reason}\n`);
+  };
   qp.handler = (opcode, status, wrId) => {
     if (status === 0) {
       if (++completed === 32) process.stdout.write('writing\n');
       post(wrId);
     } else if (failed.push(status) === 16) {
       process.stdout.write(`16 ended, ${failed.filter((each) => each === Status.FLUSHED).length} of them flushed\n`);
-      void device.close().then(() => { process.stdout.write('closed\n'); });
+      void device.close().then(() => {
+        process.stdout.write('closed\n');
+      });
     }
   };
   for (let i = 0; i < 16; i++) post(i);
@@ -63,13 +76,17 @@ async function live() {
     if (step !== wanted) return;
     if (role === 'exit') process.exit(7);
     parentPort.postMessage(step);
-    await new Promise((resolve) => { setTimeout(resolve, 60_000); });
+    await new Promise((resolve) => {
+      setTimeout(resolve, 60_000);
+    });
   };
   const device = openVerbsDevice({ device: name });
   await at('opened');
   const region = device.allocate(1 << 20, Access.REMOTE_WRITE);
   await at('allocated');
-  const listener = await device.listen(address, 0, (qp) => { for (let i = 0; i < 64; i++) qp.postRecv(i, region, 0, 64); });
+  const listener = await device.listen(address, 0, (qp) => {
+    for (let i = 0; i < 64; i++) qp.postRecv(i, region, 0, 64);
+  });
   await at('listening');
   const connecting = device.connect(address, listener.port);
   await at('connecting');

@@ -1,6 +1,7 @@
 /**
- * Shares move at random while files are appended to, closed, taken over and read, and nodes, writers and drainers die: in virtual
- * time, from seeds. Whatever was acknowledged reads back, nothing else ever does, and in the end with any m nodes gone.
+ * Shares move at random while files are appended to, closed, taken over and read, and nodes, writers and drainers die:
+ * in virtual time, from seeds. Whatever was acknowledged reads back, nothing else ever does, and in the end with any m
+ * nodes gone.
  */
 import t from 'tap';
 import { setNodePurpose } from '../../cluster/membership.js';
@@ -12,19 +13,38 @@ import type { Client, FileWriter } from '../../writer/index.js';
 import { SimCluster } from '../simulation/cluster.js';
 
 const LONG = process.env['TARTAN_LONG'] === '1';
-const SEEDS = process.env['SEED'] === undefined ? Array.from({ length: Number(process.env["SEEDS"] ?? (LONG ? 1000 : 8)) }, (_, i) => 700 + i) : [Number(process.env['SEED'])];
+const SEEDS =
+  process.env['SEED'] === undefined
+    ? Array.from({ length: Number(process.env['SEEDS'] ?? (LONG ? 1000 : 8)) }, (_, i) => 700 + i)
+    : [Number(process.env['SEED'])];
 const DISK_BYTES = 24 << 20;
 /** Virtual ms of trouble; then all is healed and checked. */
 const TROUBLE_MS = 3000;
 /** What may go wrong while nodes and clients die. */
-const EXPECTED = new Set(['ERR_UNDECIDED', 'ERR_TOO_MANY_LOST', 'ERR_FENCED', 'ERR_CONNECT', 'ERR_CLOSED', 'ERR_DEADLINE', 'ERR_STALE_MAP', 'ERR_STALE_EPOCH', 'ERR_NOT_ENOUGH_NODES', 'ERR_WOULD_LOSE', 'ERR_ARGUMENT', 'ERR_MAP_UNAVAILABLE', 'ERR_NOT_FOUND']);
+const EXPECTED = new Set([
+  'ERR_UNDECIDED',
+  'ERR_TOO_MANY_LOST',
+  'ERR_FENCED',
+  'ERR_CONNECT',
+  'ERR_CLOSED',
+  'ERR_DEADLINE',
+  'ERR_STALE_MAP',
+  'ERR_STALE_EPOCH',
+  'ERR_NOT_ENOUGH_NODES',
+  'ERR_WOULD_LOSE',
+  'ERR_ARGUMENT',
+  'ERR_MAP_UNAVAILABLE',
+  'ERR_NOT_FOUND',
+]);
 
 /** A file as its owners made it: each continues where it took over, with bytes that nobody else writes. */
 class Content {
   private owners: { readonly from: number; readonly salt: number }[] = [];
 
   /** A new owner has taken over with so many bytes: what others wrote beyond is rolled back, and never to be seen. */
-  takenOver(at: number, salt: number): void { this.owners = [...this.owners.filter(({ from }) => from < at), { from: at, salt }]; }
+  takenOver(at: number, salt: number): void {
+    this.owners = [...this.owners.filter(({ from }) => from < at), { from: at, salt }];
+  }
 
   bytes(from: number, length: number): Buffer {
     const bytes = Buffer.alloc(length);
@@ -65,12 +85,24 @@ class Story {
     const isFull = this.seed % 2 === 1;
     if (isFull) await this.addNodes();
     for (const name of ['a', 'b', 'c']) {
-      const writer = await client.create(name, { code: this.code, unitBytes: 1024, layout: this.pick(['rotated', 'spread']) });
+      const writer = await client.create(name, {
+        code: this.code,
+        unitBytes: 1024,
+        layout: this.pick(['rotated', 'spread']),
+      });
       this.acknowledged.set(name, 0);
       await ended(writer);
     }
     if (!isFull) await this.addNodes();
-    const actors = [this.write('a'), this.write('b'), this.write('c'), this.read(), this.read(), this.drain(), ...Array.from({ length: parseCode(this.code).m }, () => this.strike())];
+    const actors = [
+      this.write('a'),
+      this.write('b'),
+      this.write('c'),
+      this.read(),
+      this.read(),
+      this.drain(),
+      ...Array.from({ length: parseCode(this.code).m }, () => this.strike()),
+    ];
     await this.pause(TROUBLE_MS);
     this.over = true;
     await Promise.all(actors);
@@ -79,22 +111,43 @@ class Story {
 
   private async addNodes(): Promise<void> {
     for (const id of ['n5', 'n6']) {
-      this.cluster.nodes.push({ id, host: id, disk: new MemoryDisk(DISK_BYTES), node: undefined, store: this.cluster.memory.client() });
+      this.cluster.nodes.push({
+        id,
+        host: id,
+        disk: new MemoryDisk(DISK_BYTES),
+        node: undefined,
+        store: this.cluster.memory.client(),
+      });
       await this.cluster.startNode(this.cluster.nodes.at(-1)!);
     }
   }
 
-  private int(below: number): number { return Math.floor(this.random() * below); }
-  private pick<T>(of: readonly T[]): T { return of[this.int(of.length)]!; }
-  private pause(ms: number): Promise<void> { return sleep(this.cluster.clock('story'), ms); }
+  private int(below: number): number {
+    return Math.floor(this.random() * below);
+  }
+  private pick<T>(of: readonly T[]): T {
+    return of[this.int(of.length)]!;
+  }
+  private pause(ms: number): Promise<void> {
+    return sleep(this.cluster.clock('story'), ms);
+  }
 
-  private async client(): Promise<Client> { return (await this.mortal()).client; }
+  private async client(): Promise<Client> {
+    return (await this.mortal()).client;
+  }
 
   /** A client on a host of its own, that can be killed as a process is. */
   private async mortal(): Promise<{ client: Client; kill(): Promise<void> }> {
-    const host = `h${++this.hosts}`, store = this.cluster.memory.client();
+    const host = `h${++this.hosts}`,
+      store = this.cluster.memory.client();
     const client = await this.cluster.client(host, { cluster: store });
-    return { client, kill: async () => { this.cluster.world.killHost(host); await store.close(); } };
+    return {
+      client,
+      kill: async () => {
+        this.cluster.world.killHost(host);
+        await store.close();
+      },
+    };
   }
 
   private async trying<T>(run: () => Promise<T>): Promise<T | undefined> {
@@ -110,10 +163,15 @@ class Story {
     while (!this.over) {
       const { client, kill } = await this.mortal();
       const writer = await this.trying(() => client.append(name));
-      if (writer === undefined) { await client.close(); await this.pause(100); continue; }
+      if (writer === undefined) {
+        await client.close();
+        await this.pause(100);
+        continue;
+      }
       writer.on('error', () => {});
       let at = writer.progress.acknowledgedBytes;
-      if (at < this.acknowledged.get(name)!) throw new Error(`'${name}' is taken over with ${at} bytes, ${this.acknowledged.get(name)} were acknowledged`);
+      if (at < this.acknowledged.get(name)!)
+        throw new Error(`'${name}' is taken over with ${at} bytes, ${this.acknowledged.get(name)} were acknowledged`);
       this.contents.get(name)!.takenOver(at, ++this.owners);
       for (let round = 1 + this.int(5); round > 0 && writer.errored === null; round--) {
         const length = 1 + this.int(6_000);
@@ -126,8 +184,10 @@ class Story {
         this.counts.appends++;
         await this.pause(this.int(150));
       }
-      if (this.int(4) === 0) { this.counts.writersKilled++; await kill(); }
-      else {
+      if (this.int(4) === 0) {
+        this.counts.writersKilled++;
+        await kill();
+      } else {
         await this.trying(() => Promise.race([ended(writer), this.pause(2000)]));
         await client.close();
       }
@@ -138,13 +198,16 @@ class Story {
   private async read(): Promise<void> {
     const client = await this.client();
     while (!this.over) {
-      const name = this.pick(['a', 'b', 'c']), floor = this.acknowledged.get(name)!;
+      const name = this.pick(['a', 'b', 'c']),
+        floor = this.acknowledged.get(name)!;
       await this.trying(async () => {
         const reader = await client.open(name);
         try {
           for (let round = this.int(4); round >= 0; round--) {
-            const from = this.int(reader.length + 1), bytes = await reader.read(from, this.pick([100, reader.length]));
-            if (!bytes.equals(this.contents.get(name)!.bytes(from, bytes.length))) throw new Error(`'${name}' reads wrong from byte ${from}, for ${bytes.length}`);
+            const from = this.int(reader.length + 1),
+              bytes = await reader.read(from, this.pick([100, reader.length]));
+            if (!bytes.equals(this.contents.get(name)!.bytes(from, bytes.length)))
+              throw new Error(`'${name}' reads wrong from byte ${from}, for ${bytes.length}`);
             this.counts.reads++;
             await this.pause(this.int(400));
             await reader.refresh();
@@ -160,8 +223,18 @@ class Story {
 
   private async drain(): Promise<void> {
     while (!this.over) {
-      const { client, kill } = await this.mortal(), id = this.pick(this.cluster.nodes).id, stopper = new AbortController();
-      const draining = this.trying(() => client.drain(id, { ownerMs: 200, signal: stopper.signal, ...(this.int(2) === 0 && { bytesPerSecond: 50_000 + this.int(500_000) }) })).then((report) => { this.counts.moved += report?.filesMoved ?? 0; });
+      const { client, kill } = await this.mortal(),
+        id = this.pick(this.cluster.nodes).id,
+        stopper = new AbortController();
+      const draining = this.trying(() =>
+        client.drain(id, {
+          ownerMs: 200,
+          signal: stopper.signal,
+          ...(this.int(2) === 0 && { bytesPerSecond: 50_000 + this.int(500_000) }),
+        }),
+      ).then((report) => {
+        this.counts.moved += report?.filesMoved ?? 0;
+      });
       if (this.int(3) === 0) {
         await this.pause(this.int(500));
         this.counts.drainsKilled++;
@@ -194,7 +267,8 @@ class Story {
   }
 
   private async check(client: Client): Promise<void> {
-    const { cluster } = this, { k, m } = parseCode(this.code);
+    const { cluster } = this,
+      { k, m } = parseCode(this.code);
     await this.pause(2000);
     for (const name of this.acknowledged.keys()) {
       await ended(await client.append(name));
@@ -209,20 +283,35 @@ class Story {
     for (const file of files) {
       this.counts.scattered += file.nodes.filter((id) => id === '-').length;
       const nodes = file.nodes.filter((id) => id !== '-');
-      if (new Set(nodes).size !== nodes.length) throw new Error(`'${file.name}' has a node twice: ${file.nodes.join(' ')}`);
+      if (new Set(nodes).size !== nodes.length)
+        throw new Error(`'${file.name}' has a node twice: ${file.nodes.join(' ')}`);
       let units = 0;
-      for (const id of nodes) units += new Set((await cluster.inventory(id, file.id)).map(({ stripe, unit }) => `${stripe} ${unit}`)).size;
-      if (units < Math.ceil(file.length / (k * 1024)) * (k + m)) throw new Error(`'${file.name}' lacks units: ${units}`);
+      for (const id of nodes)
+        units += new Set((await cluster.inventory(id, file.id)).map(({ stripe, unit }) => `${stripe} ${unit}`)).size;
+      if (units < Math.ceil(file.length / (k * 1024)) * (k + m))
+        throw new Error(`'${file.name}' lacks units: ${units}`);
     }
     for (let gone = this.int(2); gone < cluster.nodes.length; gone += 2) {
-      const down = Array.from({ length: m }, (_, i) => cluster.nodes[(gone + i * (1 + this.int(2))) % cluster.nodes.length]!);
+      const down = Array.from(
+        { length: m },
+        (_, i) => cluster.nodes[(gone + i * (1 + this.int(2))) % cluster.nodes.length]!,
+      );
       for (const entry of new Set(down)) await entry.node!.stop();
       for (const file of files) {
-        const reader = await client.open(file.name), bytes = await reader.read(0, file.length), floor = this.acknowledged.get(file.name)!;
-        if (file.length < floor || !bytes.equals(this.contents.get(file.name)!.bytes(0, file.length))) throw new Error(`'${file.name}' reads wrong without ${down.map(({ id }) => id).join(' and ')}; ${floor} bytes were acknowledged, it has ${file.length}`);
+        const reader = await client.open(file.name),
+          bytes = await reader.read(0, file.length),
+          floor = this.acknowledged.get(file.name)!;
+        if (file.length < floor || !bytes.equals(this.contents.get(file.name)!.bytes(0, file.length)))
+          throw new Error(
+            `'${file.name}' reads wrong without ${down.map(({ id }) => id).join(' and ')}; ${floor} bytes were ` +
+              `acknowledged, it has ${file.length}`,
+          );
         await reader.close();
       }
-      for (const entry of new Set(down)) { entry.disk = entry.disk.crash(() => true); await cluster.startNode(entry); }
+      for (const entry of new Set(down)) {
+        entry.disk = entry.disk.crash(() => true);
+        await cluster.startNode(entry);
+      }
       await this.pause(600);
     }
     await client.close();
@@ -230,7 +319,11 @@ class Story {
 }
 
 function ended(writer: FileWriter): Promise<void> {
-  return new Promise((resolve, reject) => { writer.once('error', reject); writer.once('close', resolve); writer.end(); });
+  return new Promise((resolve, reject) => {
+    writer.once('error', reject);
+    writer.once('close', resolve);
+    writer.end();
+  });
 }
 
 void t.test(`shares move at random, ${SEEDS.length} seeds`, async (t) => {
@@ -240,10 +333,17 @@ void t.test(`shares move at random, ${SEEDS.length} seeds`, async (t) => {
     try {
       await story.cluster.world.complete(story.run(), 600_000);
     } catch (error) {
-      t.fail(`seed ${seed}: ${(error as Error).stack}; again: SEED=${seed} npx tap --disable-coverage test/writer/moves-random.test.ts`);
+      t.fail(
+        `seed ${seed}: ${(error as Error).stack}; again: SEED=${seed} npx tap --disable-coverage ` +
+          'test/writer/moves-random.test.ts',
+      );
     }
     for (const key of Object.keys(sum) as (keyof typeof sum)[]) sum[key] += story.counts[key];
   }
   t.comment(JSON.stringify(sum));
-  for (const [what, count] of Object.entries(sum)) t.ok(SEEDS.length < 8 || count >= (what === 'scattered' || what === 'moved' ? 1 : SEEDS.length), `${count} ${what}`);
+  for (const [what, count] of Object.entries(sum))
+    t.ok(
+      SEEDS.length < 8 || count >= (what === 'scattered' || what === 'moved' ? 1 : SEEDS.length),
+      `${count} ${what}`,
+    );
 });

@@ -43,22 +43,40 @@ export interface Progress {
 }
 
 /** What every testbed of an experiment is given. */
-export function common({ note, folder, switchKind }: ExperimentContext): Pick<TestbedOptions, 'note' | 'folder' | 'switchKind'> {
+export function common({
+  note,
+  folder,
+  switchKind,
+}: ExperimentContext): Pick<TestbedOptions, 'note' | 'folder' | 'switchKind'> {
   return { note, ...(folder === undefined ? {} : { folder }), ...(switchKind === undefined ? {} : { switchKind }) };
 }
 
-export function settingOf(context: ExperimentContext, more: { readonly durability: string; readonly repetitions: number; readonly links?: string }): Setting {
+export function settingOf(
+  context: ExperimentContext,
+  more: { readonly durability: string; readonly repetitions: number; readonly links?: string },
+): Setting {
   return {
-    command: context.command, date: new Date().toISOString(), kernel: `Linux ${release()}`,
-    machine: `${cpus()[0]?.model ?? 'unknown CPU'}, ${cpus().length} CPUs, Node ${process.version}; writers, switch and nodes share them`,
-    links: `${more.links ?? `${formatMbit(context.rateMbit)} each, htb, both directions`}${context.switchKind === 'bmv2' ? '; the switch is BMv2' : ''}`, durability: more.durability, repetitions: more.repetitions, loadBefore: loadavg()[0]!,
+    command: context.command,
+    date: new Date().toISOString(),
+    kernel: `Linux ${release()}`,
+    machine:
+      `${cpus()[0]?.model ?? 'unknown CPU'}, ${cpus().length} CPUs, Node ${process.version}; writers, switch and ` +
+      'nodes share them',
+    links: `${more.links ?? `${formatMbit(context.rateMbit)} each, htb, both directions`}${context.switchKind === 'bmv2' ? '; the switch is BMv2' : ''}`,
+    durability: more.durability,
+    repetitions: more.repetitions,
+    loadBefore: loadavg()[0]!,
   };
 }
 
 /** In a chart's subtitle. */
 export const BMV2_CAPTION = 'through BMv2: it shows function, not the speed of a switch chip';
 /** Under what runs on BMv2. */
-export const BMV2_NOTE = 'The switch is BMv2, a software model of a P4 switch: it shows that the program does what it should, not the speed of a switch chip.';
+export const BMV2_NOTE =
+  'The switch is BMv2, a software model of a P4 switch: it shows that the program does what it should, not the ' +
+  'speed of a switch chip.';
 
 /** A figure in the few digits that mean something. */
-export function digits(value: number): string { return value >= 100 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toFixed(2); }
+export function digits(value: number): string {
+  return value >= 100 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toFixed(2);
+}

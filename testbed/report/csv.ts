@@ -3,7 +3,11 @@ import type { Cell, Result } from './result.js';
 
 export function toCsv({ columns, rows }: Pick<Result, 'columns' | 'rows'>): string {
   const heading = columns.map(({ name, unit }) => (unit === '' ? name : `${name} (${unit})`));
-  return [heading, ...rows.map((row) => columns.map(({ name }) => text(row[name] ?? null)))].map((cells) => cells.map(quoted).join(',')).join('\n') + '\n';
+  return (
+    [heading, ...rows.map((row) => columns.map(({ name }) => text(row[name] ?? null)))]
+      .map((cells) => cells.map(quoted).join(','))
+      .join('\n') + '\n'
+  );
 }
 
 function text(cell: Cell): string {
@@ -11,4 +15,6 @@ function text(cell: Cell): string {
   return typeof cell === 'number' && !Number.isInteger(cell) ? String(Number(cell.toPrecision(6))) : String(cell);
 }
 
-function quoted(field: string): string { return /[",\n\r]/.test(field) ? `"${field.replaceAll('"', '""')}"` : field; }
+function quoted(field: string): string {
+  return /[",\n\r]/.test(field) ? `"${field.replaceAll('"', '""')}"` : field;
+}

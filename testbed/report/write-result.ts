@@ -10,7 +10,10 @@ export async function writeResult(folder: string, result: Result): Promise<strin
   mkdirSync(folder, { recursive: true });
   const svg = await toSvg(result.chart);
   const files: readonly [string, string | Buffer][] = [
-    ['csv', toCsv(result)], ['json', `${JSON.stringify(result, undefined, 1)}\n`], ['svg', svg], ['png', toPng(svg)],
+    ['csv', toCsv(result)],
+    ['json', `${JSON.stringify(result, undefined, 1)}\n`],
+    ['svg', svg],
+    ['png', toPng(svg)],
   ];
   return files.map(([extension, content]) => {
     const path = join(folder, `${result.name}.${extension}`);

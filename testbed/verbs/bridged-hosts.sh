@@ -1,8 +1,8 @@
 #!/bin/bash
-# bridged-hosts.sh N: inside vm.sh, makes N "hosts" with a wire between them: soft-RoCE devices rxe1 … rxeN on veths h1 … hN
-# with the addresses 10.79.0.1 … N, whose peers b1 … bN are ports of a bridge. Everything is one network namespace
-# (soft-RoCE of Linux 6.1 does not work in others), so policy routing forces packets between two of our own addresses onto
-# the wire: what tc does to a port, or `ip link set b2 down`, then acts on that host's traffic.
+# bridged-hosts.sh N: inside vm.sh, makes N "hosts" with a wire between them: soft-RoCE devices rxe1 … rxeN on veths h1
+# … hN with the addresses 10.79.0.1 … N, whose peers b1 … bN are ports of a bridge. Everything is one network namespace
+# (soft-RoCE of Linux 6.1 does not work in others), so policy routing forces packets between two of our own addresses
+# onto the wire: what tc does to a port, or `ip link set b2 down`, then acts on that host's traffic.
 set -euo pipefail
 modprobe -a veth bridge sch_netem sch_tbf 2>/dev/null || true
 sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0 net.ipv4.conf.all.accept_local=1 \
@@ -30,7 +30,8 @@ ip route add 10.79.0.0/24 dev h1
 for ((i = 1; i <= $1; i++)); do rdma link add "rxe$i" type rxe netdev "h$i"; done
 for ((i = 1; i <= $1; i++)); do
   for ((tries = 0; tries < 50; tries++)); do
-    [[ $(rdma link show "rxe$i/1") == *ACTIVE* && $(</sys/class/net/b"$i"/brport/state) == 3 ]] && break  # 3: forwarding
+    # 3: forwarding
+    [[ $(rdma link show "rxe$i/1") == *ACTIVE* && $(</sys/class/net/b"$i"/brport/state) == 3 ]] && break
     sleep 0.1
   done
 done

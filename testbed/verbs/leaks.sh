@@ -1,6 +1,6 @@
 #!/bin/bash
-# leaks.sh [SUITE...]: inside vm.sh after soft-roce.sh, runs suites with the verbs addon built under AddressSanitizer and
-# LeakSanitizer. Fails on any report that names the addon. (User-Mode Linux has too little address space for it.)
+# leaks.sh [SUITE...]: inside vm.sh after soft-roce.sh, runs suites with the verbs addon built under AddressSanitizer
+# and LeakSanitizer. Fails on any report that names the addon. (User-Mode Linux has too little address space for it.)
 #
 #   testbed/verbs/vm.sh testbed/verbs/soft-roce.sh testbed/verbs/leaks.sh conformance
 set -euo pipefail

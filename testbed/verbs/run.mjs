@@ -16,8 +16,24 @@ import { TapReader } from '../../cli/run-tap.mjs';
 const root = fileURLToPath(new URL('../..', import.meta.url));
 const SUITES_LIMIT_SECONDS = Number(process.env.TARTAN_VERBS_LIMIT ?? 840);
 const NEEDED = {
-  test: { 'qemu-system-x86_64': 'qemu-system-x86', python3: 'python3', cpio: 'cpio', busybox: 'busybox-static', modprobe: 'kmod', ip: 'iproute2' },
-  bench: { gcc: 'gcc', make: 'make', flex: 'flex', bison: 'bison', bc: 'bc', xz: 'xz-utils', busybox: 'busybox-static', ip: 'iproute2' },
+  test: {
+    'qemu-system-x86_64': 'qemu-system-x86',
+    python3: 'python3',
+    cpio: 'cpio',
+    busybox: 'busybox-static',
+    modprobe: 'kmod',
+    ip: 'iproute2',
+  },
+  bench: {
+    gcc: 'gcc',
+    make: 'make',
+    flex: 'flex',
+    bison: 'bison',
+    bc: 'bc',
+    xz: 'xz-utils',
+    busybox: 'busybox-static',
+    ip: 'iproute2',
+  },
 };
 const LIBRARIES = ['libibverbs-dev', 'librdmacm-dev', 'ibverbs-providers', 'iproute2'];
 
@@ -29,9 +45,12 @@ if (built.status !== 0) end('the build failed', 1);
 process.exit(await (task === 'test' ? test(rest) : bench(rest)));
 
 function install(task) {
-  const packages = Object.entries(NEEDED[task]).filter(([tool]) => !onPath(tool)).map(([, name]) => name);
+  const packages = Object.entries(NEEDED[task])
+    .filter(([tool]) => !onPath(tool))
+    .map(([, name]) => name);
   packages.push(...LIBRARIES.filter((name) => spawnSync('dpkg', ['-s', name], { stdio: 'ignore' }).status !== 0));
-  if (task === 'bench' && spawnSync('dpkg', ['-s', 'libelf-dev'], { stdio: 'ignore' }).status !== 0) packages.push('libelf-dev');
+  if (task === 'bench' && spawnSync('dpkg', ['-s', 'libelf-dev'], { stdio: 'ignore' }).status !== 0)
+    packages.push('libelf-dev');
   if (packages.length === 0) return;
   const command = `apt-get install -y --no-install-recommends ${packages.join(' ')}`;
   if (process.getuid?.() !== 0) end(`missing: ${packages.join(', ')}. Run: sudo ${command}`, 1);
@@ -48,36 +67,60 @@ function onPath(tool) {
 
 async function test(suites) {
   const started = Date.now();
-  const reader = new TapReader(() => {});  // its lines are for files, here are suites
-  const status = await machine('vm.sh', ['testbed/verbs/soft-roce.sh', process.execPath, 'dist/test/verbs/main.js', ...suites], {
-    LIMIT: String(SUITES_LIMIT_SECONDS), VM_ENV: `TAP_TIMEOUT=${SUITES_LIMIT_SECONDS} FORCE_COLOR=0 NO_COLOR=1`,
-  }, (line) => {
-    if (process.env.TARTAN_VERBS_VERBOSE === '1') process.stdout.write(`${line}\n`);
-    else if (/^ *not ok /.test(line) || /^ok \d+ - /.test(line)) process.stdout.write(`${line}\n`);
-    else if (/^\s+(message|diff|\+|-) /.test(line)) process.stdout.write(`${line}\n`);
-    reader.line(line);
-  });
+  const reader = new TapReader(() => {}); // its lines are for files, here are suites
+  const status = await machine(
+    'vm.sh',
+    ['testbed/verbs/soft-roce.sh', process.execPath, 'dist/test/verbs/main.js', ...suites],
+    {
+      LIMIT: String(SUITES_LIMIT_SECONDS),
+      VM_ENV: `TAP_TIMEOUT=${SUITES_LIMIT_SECONDS} FORCE_COLOR=0 NO_COLOR=1`,
+    },
+    (line) => {
+      if (process.env.TARTAN_VERBS_VERBOSE === '1') process.stdout.write(`${line}\n`);
+      else if (/^ *not ok /.test(line) || /^ok \d+ - /.test(line)) process.stdout.write(`${line}\n`);
+      else if (/^\s+(message|diff|\+|-) /.test(line)) process.stdout.write(`${line}\n`);
+      reader.line(line);
+    },
+  );
   const totals = reader.totals ?? { passed: 0, failed: 0, skipped: 0 };
   if (status !== 0 && totals.failed === 0) {
     totals.failed = 1;
-    process.stdout.write(`the machine ended with ${status}${status === 124 ? ` after ${SUITES_LIMIT_SECONDS} s` : ''}\n`);
+    process.stdout.write(
+      `the machine ended with ${status}${status === 124 ? ` after ${SUITES_LIMIT_SECONDS} s` : ''}\n`,
+    );
   }
-  process.stdout.write(`test:verbs took ${((Date.now() - started) / 1000).toFixed(0)} s\n${totals.passed} passed, ${totals.failed} failed, ${totals.skipped} skipped\n`);
+  process.stdout.write(
+    `test:verbs took ${((Date.now() - started) / 1000).toFixed(0)} s\n${totals.passed} passed, ${totals.failed} failed, ${totals.skipped} skipped\n`,
+  );
   return totals.failed === 0 && totals.passed > 0 ? 0 : 1;
 }
 
 async function bench(options) {
   mkdirSync(join(root, '.tartan'), { recursive: true });
   const loop = join(root, '.tartan', 'verbs-loop');
-  const compiled = spawnSync('gcc', ['-O2', '-Wall', '-o', loop, join(root, 'testbed/verbs/loop.c'), '-libverbs', '-lrdmacm'], { stdio: 'inherit' });
+  const compiled = spawnSync(
+    'gcc',
+    ['-O2', '-Wall', '-o', loop, join(root, 'testbed/verbs/loop.c'), '-libverbs', '-lrdmacm'],
+    { stdio: 'inherit' },
+  );
   if (compiled.status !== 0) end('cannot compile testbed/verbs/loop.c', 1);
-  const inside = (...args) => machine('uml.sh', ['testbed/verbs/soft-roce.sh', process.execPath, ...args], { LIMIT: '1500' }, (line) => { process.stdout.write(`${line}\n`); });
-  return await inside('testbed/verbs/bench.mjs', loop, ...options) || inside('testbed/verbs/parity-gain.mjs');
+  const inside = (...args) =>
+    machine('uml.sh', ['testbed/verbs/soft-roce.sh', process.execPath, ...args], { LIMIT: '1500' }, (line) => {
+      process.stdout.write(`${line}\n`);
+    });
+  return (await inside('testbed/verbs/bench.mjs', loop, ...options)) || inside('testbed/verbs/parity-gain.mjs');
 }
 
 function machine(script, args, env, onLine) {
-  const child = spawn(join(root, 'testbed/verbs', script), args, { cwd: root, env: { ...process.env, ...env }, stdio: ['ignore', 'pipe', 'inherit'] });
-  for (const signal of ['SIGINT', 'SIGTERM']) process.on(signal, () => { child.kill(signal); });
+  const child = spawn(join(root, 'testbed/verbs', script), args, {
+    cwd: root,
+    env: { ...process.env, ...env },
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
+  for (const signal of ['SIGINT', 'SIGTERM'])
+    process.on(signal, () => {
+      child.kill(signal);
+    });
   let partial = '';
   child.stdout.setEncoding('utf8');
   child.stdout.on('data', (text) => {
@@ -86,8 +129,13 @@ function machine(script, args, env, onLine) {
     for (const line of lines) onLine(line);
   });
   return new Promise((resolve) => {
-    child.on('error', () => { resolve(127); });
-    child.on('close', (code) => { if (partial !== '') onLine(partial); resolve(code ?? 1); });
+    child.on('error', () => {
+      resolve(127);
+    });
+    child.on('close', (code) => {
+      if (partial !== '') onLine(partial);
+      resolve(code ?? 1);
+    });
   });
 }
 

@@ -1,6 +1,7 @@
 #!/bin/bash
-# soft-roce.sh COMMAND [ARGUMENTS...]: inside vm.sh, makes one soft-RoCE device, rxe0, whose network card is a dummy with
-# the addresses 10.77.0.1 to 10.77.0.9 (so many "hosts" on one device), and five hosts on a bridge, then runs the command.
+# soft-roce.sh COMMAND [ARGUMENTS...]: inside vm.sh, makes one soft-RoCE device, rxe0, whose network card is a dummy
+# with the addresses 10.77.0.1 to 10.77.0.9 (so many "hosts" on one device), and five hosts on a bridge, then runs the
+# command.
 set -euo pipefail
 modprobe -a rdma_rxe rdma_ucm ib_uverbs dummy 2>/dev/null || true  # in User-Mode Linux they are built in
 sysctl -qw net.core.somaxconn=1024

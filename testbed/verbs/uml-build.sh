@@ -1,6 +1,6 @@
 #!/bin/bash
-# uml-build.sh OUTPUT: builds a User-Mode Linux kernel (a kernel that is an ordinary program) with soft-RoCE and siw inside
-# from Debian's linux-source-6.1. About 4 minutes on two cores; uml.config lists what is switched on.
+# uml-build.sh OUTPUT: builds a User-Mode Linux kernel (a kernel that is an ordinary program) with soft-RoCE and siw
+# inside from Debian's linux-source-6.1. About 4 minutes on two cores; uml.config lists what is switched on.
 set -euo pipefail
 (($# == 1)) || { echo 'usage: uml-build.sh OUTPUT' >&2; exit 127; }
 here=$(cd "$(dirname "$0")" && pwd)

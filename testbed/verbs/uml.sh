@@ -1,10 +1,12 @@
 #!/bin/bash
-# uml.sh COMMAND [ARGUMENTS...]: runs a command as root under User-Mode Linux with soft-RoCE: native speed, one processor.
+# uml.sh COMMAND [ARGUMENTS...]: runs a command as root under User-Mode Linux with soft-RoCE: native speed, one
+# processor.
 #
 # The root is this machine's, read-only, under an overlay in memory; what the command writes to /out comes back in $OUT.
 # The kernel is built once (uml-build.sh).
 #
-#   exit status   the command's own; 124: it took longer than LIMIT seconds; 125: the kernel died; 127: something is missing
+#   exit status   the command's own; 124: it took longer than LIMIT seconds; 125: the kernel died; 127: something is
+#   missing
 #   environment   LIMIT=600   MEM=2G   OUT=a new folder   VM_CACHE=~/.cache/tartan-vm   VM_ENV='NAME=value …'
 set -euo pipefail
 limit=${LIMIT:-600} mem=${MEM:-2G} cache=${VM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/tartan-vm}

@@ -5,7 +5,8 @@
 # virtualisation, no modules on this machine and no network are needed. The machine's root is this machine's, read-only
 # over 9p, under an overlay in memory; what the command writes to /out comes back in $OUT.
 #
-#   exit status   the command's own; 124: it took longer than LIMIT seconds; 125: the machine died; 127: something is missing
+#   exit status   the command's own; 124: it took longer than LIMIT seconds; 125: the machine died; 127: something is
+#   missing
 #   environment   LIMIT=600   SMP=2   MEM=2G   OUT=a new folder   VM_CACHE=~/.cache/tartan-vm   VM_ENV='NAME=value …'
 #
 # The clock is the HPET: the TSC is calibrated at boot, and on a busy machine wrong by a factor of up to four.

@@ -14,7 +14,20 @@ const buildDirectory = join(native, '..', 'build', 'bench');
 const compiler = process.env.CXX || 'g++';
 const COMPILE_FLAGS = ['-std=c++20', '-O3', '-g', '-fPIC', '-Wall', '-Wextra'];
 const KERNEL_FLAGS = [
-  ['_gfni.cc', ['-mgfni', '-mavx512f', '-mavx512bw', '-mavx512vl', '-mavx512dq', '-mavx512vbmi', '-mvpclmulqdq', '-mpclmul', '-msse4.2']],
+  [
+    '_gfni.cc',
+    [
+      '-mgfni',
+      '-mavx512f',
+      '-mavx512bw',
+      '-mavx512vl',
+      '-mavx512dq',
+      '-mavx512vbmi',
+      '-mvpclmulqdq',
+      '-mpclmul',
+      '-msse4.2',
+    ],
+  ],
   ['_avx2.cc', ['-mavx2', '-mpclmul', '-msse4.2']],
   ['.cc', []],
 ];
@@ -29,10 +42,13 @@ const modified = (path) => (existsSync(path) ? statSync(path).mtimeMs : 0);
  */
 export async function buildProgram(program) {
   mkdirSync(buildDirectory, { recursive: true });
-  const kernels = readdirSync(native).filter((file) => /^(kernel_|crc32c|coding).*\.cc$/.test(file))
+  const kernels = readdirSync(native)
+    .filter((file) => /^(kernel_|crc32c|coding).*\.cc$/.test(file))
     .filter((file) => process.arch === 'x64' || !/_(gfni|avx2)\.cc$/.test(file));
   const sources = [...kernels.map((file) => join(native, file)), join(here, `${program}.cc`)];
-  const headers = ['coding.h', 'kernel.h', 'crc32c.h', 'gf256.h', join('bench', 'isal.h')].map((file) => join(native, file));
+  const headers = ['coding.h', 'kernel.h', 'crc32c.h', 'gf256.h', join('bench', 'isal.h')].map((file) =>
+    join(native, file),
+  );
   const shared = Math.max(modified(fileURLToPath(import.meta.url)), ...headers.map(modified));
 
   const objects = [];
@@ -46,7 +62,8 @@ export async function buildProgram(program) {
     compiled++;
   }
   const executable = join(buildDirectory, program);
-  if (compiled > 0 || modified(executable) < Math.max(...objects.map(modified))) await compile(executable, [...objects, '-ldl']);
+  if (compiled > 0 || modified(executable) < Math.max(...objects.map(modified)))
+    await compile(executable, [...objects, '-ldl']);
   return executable;
 }
 

@@ -1,5 +1,5 @@
-// ISA-L, opened at run time where it is installed (Debian: libisal2), to compare with. It needs no headers: these are the
-// prototypes of the functions used. Its `rows` of ec_… are the parity alone; in gf_gen_… `m` is k + parity.
+// ISA-L, opened at run time where it is installed (Debian: libisal2), to compare with. It needs no headers: these are
+// the prototypes of the functions used. Its `rows` of ec_… are the parity alone; in gf_gen_… `m` is k + parity.
 #pragma once
 #include <dlfcn.h>
 
@@ -23,8 +23,8 @@ struct Isal {
         return function != nullptr;
       };
       return bind(isal.ec_init_tables, "ec_init_tables") && bind(isal.ec_encode_data, "ec_encode_data") &&
-             bind(isal.gf_gen_rs_matrix, "gf_gen_rs_matrix") && bind(isal.gf_gen_cauchy1_matrix, "gf_gen_cauchy1_matrix") &&
-             bind(isal.pq_gen, "pq_gen");
+             bind(isal.gf_gen_rs_matrix, "gf_gen_rs_matrix") &&
+             bind(isal.gf_gen_cauchy1_matrix, "gf_gen_cauchy1_matrix") && bind(isal.pq_gen, "pq_gen");
     }();
     return found ? &isal : nullptr;
   }

@@ -1,10 +1,11 @@
-// Times our kernels, ISA-L and memcpy side by side on one CPU and prints JSON; rdma/bench-kernels.mjs makes a table of it.
+// Times our kernels, ISA-L and memcpy side by side on one CPU and prints JSON; rdma/bench-kernels.mjs makes a table of
+// it.
 //
 //   kernel_bench [--repetitions N] [--unit-bytes N] [--arena-mib N] [--budget-ms N] [--cpu N] [--kernels a,b]
 //
 // Warm: the same stripe again and again. Cold: stripes one after the other through an arena larger than the last cache.
-// "+stream": outputs go past the caches (coding_stream_from). Every figure is input bytes per second. The subjects of one shape take turns within a repetition, so that a slow moment
-// of the machine meets all of them.
+// "+stream": outputs go past the caches (coding_stream_from). Every figure is input bytes per second. The subjects of
+// one shape take turns within a repetition, so that a slow moment of the machine meets all of them.
 #include <sched.h>
 #include <sys/mman.h>
 
@@ -73,36 +74,40 @@ std::vector<Subject> make_subjects(const Shape& shape, const Options& options) {
     const size_t comma = std::min(list.find(',', begin), list.size());
     const std::string name = list.substr(begin, comma - begin);
     begin = comma + 1;
-    const std::shared_ptr<tartan::CodingPlan> plan(tartan::coding_plan_create(k, m, matrix.data(), name.c_str()), tartan::coding_plan_destroy);
+    const std::shared_ptr<tartan::CodingPlan> plan(tartan::coding_plan_create(k, m, matrix.data(), name.c_str()),
+                                                   tartan::coding_plan_destroy);
     if (!plan) continue;
     const bool best = subjects.empty();
     for (const int way : {0, 1, 2, 3}) {
       const bool digests = way & 1, stream = way & 2;
       if (stream && !best) continue;
-      subjects.push_back({name + (digests ? "+digests" : "") + (stream ? "+stream" : ""), [plan, lengths, k, unit, digests, stream](const Units& units) {
-        tartan::coding_stream_from(stream ? 0 : SIZE_MAX);
-        tartan::Digest in[32], out[32];
-        tartan::coding_encode(plan.get(), units.data(), lengths.data(), units.data() + k, unit, digests ? in : nullptr, digests ? out : nullptr);
-      }});
+      subjects.push_back({name + (digests ? "+digests" : "") + (stream ? "+stream" : ""),
+                          [plan, lengths, k, unit, digests, stream](const Units& units) {
+                            tartan::coding_stream_from(stream ? 0 : SIZE_MAX);
+                            tartan::Digest in[32], out[32];
+                            tartan::coding_encode(plan.get(), units.data(), lengths.data(), units.data() + k, unit,
+                                                  digests ? in : nullptr, digests ? out : nullptr);
+                          }});
     }
   }
   if (const Isal* isal = Isal::open()) {
     const auto tables = std::make_shared<std::vector<uint8_t>>(static_cast<size_t>(32 * k * m));
     isal->ec_init_tables(k, m, const_cast<uint8_t*>(matrix.data()), tables->data());
     subjects.push_back({"isal", [isal, tables, k, m, unit](const Units& units) {
-      isal->ec_encode_data(static_cast<int>(unit), k, m, tables->data(), const_cast<uint8_t**>(units.data()), const_cast<uint8_t**>(units.data() + k));
-    }});
+                          isal->ec_encode_data(static_cast<int>(unit), k, m, tables->data(),
+                                               const_cast<uint8_t**>(units.data()),
+                                               const_cast<uint8_t**>(units.data() + k));
+                        }});
   }
   // Copies every input to some output.
   subjects.push_back({"memcpy", [k, m, unit](const Units& units) {
-    for (int c = 0; c < k; c++) std::memcpy(units[static_cast<size_t>(k + c % m)], units[static_cast<size_t>(c)], unit);
-  }});
+                        for (int c = 0; c < k; c++)
+                          std::memcpy(units[static_cast<size_t>(k + c % m)], units[static_cast<size_t>(c)], unit);
+                      }});
   return subjects;
 }
 
-double seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 Units stripe_at(uint8_t* base, const Shape& shape, size_t unit) {
   Units units;
@@ -123,7 +128,8 @@ double measure_warm(const Subject& subject, const Shape& shape, const Options& o
   return static_cast<double>(stripes) * shape.k * static_cast<double>(options.unit_bytes) / (end - begin) / 1e9;
 }
 
-double measure_cold(const Subject& subject, const Shape& shape, const Options& options, uint8_t* arena, size_t arena_bytes) {
+double measure_cold(const Subject& subject, const Shape& shape, const Options& options, uint8_t* arena,
+                    size_t arena_bytes) {
   const size_t stripe = static_cast<size_t>(shape.k + shape.m) * options.unit_bytes;
   const size_t stripes = arena_bytes / stripe;
   const double begin = seconds();
@@ -141,12 +147,18 @@ Options parse(int argc, char** argv) {
   Options options;
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string name = argv[i];
-    if (name == "--repetitions") options.repetitions = std::atoi(argv[i + 1]);
-    else if (name == "--unit-bytes") options.unit_bytes = std::strtoull(argv[i + 1], nullptr, 10);
-    else if (name == "--arena-mib") options.arena_mib = std::strtoull(argv[i + 1], nullptr, 10);
-    else if (name == "--budget-ms") options.budget_ms = std::atof(argv[i + 1]);
-    else if (name == "--cpu") options.cpu = std::atoi(argv[i + 1]);
-    else if (name == "--kernels") options.kernels = argv[i + 1];
+    if (name == "--repetitions")
+      options.repetitions = std::atoi(argv[i + 1]);
+    else if (name == "--unit-bytes")
+      options.unit_bytes = std::strtoull(argv[i + 1], nullptr, 10);
+    else if (name == "--arena-mib")
+      options.arena_mib = std::strtoull(argv[i + 1], nullptr, 10);
+    else if (name == "--budget-ms")
+      options.budget_ms = std::atof(argv[i + 1]);
+    else if (name == "--cpu")
+      options.cpu = std::atoi(argv[i + 1]);
+    else if (name == "--kernels")
+      options.kernels = argv[i + 1];
     else {
       std::fprintf(stderr, "kernel_bench: unknown option %s\n", argv[i]);
       std::exit(2);
@@ -187,8 +199,8 @@ int main(int argc, char** argv) {
     std::memcpy(arena + i, &x, 8);
   }
 
-  std::printf("{\"cpu\":%d,\"unitBytes\":%zu,\"arenaMiB\":%zu,\"repetitions\":%d,\"isal\":%s,\"shapes\":[", cpu, options.unit_bytes, options.arena_mib,
-              options.repetitions, Isal::open() ? "true" : "false");
+  std::printf("{\"cpu\":%d,\"unitBytes\":%zu,\"arenaMiB\":%zu,\"repetitions\":%d,\"isal\":%s,\"shapes\":[", cpu,
+              options.unit_bytes, options.arena_mib, options.repetitions, Isal::open() ? "true" : "false");
   bool first_shape = true;
   for (const Shape& shape : kShapes) {
     std::vector<Subject> subjects = make_subjects(shape, options);

@@ -1,14 +1,16 @@
 // Runs kernels on cases given as text and prints what they made, for test/rdma/kernels.test.ts to compare.
 //
 //   kernels                                                     → "gfni,avx2,portable"
-//   default                                                     → the kernel of a plan that names none, or "unavailable"
+//   default                                                     → the kernel of a plan that names none, or
+//   "unavailable"
 //   encode KERNEL MODE PLACE INPUTS OUTPUTS MATRIX OUT_LEN IN…  → "OUT… digest…", or "unavailable"
 //   pq IN…                                                      → "P Q" by ISA-L's RAID functions, or "unavailable"
 //   crc32c CRC IN                                               → 8 hexadecimal digits
 //
-// KERNEL: one of ours, or isal. MODE: plain (no digests), digest, or stream (digests, outputs past the caches). Bytes are hexadecimal, "-" when there are none. A digest is
-// CRC:SUMMARY, inputs' first. PLACE: where each buffer lies on its own pages: a number of bytes after their beginning, or
-// "end": its last byte before a page that must not be touched. Every byte around an output is checked afterwards.
+// KERNEL: one of ours, or isal. MODE: plain (no digests), digest, or stream (digests, outputs past the caches). Bytes
+// are hexadecimal, "-" when there are none. A digest is CRC:SUMMARY, inputs' first. PLACE: where each buffer lies on
+// its own pages: a number of bytes after their beginning, or "end": its last byte before a page that must not be
+// touched. Every byte around an output is checked afterwards.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -76,7 +78,8 @@ class GuardedBuffer {
   void check_surroundings() const {
     for (const uint8_t* at = start_; at < start_ + inner_; at++) {
       if (at == data_) at += len_;
-      if (at < start_ + inner_ && *at != kPattern) fail("a kernel wrote outside its output, at " + std::to_string(at - data_));
+      if (at < start_ + inner_ && *at != kPattern)
+        fail("a kernel wrote outside its output, at " + std::to_string(at - data_));
     }
   }
 
@@ -125,12 +128,14 @@ std::string encode(std::istringstream& line) {
     if (isal == nullptr) return "unavailable";
     std::vector<uint8_t> tables(static_cast<size_t>(32 * inputs * outputs));
     isal->ec_init_tables(inputs, outputs, const_cast<uint8_t*>(matrix.data()), tables.data());
-    isal->ec_encode_data(static_cast<int>(out_len), inputs, outputs, tables.data(), const_cast<uint8_t**>(in.data()), out.data());
+    isal->ec_encode_data(static_cast<int>(out_len), inputs, outputs, tables.data(), const_cast<uint8_t**>(in.data()),
+                         out.data());
   } else {
     tartan::CodingPlan* plan = tartan::coding_plan_create(inputs, outputs, matrix.data(), kernel.c_str());
     if (plan == nullptr) return "unavailable";
     if (kernel != tartan::coding_plan_kernel(plan)) fail("asked for kernel " + kernel + ", got another");
-    tartan::coding_encode(plan, in.data(), in_len.data(), out.data(), out_len, digest ? in_digest.data() : nullptr, digest ? out_digest.data() : nullptr);
+    tartan::coding_encode(plan, in.data(), in_len.data(), out.data(), out_len, digest ? in_digest.data() : nullptr,
+                          digest ? out_digest.data() : nullptr);
     tartan::coding_plan_destroy(plan);
   }
 
@@ -146,7 +151,8 @@ std::string encode(std::istringstream& line) {
 
 std::string default_kernel() {
   const uint8_t one = 1;
-  const std::unique_ptr<tartan::CodingPlan, decltype(&tartan::coding_plan_destroy)> plan(tartan::coding_plan_create(1, 1, &one, nullptr), tartan::coding_plan_destroy);
+  const std::unique_ptr<tartan::CodingPlan, decltype(&tartan::coding_plan_destroy)> plan(
+      tartan::coding_plan_create(1, 1, &one, nullptr), tartan::coding_plan_destroy);
   return plan ? tartan::coding_plan_kernel(plan.get()) : "unavailable";
 }
 
@@ -162,7 +168,8 @@ std::string pq(std::istringstream& line) {
     std::memcpy(units.back(), bytes.data(), len);
   }
   for (int i = 0; i < 2; i++) units.push_back(static_cast<uint8_t*>(std::aligned_alloc(64, (len + 63) & ~size_t{63})));
-  if (isal->pq_gen(static_cast<int>(units.size()), static_cast<int>(len), reinterpret_cast<void**>(units.data())) != 0) fail("pq_gen refuses the units");
+  if (isal->pq_gen(static_cast<int>(units.size()), static_cast<int>(len), reinterpret_cast<void**>(units.data())) != 0)
+    fail("pq_gen refuses the units");
   const std::string result = to_hex(units[units.size() - 2], len) + ' ' + to_hex(units.back(), len);
   for (uint8_t* unit : units) std::free(unit);
   return result;
@@ -173,7 +180,8 @@ std::string crc32c(std::istringstream& line) {
   line >> crc >> text;
   const Bytes bytes = from_hex(text);
   char result[16];
-  std::snprintf(result, sizeof result, "%08x", tartan::coding_crc32c(static_cast<uint32_t>(std::stoul(crc, nullptr, 16)), bytes.data(), bytes.size()));
+  std::snprintf(result, sizeof result, "%08x",
+                tartan::coding_crc32c(static_cast<uint32_t>(std::stoul(crc, nullptr, 16)), bytes.data(), bytes.size()));
   return result;
 }
 
@@ -185,11 +193,17 @@ int main() {
     std::istringstream line(text);
     std::string command;
     line >> command;
-    if (command == "kernels") std::cout << tartan::coding_kernels() << '\n';
-    else if (command == "default") std::cout << default_kernel() << '\n';
-    else if (command == "encode") std::cout << encode(line) << '\n';
-    else if (command == "pq") std::cout << pq(line) << '\n';
-    else if (command == "crc32c") std::cout << crc32c(line) << '\n';
-    else fail("unknown command '" + command + "'");
+    if (command == "kernels")
+      std::cout << tartan::coding_kernels() << '\n';
+    else if (command == "default")
+      std::cout << default_kernel() << '\n';
+    else if (command == "encode")
+      std::cout << encode(line) << '\n';
+    else if (command == "pq")
+      std::cout << pq(line) << '\n';
+    else if (command == "crc32c")
+      std::cout << crc32c(line) << '\n';
+    else
+      fail("unknown command '" + command + "'");
   }
 }

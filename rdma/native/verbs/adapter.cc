@@ -45,19 +45,26 @@ std::string text_of(const sockaddr* address) {
 
 // ---- opening and closing ----
 
-std::unique_ptr<Adapter> Adapter::open(const std::string& name, const Limits& limits, const WorkRequest* requests, uint32_t request_capacity,
-                                       Completion* completions, uint32_t completion_capacity, std::string& why) {
+std::unique_ptr<Adapter> Adapter::open(const std::string& name, const Limits& limits, const WorkRequest* requests,
+                                       uint32_t request_capacity, Completion* completions, uint32_t completion_capacity,
+                                       std::string& why) {
   if (!load(why)) return nullptr;
   ibv_context* chosen = choose_device(name, why);
   if (!chosen) return nullptr;
-  std::unique_ptr<Adapter> adapter(new Adapter(chosen, limits, requests, request_capacity, completions, completion_capacity));
+  std::unique_ptr<Adapter> adapter(
+      new Adapter(chosen, limits, requests, request_capacity, completions, completion_capacity));
   adapter->has_own_name = !name.empty();
   if (!adapter->prepare(why)) return nullptr;
   return adapter;
 }
 
-Adapter::Adapter(ibv_context* context, const Limits& limits, const WorkRequest* requests, uint32_t request_capacity, Completion* completions, uint32_t completion_capacity)
-    : context(context), limits(limits), requests_(requests), request_mask_(request_capacity - 1), completions_(completions, completion_capacity, counters) {}
+Adapter::Adapter(ibv_context* context, const Limits& limits, const WorkRequest* requests, uint32_t request_capacity,
+                 Completion* completions, uint32_t completion_capacity)
+    : context(context),
+      limits(limits),
+      requests_(requests),
+      request_mask_(request_capacity - 1),
+      completions_(completions, completion_capacity, counters) {}
 
 bool Adapter::prepare(std::string& why) {
   const auto failed = [&why](const char* what) {
@@ -69,7 +76,8 @@ bool Adapter::prepare(std::string& why) {
   limits.recv_depth = std::min(limits.recv_depth, static_cast<uint32_t>(attributes.max_qp_wr));
   limits.cq_entries = std::min(limits.cq_entries, static_cast<uint32_t>(attributes.max_cqe));
   if (!(pd = core().ibv.alloc_pd(context))) return failed("cannot allocate a protection domain");
-  if (!(completion_channel_ = core().ibv.create_comp_channel(context))) return failed("cannot create a completion channel");
+  if (!(completion_channel_ = core().ibv.create_comp_channel(context)))
+    return failed("cannot create a completion channel");
   if (!(channel = core().cm.create_event_channel())) return failed("cannot create an event channel");
   epoll_fd_ = epoll_create1(EPOLL_CLOEXEC);
   async_fd_ = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
@@ -77,12 +85,16 @@ bool Adapter::prepare(std::string& why) {
   const struct {
     int fd;
     Source source;
-  } waits[] = {{completion_channel_->fd, COMPLETIONS}, {channel->fd, CONNECTIONS}, {context->async_fd, PROCESS_EVENTS}, {async_fd_, OWN_EVENTS}};
+  } waits[] = {{completion_channel_->fd, COMPLETIONS},
+               {channel->fd, CONNECTIONS},
+               {context->async_fd, PROCESS_EVENTS},
+               {async_fd_, OWN_EVENTS}};
   for (const auto& wait : waits) {
     epoll_event event{};
     event.events = EPOLLIN;
     event.data.u32 = wait.source;
-    if (!set_nonblocking(wait.fd) || epoll_ctl(epoll_fd_, EPOLL_CTL_ADD, wait.fd, &event) != 0) return failed("cannot wait for the device");
+    if (!set_nonblocking(wait.fd) || epoll_ctl(epoll_fd_, EPOLL_CTL_ADD, wait.fd, &event) != 0)
+      return failed("cannot wait for the device");
   }
   join_asynchronous(context, this);
   return true;
@@ -140,7 +152,8 @@ void Adapter::execute(const WorkRequest& request) {
   }
 }
 
-// Hands what was posted to the adapter, then fails the queue pairs that must. Failing takes completions, which may mark more.
+// Hands what was posted to the adapter, then fails the queue pairs that must. Failing takes completions, which may mark
+// more.
 void Adapter::settle() {
   while (!dirty_.empty() || !failing_.empty() || !dirty_receives_.empty()) {
     std::vector<SharedReceiveQueue*> receives;
@@ -198,11 +211,14 @@ void Adapter::take_completions() {
           SharedReceiveQueue* shared = receives(static_cast<uint32_t>(taken[i].wr_id >> 32) & 0x3fffffff);
           if (!shared) continue;
           QueuePair* target = owner == owners_.end() ? nullptr : owner->second;
-          if (target) target->on_shared_receive(taken[i]);
-          else shared->on_completion(taken[i], 0);
+          if (target)
+            target->on_shared_receive(taken[i]);
+          else
+            shared->on_completion(taken[i], 0);
           continue;
         }
-        if (QueuePair* target = pair(static_cast<uint32_t>(taken[i].wr_id >> 32) & 0x7fffffff)) target->on_completion(taken[i]);
+        if (QueuePair* target = pair(static_cast<uint32_t>(taken[i].wr_id >> 32) & 0x7fffffff))
+          target->on_completion(taken[i]);
       }
     }
   }
@@ -245,7 +261,8 @@ void Adapter::emit(Event event) {
   completions_.push(Completion{0, 0, OPCODE_EVENT, 0, 0, 0, 0, 0, 0, 0});
 }
 
-// One notification at a time: whoever polls takes the completions of all, and what is left makes the descriptor ready again.
+// One notification at a time: whoever polls takes the completions of all, and what is left makes the descriptor ready
+// again.
 bool Adapter::take_notification() {
   ibv_cq* cq;
   void* unused;
@@ -259,7 +276,8 @@ bool Adapter::take_notification() {
 }
 
 bool Adapter::on_ready() {
-  // Nearly always it is a completion: looked for first, without asking who is ready. The others stay ready for the next turn.
+  // Nearly always it is a completion: looked for first, without asking who is ready. The others stay ready for the next
+  // turn.
   if (take_notification()) {
     wants_wake_ = false;
     counters.wakeups.add(1);
@@ -301,8 +319,13 @@ uint32_t Adapter::add_region(void* base, uint64_t bytes, uint32_t access, uint32
   if (access & ACCESS_REMOTE_READ) flags |= IBV_ACCESS_REMOTE_READ;
   std::vector<ibv_mr*> repeated;  // adapters may give a key out again: held until a new one is found
   ibv_mr* mr;
-  while ((mr = core().ibv.reg_mr_iova(pd, base, bytes, 0, static_cast<unsigned>(flags))) && mr->rkey != 0 && !rkeys_.insert(mr->rkey).second) repeated.push_back(mr);
-  if (!mr) why = errno == ENOMEM || errno == EAGAIN || errno == EPERM ? std::string(strerror(errno)) + ": too little memory may be locked (see `ulimit -l`)" : strerror(errno);
+  while ((mr = core().ibv.reg_mr_iova(pd, base, bytes, 0, static_cast<unsigned>(flags))) && mr->rkey != 0 &&
+         !rkeys_.insert(mr->rkey).second)
+    repeated.push_back(mr);
+  if (!mr)
+    why = errno == ENOMEM || errno == EAGAIN || errno == EPERM
+              ? std::string(strerror(errno)) + ": too little memory may be locked (see `ulimit -l`)"
+              : strerror(errno);
   for (ibv_mr* other : repeated) core().ibv.dereg_mr(other);
   if (!mr) return 0;
   if (lkey >= regions_.size()) regions_.resize(lkey + 1, nullptr);
@@ -383,8 +406,8 @@ void Adapter::close_listener(uint32_t id, uint32_t fence_id) {
   fence(fence_id);
 }
 
-// A device that was named keeps to itself: connections leave by an address of its own, the one most like the peer's. To an
-// address of its own it needs none.
+// A device that was named keeps to itself: connections leave by an address of its own, the one most like the peer's. To
+// an address of its own it needs none.
 bool Adapter::source_address(const sockaddr* destination, sockaddr_storage& source) const {
   if (!has_own_name || destination->sa_family != AF_INET) return false;
   const uint32_t wanted = ntohl(reinterpret_cast<const sockaddr_in*>(destination)->sin_addr.s_addr);
@@ -502,14 +525,22 @@ bool Adapter::destroy_receives(uint32_t number) {
 void Adapter::handle_cm_events() {
   rdma_cm_event* event = nullptr;
   while (core().cm.get_cm_event(channel, &event) == 0) {
-    CmEvent copy{event->event, event->status, event->id, event->param.conn.responder_resources, event->param.conn.initiator_depth, false, {}};
-    const bool is_established = event->event == RDMA_CM_EVENT_ESTABLISHED || event->event == RDMA_CM_EVENT_CONNECT_REQUEST || event->event == RDMA_CM_EVENT_REJECTED;
+    CmEvent copy{event->event,
+                 event->status,
+                 event->id,
+                 event->param.conn.responder_resources,
+                 event->param.conn.initiator_depth,
+                 false,
+                 {}};
+    const bool is_established = event->event == RDMA_CM_EVENT_ESTABLISHED ||
+                                event->event == RDMA_CM_EVENT_CONNECT_REQUEST || event->event == RDMA_CM_EVENT_REJECTED;
     if (is_established && event->param.conn.private_data && event->param.conn.private_data_len >= sizeof(Greeting)) {
       memcpy(&copy.greeting, event->param.conn.private_data, sizeof(Greeting));
       copy.has_greeting = true;
     }
     // A connection request comes with a new id whose context is still the listener's.
-    CmObject* object = static_cast<CmObject*>(event->event == RDMA_CM_EVENT_CONNECT_REQUEST ? event->listen_id->context : event->id->context);
+    CmObject* object = static_cast<CmObject*>(event->event == RDMA_CM_EVENT_CONNECT_REQUEST ? event->listen_id->context
+                                                                                            : event->id->context);
     core().cm.ack_cm_event(event);
     object->on_cm_event(copy);
     settle();
@@ -528,11 +559,13 @@ void Adapter::handle_asynchronous() {
   for (const AsyncEvent& event : collect_asynchronous(asynchronous_)) {
     const std::string what = core().ibv.event_type_str(event.type);
     const bool is_fatal = event.type == IBV_EVENT_DEVICE_FATAL;
-    const bool names_pair = event.type == IBV_EVENT_QP_FATAL || event.type == IBV_EVENT_QP_REQ_ERR || event.type == IBV_EVENT_QP_ACCESS_ERR;
+    const bool names_pair =
+        event.type == IBV_EVENT_QP_FATAL || event.type == IBV_EVENT_QP_REQ_ERR || event.type == IBV_EVENT_QP_ACCESS_ERR;
     for (QueuePair* each : std::vector<QueuePair*>(pairs_)) {
       if (!each || each->state() != QueuePair::State::connected) continue;
       if (names_pair && each->hardware_qpn() == event.qp_num) each->fail("the adapter reports: " + what, FLUSHED);
-      if (event.type == IBV_EVENT_CQ_ERR && each->source() && each->source()->cq == event.cq) each->fail("its completion queue overran", FLUSHED);
+      if (event.type == IBV_EVENT_CQ_ERR && each->source() && each->source()->cq == event.cq)
+        each->fail("its completion queue overran", FLUSHED);
       if (is_fatal) each->fail("the adapter failed: " + what, FLUSHED);
     }
     if (event.type == IBV_EVENT_SRQ_LIMIT_REACHED) {
@@ -540,7 +573,8 @@ void Adapter::handle_asynchronous() {
         if (shared->srq() == event.srq) emit({EventType::receives_low, 0, number});
       }
     }
-    if (event.port != 0 || is_fatal || event.type == IBV_EVENT_CQ_ERR) emit({EventType::asynchronous, static_cast<uint32_t>(event.type), 0, event.port, what});
+    if (event.port != 0 || is_fatal || event.type == IBV_EVENT_CQ_ERR)
+      emit({EventType::asynchronous, static_cast<uint32_t>(event.type), 0, event.port, what});
   }
 }
 

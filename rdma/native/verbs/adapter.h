@@ -1,6 +1,6 @@
 // An RDMA adapter as one device uses it: a protection domain, completion queues, and everything between the two rings
-// and the adapter. Unlike the software device it has no thread: JavaScript's thread posts in ring() and takes completions
-// in poll(); a sleeping JavaScript is woken by libuv, which watches wait_fd().
+// and the adapter. Unlike the software device it has no thread: JavaScript's thread posts in ring() and takes
+// completions in poll(); a sleeping JavaScript is woken by libuv, which watches wait_fd().
 //
 // Threads: one JavaScript thread. Only deliver_asynchronous() is called from elsewhere: librdmacm opens an adapter once
 // for a process, so devices of several threads share its asynchronous events (async_events.h).
@@ -32,7 +32,7 @@ struct Limits {
   uint32_t recv_depth = 512;
   uint32_t cq_entries = 8192;
   uint32_t max_inline = 64;
-  uint8_t ack_timeout = 16;  // 4.096 µs × 2^16 = 0.27 s for each of RETRIES
+  uint8_t ack_timeout = 16;          // 4.096 µs × 2^16 = 0.27 s for each of RETRIES
   bool reserves_completions = true;  // false: queue pairs share completion queues that may overrun
 };
 
@@ -46,8 +46,9 @@ struct CompletionSource {
 class Adapter : public AsyncListener {
  public:
   // nullptr and `why` when there is no such device, or it cannot be used. An empty name: the first with an active port.
-  static std::unique_ptr<Adapter> open(const std::string& name, const Limits& limits, const WorkRequest* requests, uint32_t request_capacity,
-                                       Completion* completions, uint32_t completion_capacity, std::string& why);
+  static std::unique_ptr<Adapter> open(const std::string& name, const Limits& limits, const WorkRequest* requests,
+                                       uint32_t request_capacity, Completion* completions, uint32_t completion_capacity,
+                                       std::string& why);
   ~Adapter() override;
 
   // The rings.
@@ -80,11 +81,14 @@ class Adapter : public AsyncListener {
   std::string name() const { return core().ibv.get_device_name(context->device); }
 
   // ---- for its parts ----
-  void complete(uint8_t opcode, uint8_t status, uint32_t qpn, uint32_t wr_id, uint32_t byte_length = 0, uint32_t imm = 0, uint32_t detail = 0) {
+  void complete(uint8_t opcode, uint8_t status, uint32_t qpn, uint32_t wr_id, uint32_t byte_length = 0,
+                uint32_t imm = 0, uint32_t detail = 0) {
     completions_.push(Completion{wr_id, status, opcode, 0, qpn, byte_length, imm, detail, 0, 0});
   }
   void emit(Event event);
-  Region* local(uint32_t lkey) const { return lkey < regions_.size() && regions_[lkey] && !regions_[lkey]->revoked ? regions_[lkey] : nullptr; }
+  Region* local(uint32_t lkey) const {
+    return lkey < regions_.size() && regions_[lkey] && !regions_[lkey]->revoked ? regions_[lkey] : nullptr;
+  }
   void hold(Region* region) {
     if (region) region->references++;
   }
@@ -111,7 +115,8 @@ class Adapter : public AsyncListener {
   bool has_own_name = false;
 
  private:
-  Adapter(ibv_context* context, const Limits& limits, const WorkRequest* requests, uint32_t request_capacity, Completion* completions, uint32_t completion_capacity);
+  Adapter(ibv_context* context, const Limits& limits, const WorkRequest* requests, uint32_t request_capacity,
+          Completion* completions, uint32_t completion_capacity);
   bool prepare(std::string& why);
   void execute(const WorkRequest& request);
   void settle();
@@ -137,8 +142,8 @@ class Adapter : public AsyncListener {
   int async_fd_ = -1;  // eventfd: asynchronous events were delivered
   ibv_comp_channel* completion_channel_ = nullptr;
   std::vector<std::unique_ptr<CompletionSource>> sources_;
-  std::vector<Region*> regions_;  // by lkey
-  std::unordered_set<uint32_t> rkeys_;  // ever given out
+  std::vector<Region*> regions_;            // by lkey
+  std::unordered_set<uint32_t> rkeys_;      // ever given out
   std::vector<QueuePair*> pairs_{nullptr};  // by qpn; 0 names nothing
   std::unordered_map<uint32_t, Listener*> listeners_;
   std::vector<QueuePair*> dirty_, failing_;
@@ -146,7 +151,7 @@ class Adapter : public AsyncListener {
   std::vector<SharedReceiveQueue*> dirty_receives_;
   std::unordered_map<uint32_t, QueuePair*> owners_;  // by the adapter's number: who a shared receive completes on
   bool is_taking_ = false;
-  bool wants_wake_ = false;  // JavaScript sleeps, and the ring has something that no adapter will announce
+  bool wants_wake_ = false;               // JavaScript sleeps, and the ring has something that no adapter will announce
   std::vector<AsyncEvent> asynchronous_;  // under async_events.cc's lock
 };
 

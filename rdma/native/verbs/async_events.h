@@ -1,8 +1,8 @@
 // Asynchronous events of adapters. librdmacm opens an adapter once for the process, so all devices on it, of whatever
 // thread, share one queue of events: whoever finds it readable takes them all and delivers each to every device there.
 //
-// Threads: any; everything is under one lock. A device's deliver_asynchronous() runs under it, on the taker's thread, and
-// only files the event.
+// Threads: any; everything is under one lock. A device's deliver_asynchronous() runs under it, on the taker's thread,
+// and only files the event.
 #pragma once
 #include <infiniband/verbs.h>
 
@@ -13,9 +13,9 @@ namespace tartan::verbs {
 
 struct AsyncEvent {
   ibv_event_type type;
-  uint32_t qp_num;    // queue pair events
-  const ibv_cq* cq;   // completion queue events
-  uint32_t port;      // port events
+  uint32_t qp_num;     // queue pair events
+  const ibv_cq* cq;    // completion queue events
+  uint32_t port;       // port events
   const ibv_srq* srq;  // shared receive queue events
 };
 

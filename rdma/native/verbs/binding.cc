@@ -1,10 +1,11 @@
-// The verbs addon's face: devices() and open(name, limits, sendQueue, completionQueue, wake); the latter's object drives
-// one Adapter. What can be decided in TypeScript is decided there (src/verbs/).
+// The verbs addon's face: devices() and open(name, limits, sendQueue, completionQueue, wake); the latter's object
+// drives one Adapter. What can be decided in TypeScript is decided there (src/verbs/).
 //
 // Threads: everything here runs on the JavaScript thread that called open(); there is no other.
-// Lifetime: a Device lives until its object is collected or the environment ends, and then until libuv has let go of its
-// handle. Its adapter ends earlier, by close() or by the environment's asynchronous cleanup hook. Registered memory is the
-// soft device's, which is opened before this one: hooks run last first, so registrations end before the memory does.
+// Lifetime: a Device lives until its object is collected or the environment ends, and then until libuv has let go of
+// its handle. Its adapter ends earlier, by close() or by the environment's asynchronous cleanup hook. Registered memory
+// is the soft device's, which is opened before this one: hooks run last first, so registrations end before the memory
+// does.
 #include <node_api.h>
 
 #include <cstring>
@@ -110,8 +111,12 @@ napi_value take_event(napi_env env, napi_callback_info info) {
   Call call(env, info);
   Event event{};
   if (!call.adapter || !call.adapter->take_event(event)) return undefined(env);
-  const napi_value fields[] = {uint32(env, static_cast<uint32_t>(event.type)), uint32(env, event.id), uint32(env, event.qpn),
-                               uint32(env, event.number), uint32(env, 0), string(env, event.text)};
+  const napi_value fields[] = {uint32(env, static_cast<uint32_t>(event.type)),
+                               uint32(env, event.id),
+                               uint32(env, event.qpn),
+                               uint32(env, event.number),
+                               uint32(env, 0),
+                               string(env, event.text)};
   napi_value array;
   napi_create_array_with_length(env, 6, &array);
   for (uint32_t i = 0; i < 6; i++) napi_set_element(env, array, i, fields[i]);
@@ -122,7 +127,8 @@ napi_value add_region(napi_env env, napi_callback_info info) {  // (lkey, ArrayB
   Call call(env, info);
   void* base = nullptr;
   size_t bytes = 0;
-  if (napi_get_arraybuffer_info(env, call.arguments[1], &base, &bytes) != napi_ok || !call.adapter) return fail(env, "an ArrayBuffer and an open device are expected");
+  if (napi_get_arraybuffer_info(env, call.arguments[1], &base, &bytes) != napi_ok || !call.adapter)
+    return fail(env, "an ArrayBuffer and an open device are expected");
   std::string why;
   const uint32_t rkey = call.adapter->add_region(base, bytes, call.u32(2), call.u32(0), why);
   return rkey == 0 ? fail(env, why) : uint32(env, rkey);
@@ -148,7 +154,8 @@ napi_value close_listener(napi_env env, napi_callback_info info) {  // (id, fenc
 
 napi_value connect(napi_env env, napi_callback_info info) {  // (id, host, port, timeoutMs, shared receive queue or 0)
   Call call(env, info);
-  if (call.adapter) call.adapter->connect(call.u32(0), call.text(1), call.u32(2), static_cast<int>(call.u32(3)), call.u32(4));
+  if (call.adapter)
+    call.adapter->connect(call.u32(0), call.text(1), call.u32(2), static_cast<int>(call.u32(3)), call.u32(4));
   return undefined(env);
 }
 
@@ -258,11 +265,14 @@ napi_value close(napi_env env, napi_callback_info info) {
 void collect(napi_env, void* data, void*) {
   Device* device = static_cast<Device*>(data);
   device->is_collected = true;
-  if (device->wait) stop(device);
-  else if (!device->hook) delete device;
+  if (device->wait)
+    stop(device);
+  else if (!device->hook)
+    delete device;
 }
 
-// (name, limits: Uint32Array [send depth, receive depth, completion queue entries, inline bytes, ack timeout, reserves completions], sendQueue, completionQueue, wake)
+// (name, limits: Uint32Array [send depth, receive depth, completion queue entries, inline bytes, ack timeout, reserves
+// completions], sendQueue, completionQueue, wake)
 napi_value open(napi_env env, napi_callback_info info) {
   Call call(env, info);
   auto device = std::make_unique<Device>();
@@ -273,8 +283,9 @@ napi_value open(napi_env env, napi_callback_info info) {
   const WorkRequest* requests = call.array<WorkRequest>(2, &request_words);
   Completion* completions = call.array<Completion>(3, &completion_words);
   std::string why;
-  device->adapter = Adapter::open(call.text(0), limits, requests, static_cast<uint32_t>(request_words * 4 / sizeof(WorkRequest)), completions,
-                                  static_cast<uint32_t>(completion_words * 4 / sizeof(Completion)), why);
+  device->adapter =
+      Adapter::open(call.text(0), limits, requests, static_cast<uint32_t>(request_words * 4 / sizeof(WorkRequest)),
+                    completions, static_cast<uint32_t>(completion_words * 4 / sizeof(Completion)), why);
   if (!device->adapter) return fail(env, why);
   Device* raw = device.get();
   device->wait = LoopWait::open(env, device->adapter->wait_fd(), [raw] { wake(raw); });
@@ -288,9 +299,25 @@ napi_value open(napi_env env, napi_callback_info info) {
     const char* name;
     napi_callback function;
   } methods[] = {
-      {"ring", ring}, {"poll", poll}, {"arm", arm}, {"takeEvent", take_event}, {"addRegion", add_region}, {"deregister", deregister},
-      {"listen", listen}, {"closeListener", close_listener}, {"connect", connect}, {"abandon", abandon}, {"toError", to_error},
-      {"destroyQueuePair", destroy_queue_pair}, {"createReceives", create_receives}, {"armReceives", arm_receives}, {"destroyReceives", destroy_receives}, {"fence", fence}, {"keepAlive", keep_alive}, {"counters", counters}, {"close", close},
+      {"ring", ring},
+      {"poll", poll},
+      {"arm", arm},
+      {"takeEvent", take_event},
+      {"addRegion", add_region},
+      {"deregister", deregister},
+      {"listen", listen},
+      {"closeListener", close_listener},
+      {"connect", connect},
+      {"abandon", abandon},
+      {"toError", to_error},
+      {"destroyQueuePair", destroy_queue_pair},
+      {"createReceives", create_receives},
+      {"armReceives", arm_receives},
+      {"destroyReceives", destroy_receives},
+      {"fence", fence},
+      {"keepAlive", keep_alive},
+      {"counters", counters},
+      {"close", close},
   };
   napi_value object;
   napi_create_object(env, &object);

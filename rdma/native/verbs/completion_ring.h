@@ -17,14 +17,17 @@ class CompletionRing {
 
   void push(const Completion& completion) {
     counters_.completions.add(1);
-    if (!waiting_.empty() || written_ - consumed_ > mask_) waiting_.push() = completion;
-    else entries_[written_++ & mask_] = completion;
+    if (!waiting_.empty() || written_ - consumed_ > mask_)
+      waiting_.push() = completion;
+    else
+      entries_[written_++ & mask_] = completion;
   }
 
   // Gives the previous batch back; returns how many new completions the ring holds.
   uint32_t poll() {
     consumed_ = polled_;
-    for (; !waiting_.empty() && written_ - consumed_ <= mask_; waiting_.pop()) entries_[written_++ & mask_] = waiting_.front();
+    for (; !waiting_.empty() && written_ - consumed_ <= mask_; waiting_.pop())
+      entries_[written_++ & mask_] = waiting_.front();
     const uint32_t count = written_ - polled_;
     polled_ = written_;
     if (count > 0) is_armed_ = false;

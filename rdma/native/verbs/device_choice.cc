@@ -31,7 +31,8 @@ std::vector<Candidate> candidates() {
   std::vector<Candidate> found;
   int count = 0;
   ibv_device** devices = core().ibv.get_device_list(&count);
-  for (int i = 0; devices && i < count; i++) found.push_back({core().ibv.get_device_name(devices[i]), devices[i]->transport_type != IBV_TRANSPORT_IB});
+  for (int i = 0; devices && i < count; i++)
+    found.push_back({core().ibv.get_device_name(devices[i]), devices[i]->transport_type != IBV_TRANSPORT_IB});
   if (devices) core().ibv.free_device_list(devices);
   return found;
 }
@@ -44,7 +45,9 @@ ibv_context* context_by_address(const std::string& name, const sockaddr_in& addr
   rdma_cm_id* id = nullptr;
   if (core().cm.create_id(channel, &id, nullptr, RDMA_PS_TCP) == 0) {
     sockaddr_in wanted = address;
-    if (core().cm.bind_addr(id, reinterpret_cast<sockaddr*>(&wanted)) == 0 && id->verbs && name == core().ibv.get_device_name(id->verbs->device)) context = id->verbs;
+    if (core().cm.bind_addr(id, reinterpret_cast<sockaddr*>(&wanted)) == 0 && id->verbs &&
+        name == core().ibv.get_device_name(id->verbs->device))
+      context = id->verbs;
     core().cm.destroy_id(id);
   }
   core().cm.destroy_event_channel(channel);
@@ -86,7 +89,9 @@ bool has_active_port(const std::string& name) {
 ibv_context* choose_device(const std::string& name, std::string& why) {
   const std::vector<Candidate> found = candidates();
   if (found.empty()) {
-    why = "this machine has no RDMA device; on an ordinary network card: modprobe rdma_rxe && rdma link add rxe0 type rxe netdev eth0";
+    why =
+        "this machine has no RDMA device; on an ordinary network card: modprobe rdma_rxe && rdma link add rxe0 type "
+        "rxe netdev eth0";
     return nullptr;
   }
   const Candidate* chosen = nullptr;
@@ -96,7 +101,8 @@ ibv_context* choose_device(const std::string& name, std::string& why) {
     if (!chosen && (name.empty() ? !each.is_iwarp && has_active_port(each.name) : name == each.name)) chosen = &each;
   }
   if (!chosen) {
-    why = (name.empty() ? "no RDMA device has an active port" : "there is no RDMA device '" + name + "'") + " (found: " + names + ")";
+    why = (name.empty() ? "no RDMA device has an active port" : "there is no RDMA device '" + name + "'") +
+          " (found: " + names + ")";
     return nullptr;
   }
   if (chosen->is_iwarp) {
@@ -104,7 +110,9 @@ ibv_context* choose_device(const std::string& name, std::string& why) {
     return nullptr;
   }
   ibv_context* context = context_of(chosen->name);
-  if (!context) why = "the connection manager cannot use '" + chosen->name + "': " + (errno == ENODEV || errno == ENOENT ? "modprobe rdma_ucm" : strerror(errno));
+  if (!context)
+    why = "the connection manager cannot use '" + chosen->name +
+          "': " + (errno == ENODEV || errno == ENOENT ? "modprobe rdma_ucm" : strerror(errno));
   return context;
 }
 

@@ -46,7 +46,9 @@ class Json {
 };
 
 const char* link_layer(uint8_t layer) {
-  return layer == IBV_LINK_LAYER_ETHERNET ? "ethernet" : layer == IBV_LINK_LAYER_INFINIBAND ? "infiniband" : "unspecified";
+  return layer == IBV_LINK_LAYER_ETHERNET     ? "ethernet"
+         : layer == IBV_LINK_LAYER_INFINIBAND ? "infiniband"
+                                              : "unspecified";
 }
 
 std::string gids(ibv_context* context, uint8_t port, int length) {
@@ -67,7 +69,8 @@ std::string describe_port(ibv_context* context, uint8_t number) {
   Json out('{');
   out.add("port", number);
   ibv_port_attr port{};
-  if (core().ibv.query_port(context, number, reinterpret_cast<_compat_ibv_port_attr*>(&port)) != 0) return out.add("state", quoted("unknown")).end();
+  if (core().ibv.query_port(context, number, reinterpret_cast<_compat_ibv_port_attr*>(&port)) != 0)
+    return out.add("state", quoted("unknown")).end();
   return out.add("state", quoted(core().ibv.port_state_str(port.state)))
       .add("linkLayer", quoted(link_layer(port.link_layer)))
       .add("activeMtu", 128u << port.active_mtu)
@@ -80,7 +83,8 @@ std::string describe(ibv_context* context) {
   ibv_device_attr attributes{};
   core().ibv.query_device(context, &attributes);
   Json ports('[');
-  for (int number = 1; number <= attributes.phys_port_cnt; number++) ports.add(describe_port(context, static_cast<uint8_t>(number)));
+  for (int number = 1; number <= attributes.phys_port_cnt; number++)
+    ports.add(describe_port(context, static_cast<uint8_t>(number)));
   return Json('{')
       .add("name", quoted(core().ibv.get_device_name(context->device)))
       .add("transport", quoted(context->device->transport_type == IBV_TRANSPORT_IB ? "ib" : "iwarp"))

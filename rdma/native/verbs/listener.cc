@@ -33,7 +33,8 @@ bool Listener::open(const std::string& host, uint32_t& port, std::string& why) {
     return false;
   }
   if (!adapter_.is_ours(cm_)) {
-    why = std::string("the address belongs to ") + core().ibv.get_device_name(cm_->verbs->device) + ", this device is " + adapter_.name();
+    why = std::string("the address belongs to ") + core().ibv.get_device_name(cm_->verbs->device) +
+          ", this device is " + adapter_.name();
     return false;
   }
   if (core().cm.listen(cm_, BACKLOG) != 0) {

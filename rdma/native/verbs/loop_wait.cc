@@ -41,8 +41,10 @@ LoopWait* LoopWait::open(napi_env env, int fd, std::function<void()> ready) {
 }
 
 void LoopWait::keep_alive(bool on) {
-  if (on) uv_ref(handle_);
-  else uv_unref(handle_);
+  if (on)
+    uv_ref(handle_);
+  else
+    uv_unref(handle_);
 }
 
 void LoopWait::close(std::function<void()> closed) {

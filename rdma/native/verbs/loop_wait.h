@@ -1,5 +1,6 @@
-// Waits for a descriptor in Node's event loop. Node-API has no such call, so libuv's own functions are used: Node exports
-// them, their binary interface is stable within libuv 1, and handles are allocated by the size that libuv tells.
+// Waits for a descriptor in Node's event loop. Node-API has no such call, so libuv's own functions are used: Node
+// exports them, their binary interface is stable within libuv 1, and handles are allocated by the size that libuv
+// tells.
 //
 // Threads: the JavaScript thread. Lifetime: close() hands the handle to the loop, which calls `closed` in a later turn;
 // the LoopWait is deleted by that, and the descriptor must stay open until close().

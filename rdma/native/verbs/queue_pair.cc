@@ -12,10 +12,10 @@ namespace tartan::verbs {
 
 namespace {
 
-constexpr uint32_t CHAIN = 32;             // requests handed to the adapter by one call
+constexpr uint32_t CHAIN = 32;  // requests handed to the adapter by one call
 constexpr uint32_t LONGEST_UNSIGNALLED = 16;
 constexpr uint64_t RECV_BIT = uint64_t{1} << 63;
-constexpr uint8_t RETRIES = 6;      // 7 means for ever to some adapters: a dead peer would never complete
+constexpr uint8_t RETRIES = 6;       // 7 means for ever to some adapters: a dead peer would never complete
 constexpr uint8_t RNR_FOR_EVER = 7;  // a SEND waits for its receive however long that takes
 constexpr uint8_t RNR_TIMER = 6;     // 80 µs between two looks whether there is one
 
@@ -24,12 +24,23 @@ uint64_t name(uint64_t bit, uint32_t qpn, uint32_t seq) { return bit | uint64_t{
 }  // namespace
 
 QueuePair::QueuePair(Adapter& adapter, uint32_t qpn, uint32_t request, std::string remote)
-    : qpn(qpn), request(request), adapter_(adapter), is_active_(true), remote_(std::move(remote)),
-      sends_(256, adapter.counters.allocations), recvs_(256, adapter.counters.allocations) {}
+    : qpn(qpn),
+      request(request),
+      adapter_(adapter),
+      is_active_(true),
+      remote_(std::move(remote)),
+      sends_(256, adapter.counters.allocations),
+      recvs_(256, adapter.counters.allocations) {}
 
 QueuePair::QueuePair(Adapter& adapter, uint32_t qpn, uint32_t listener, rdma_cm_id* id, std::string remote)
-    : qpn(qpn), request(listener), adapter_(adapter), is_active_(false), remote_(std::move(remote)), id_(id),
-      sends_(256, adapter.counters.allocations), recvs_(256, adapter.counters.allocations) {
+    : qpn(qpn),
+      request(listener),
+      adapter_(adapter),
+      is_active_(false),
+      remote_(std::move(remote)),
+      id_(id),
+      sends_(256, adapter.counters.allocations),
+      recvs_(256, adapter.counters.allocations) {
   id_->context = static_cast<CmObject*>(this);
 }
 
@@ -46,7 +57,9 @@ void QueuePair::share(SharedReceiveQueue* receives) {
 }
 
 uint32_t QueuePair::completions_reserved() const {
-  return adapter_.limits.reserves_completions ? adapter_.limits.send_depth + (shared_ ? shared_->depth() : adapter_.limits.recv_depth) : 0;
+  return adapter_.limits.reserves_completions
+             ? adapter_.limits.send_depth + (shared_ ? shared_->depth() : adapter_.limits.recv_depth)
+             : 0;
 }
 
 // ---- connecting ----
@@ -65,13 +78,15 @@ void QueuePair::connect(const sockaddr* source, const sockaddr* destination, int
 
 void QueuePair::tune() {
   uint8_t timeout = adapter_.limits.ack_timeout;
-  core().cm.set_option(id_, RDMA_OPTION_ID, RDMA_OPTION_ID_ACK_TIMEOUT, &timeout, sizeof timeout);  // older kernels keep their own
+  // older kernels keep their own
+  core().cm.set_option(id_, RDMA_OPTION_ID, RDMA_OPTION_ID_ACK_TIMEOUT, &timeout, sizeof timeout);
 }
 
 bool QueuePair::create() {
   const Limits& limits = adapter_.limits;
   if (!adapter_.is_ours(id_)) {
-    failure = std::string("the way there is by ") + core().ibv.get_device_name(id_->verbs->device) + ", this device is " + adapter_.name();
+    failure = std::string("the way there is by ") + core().ibv.get_device_name(id_->verbs->device) +
+              ", this device is " + adapter_.name();
     return false;
   }
   std::string why;
@@ -114,7 +129,9 @@ void QueuePair::accept(const CmEvent& event) {
 void QueuePair::on_cm_event(const CmEvent& event) {
   switch (event.type) {
     case RDMA_CM_EVENT_ADDR_RESOLVED:
-      if (!adapter_.is_ours(id_)) return give_up(std::string("the way there is by ") + core().ibv.get_device_name(id_->verbs->device) + ", this device is " + adapter_.name());
+      if (!adapter_.is_ours(id_))
+        return give_up(std::string("the way there is by ") + core().ibv.get_device_name(id_->verbs->device) +
+                       ", this device is " + adapter_.name());
       if (core().cm.resolve_route(id_, timeout_ms_) != 0) give_up(strerror(errno));
       return;
     case RDMA_CM_EVENT_ROUTE_RESOLVED: {
@@ -132,7 +149,8 @@ void QueuePair::on_cm_event(const CmEvent& event) {
     }
     case RDMA_CM_EVENT_ESTABLISHED: {
       if (state_ != State::connecting) return;
-      if (is_active_ && !(event.has_greeting && event.greeting.is_ours())) return give_up("it does not speak this protocol and version");
+      if (is_active_ && !(event.has_greeting && event.greeting.is_ours()))
+        return give_up("it does not speak this protocol and version");
       ibv_qp_attr attributes{};
       attributes.min_rnr_timer = RNR_TIMER;
       core().ibv.modify_qp(id_->qp, &attributes, IBV_QP_MIN_RNR_TIMER);  // the connection manager's own is 0.65 s
@@ -147,10 +165,14 @@ void QueuePair::on_cm_event(const CmEvent& event) {
     case RDMA_CM_EVENT_UNREACHABLE:
       return give_up("it does not answer");
     case RDMA_CM_EVENT_REJECTED:
-      if (event.status == 28) return give_up(event.has_greeting && event.greeting.is_ours() ? "it cannot take another connection" : "it refused, not speaking this protocol and version");
+      if (event.status == 28)
+        return give_up(event.has_greeting && event.greeting.is_ours()
+                           ? "it cannot take another connection"
+                           : "it refused, not speaking this protocol and version");
       return give_up("nobody listens there over RDMA");
     case RDMA_CM_EVENT_CONNECT_ERROR:
-      return give_up(std::string("the connection failed: ") + strerror(event.status < 0 ? -event.status : event.status));
+      return give_up(std::string("the connection failed: ") +
+                     strerror(event.status < 0 ? -event.status : event.status));
     case RDMA_CM_EVENT_DISCONNECTED:
       if (state_ == State::connecting) return give_up("it closed the connection instead of answering");
       return fail("the peer closed the connection", RETRY_EXCEEDED);
@@ -225,7 +247,8 @@ void QueuePair::pump_recvs() {
   while (next_recv_ != recvs_.tail() && next_recv_ - recvs_.head() < adapter_.limits.recv_depth) {
     const uint32_t first = next_recv_;
     uint32_t count = 0;
-    for (; count < CHAIN && next_recv_ != recvs_.tail() && next_recv_ - recvs_.head() < adapter_.limits.recv_depth; count++, next_recv_++) {
+    for (; count < CHAIN && next_recv_ != recvs_.tail() && next_recv_ - recvs_.head() < adapter_.limits.recv_depth;
+         count++, next_recv_++) {
       const RecvEntry& entry = recvs_.at(next_recv_);
       const bool has_piece = entry.has_buffer && entry.piece.length > 0;
       if (has_piece) pieces[count] = {entry.piece.offset, entry.piece.length, entry.piece.region->mr->lkey};
@@ -252,7 +275,9 @@ void QueuePair::pump_sends() {
     const uint32_t first = next_send_;
     uint32_t count = 0;
     uint64_t bytes = 0;
-    for (; count < CHAIN && next_send_ != sends_.tail() && next_send_ - sends_.head() < depth && sends_.at(next_send_).status == SUCCESS; count++, next_send_++) {
+    for (; count < CHAIN && next_send_ != sends_.tail() && next_send_ - sends_.head() < depth &&
+           sends_.at(next_send_).status == SUCCESS;
+         count++, next_send_++) {
       const SendEntry& entry = sends_.at(next_send_);
       ibv_send_wr& wr = requests[count];
       wr = {};
@@ -294,7 +319,8 @@ void QueuePair::pump_sends() {
       if (count > 0) requests[count - 1].next = &wr;
     }
     // The last of a batch: something must retire it when nothing follows.
-    const bool more = next_send_ != sends_.tail() && next_send_ - sends_.head() < depth && sends_.at(next_send_).status == SUCCESS;
+    const bool more =
+        next_send_ != sends_.tail() && next_send_ - sends_.head() < depth && sends_.at(next_send_).status == SUCCESS;
     if (!more) {
       requests[count - 1].send_flags |= IBV_SEND_SIGNALED;
       unsignalled_ = 0;
@@ -336,13 +362,15 @@ void QueuePair::on_completion(const ibv_wc& wc) {
     const RecvEntry entry = recvs_.front();
     recvs_.pop();
     adapter_.counters.bytes_received.add(wc.byte_len);
-    adapter_.complete(wc.opcode == IBV_WC_RECV_RDMA_WITH_IMM ? RECV_WRITE_WITH_IMM : RECV, SUCCESS, qpn, entry.wr_id, wc.byte_len, has_imm ? ntohl(wc.imm_data) : 0);
+    adapter_.complete(wc.opcode == IBV_WC_RECV_RDMA_WITH_IMM ? RECV_WRITE_WITH_IMM : RECV, SUCCESS, qpn, entry.wr_id,
+                      wc.byte_len, has_imm ? ntohl(wc.imm_data) : 0);
     adapter_.release(entry.piece.region);
     if (next_recv_ != recvs_.tail()) adapter_.mark_dirty(this);
     return;
   }
   // What came before the first failure was done, signalled or not; what comes after it is flushed here.
-  if (has_failed_send_ || static_cast<int32_t>(seq - sends_.head()) < 0 || static_cast<int32_t>(next_send_ - seq) <= 0) return;
+  if (has_failed_send_ || static_cast<int32_t>(seq - sends_.head()) < 0 || static_cast<int32_t>(next_send_ - seq) <= 0)
+    return;
   retire_before(seq);
   if (wc.status != IBV_WC_SUCCESS) {
     has_failed_send_ = true;

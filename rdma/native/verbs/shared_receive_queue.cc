@@ -46,7 +46,8 @@ void SharedReceiveQueue::post(const WorkRequest& request) {
   if (entry.has_buffer) {
     const GatherEntry& gather = request.rdma.gather[0];
     entry.region = adapter_.local(gather.lkey);
-    if (!entry.region || !entry.region->contains(gather.offset, gather.length)) return adapter_.complete(RECV, LOCAL_PROTECTION_ERROR, number, request.wr_id);
+    if (!entry.region || !entry.region->contains(gather.offset, gather.length))
+      return adapter_.complete(RECV, LOCAL_PROTECTION_ERROR, number, request.wr_id);
     entry.offset = gather.offset;
     entry.length = gather.length;
     adapter_.hold(entry.region);
@@ -92,14 +93,17 @@ void SharedReceiveQueue::on_completion(const ibv_wc& wc, uint32_t qpn) {
   if (slot >= slots_.size() || !slots_[slot].is_used) return;
   const bool is_good = wc.status == IBV_WC_SUCCESS;
   const bool has_imm = is_good && (wc.wc_flags & IBV_WC_WITH_IMM) != 0;
-  const uint8_t opcode = is_good && wc.opcode == IBV_WC_RECV_RDMA_WITH_IMM ? uint8_t{RECV_WRITE_WITH_IMM} : uint8_t{RECV};
+  const uint8_t opcode =
+      is_good && wc.opcode == IBV_WC_RECV_RDMA_WITH_IMM ? uint8_t{RECV_WRITE_WITH_IMM} : uint8_t{RECV};
   if (is_good) adapter_.counters.bytes_received.add(wc.byte_len);
-  finish(slots_[slot], opcode, is_good ? uint8_t{SUCCESS} : recv_status(wc.status), qpn == 0 ? number : qpn, is_good ? wc.byte_len : 0, has_imm ? ntohl(wc.imm_data) : 0);
+  finish(slots_[slot], opcode, is_good ? uint8_t{SUCCESS} : recv_status(wc.status), qpn == 0 ? number : qpn,
+         is_good ? wc.byte_len : 0, has_imm ? ntohl(wc.imm_data) : 0);
   free_.push_back(slot);
   if (!waiting_.empty()) adapter_.mark_dirty(this);
 }
 
-void SharedReceiveQueue::finish(Entry& entry, uint8_t opcode, uint8_t status, uint32_t qpn, uint32_t length, uint32_t imm) {
+void SharedReceiveQueue::finish(Entry& entry, uint8_t opcode, uint8_t status, uint32_t qpn, uint32_t length,
+                                uint32_t imm) {
   entry.is_used = false;
   adapter_.complete(opcode, status, qpn, entry.wr_id, length, imm);
   adapter_.release(entry.region);
@@ -118,7 +122,8 @@ void SharedReceiveQueue::destroy() {
   for (Entry& entry : slots_) {
     if (entry.is_used) left.push_back(&entry);
   }
-  std::sort(left.begin(), left.end(), [](const Entry* a, const Entry* b) { return static_cast<int32_t>(a->order - b->order) < 0; });
+  std::sort(left.begin(), left.end(),
+            [](const Entry* a, const Entry* b) { return static_cast<int32_t>(a->order - b->order) < 0; });
   for (Entry* entry : left) finish(*entry, RECV, FLUSHED, number, 0, 0);
   for (; !waiting_.empty(); waiting_.pop()) finish(waiting_.front(), RECV, FLUSHED, number, 0, 0);
 }

@@ -1,9 +1,9 @@
-// Receives that several queue pairs share: whichever gets a message takes the oldest. What is posted beyond the adapter's
-// depth waits in memory, as for a queue pair.
+// Receives that several queue pairs share: whichever gets a message takes the oldest. What is posted beyond the
+// adapter's depth waits in memory, as for a queue pair.
 //
-// A receive lies in a slot from posting to completion, and the slot names it to the adapter: queue pairs complete them in
-// any order. One that a failing connection had begun to fill has no completion of the adapter's; it is flushed with what
-// is left when the queue is destroyed, and holds its region until then.
+// A receive lies in a slot from posting to completion, and the slot names it to the adapter: queue pairs complete them
+// in any order. One that a failing connection had begun to fill has no completion of the adapter's; it is flushed with
+// what is left when the queue is destroyed, and holds its region until then.
 //
 // Threads: all on the JavaScript thread of the device. Lifetime: outlives the queue pairs made on it.
 #pragma once
@@ -38,7 +38,7 @@ class SharedReceiveQueue {
 
   const uint32_t number;  // names it as a queue pair's number does
   bool is_dirty = false;
-  uint32_t users = 0;     // queue pairs made on it
+  uint32_t users = 0;  // queue pairs made on it
   uint32_t depth() const { return depth_; }
   ibv_srq* srq() const { return srq_; }
 

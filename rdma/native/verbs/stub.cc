@@ -6,7 +6,9 @@
 namespace {
 
 napi_value refuse(napi_env env, napi_callback_info) {
-  napi_throw_error(env, nullptr, "the addon was built without rdma-core's headers: apt-get install libibverbs-dev librdmacm-dev, then node rdma/build-addon.mjs");
+  napi_throw_error(env, nullptr,
+                   "the addon was built without rdma-core's headers: apt-get install libibverbs-dev librdmacm-dev, "
+                   "then node rdma/build-addon.mjs");
   return nullptr;
 }
 

@@ -1,4 +1,6 @@
-/** Chunks that small copies are cut from: a typed array with memory of its own costs several times as much as a view. */
+/**
+ * Chunks that small copies are cut from: a typed array with memory of its own costs several times as much as a view.
+ */
 const CHUNK_BYTES = 1 << 18;
 let chunk = new Uint8Array(CHUNK_BYTES);
 let used = 0;

@@ -14,13 +14,23 @@ export class SimCoder implements Coder {
     const { k, inputUnits, outputUnits, matrix } = spec;
     const positions = [...inputUnits, ...outputUnits];
     if (inputUnits.length < 1 || inputUnits.length > MAX_UNITS || outputUnits.length > MAX_UNITS || !(k >= 1)) {
-      throw new RdmaError('ERR_INVALID_CODER', `Cannot create a coder of ${inputUnits.length} inputs and ${outputUnits.length} outputs, k = ${k}`);
+      throw new RdmaError(
+        'ERR_INVALID_CODER',
+        `Cannot create a coder of ${inputUnits.length} inputs and ${outputUnits.length} outputs, k = ${k}`,
+      );
     }
     if (new Set(positions).size !== positions.length || positions.some((unit) => !Number.isInteger(unit) || unit < 0)) {
-      throw new RdmaError('ERR_INVALID_CODER', `Cannot create a coder: units ${positions.join(', ')} are not distinct positions`);
+      throw new RdmaError(
+        'ERR_INVALID_CODER',
+        `Cannot create a coder: units ${positions.join(', ')} are not distinct positions`,
+      );
     }
     if (matrix.length !== inputUnits.length * outputUnits.length) {
-      throw new RdmaError('ERR_INVALID_CODER', `Cannot create a coder: its matrix has ${matrix.length} coefficients, expected ${inputUnits.length * outputUnits.length}`);
+      throw new RdmaError(
+        'ERR_INVALID_CODER',
+        `Cannot create a coder: its matrix has ${matrix.length} coefficients, ` +
+          `expected ${inputUnits.length * outputUnits.length}`,
+      );
     }
     this.#device = device;
     this.id = id;

@@ -16,13 +16,21 @@ import { cutPieces } from './pieces.js';
 const CODING_BYTES_PER_MS = 5_000_000;
 const PAUSE_MS = 0.02;
 
-const ANY_DIGEST = Flag.DIGEST_INPUTS_WRITE | Flag.DIGEST_INPUTS_CHECK | Flag.DIGEST_OUTPUTS_WRITE | Flag.DIGEST_OUTPUTS_STORE;
+const ANY_DIGEST =
+  Flag.DIGEST_INPUTS_WRITE | Flag.DIGEST_INPUTS_CHECK | Flag.DIGEST_OUTPUTS_WRITE | Flag.DIGEST_OUTPUTS_STORE;
 
-interface Outcome { readonly status: number; readonly detail: number }
+interface Outcome {
+  readonly status: number;
+  readonly detail: number;
+}
 const SUCCESS: Outcome = { status: Status.SUCCESS, detail: 0 };
 
 /** A coding request under way: its bytes from … to, then its end. */
-interface Work { readonly length: number; advance(from: number, to: number): void; finish(): Outcome }
+interface Work {
+  readonly length: number;
+  advance(from: number, to: number): void;
+  finish(): Outcome;
+}
 
 /** A request; as an event, the next of its pieces. */
 abstract class CodingRequest implements Firing {
@@ -31,10 +39,18 @@ abstract class CodingRequest implements Firing {
   work: Work | undefined;
   bounds: readonly number[] = [];
   index = 0;
-  constructor(readonly queue: SimCodingQueue, readonly opcode: number, readonly wrId: number, readonly region: SimRegion | undefined, readonly inputBytes: number) {
+  constructor(
+    readonly queue: SimCodingQueue,
+    readonly opcode: number,
+    readonly wrId: number,
+    readonly region: SimRegion | undefined,
+    readonly inputBytes: number,
+  ) {
     this.held = region === undefined ? [] : [{ region }];
   }
-  start(): void { this.queue.start(this); }
+  start(): void {
+    this.queue.start(this);
+  }
   fire(): unknown {
     this.queue.step(this);
     return QUIET;
@@ -43,21 +59,52 @@ abstract class CodingRequest implements Firing {
 }
 
 class EncodeRequest extends CodingRequest {
-  constructor(queue: SimCodingQueue, wrId: number, region: SimRegion | undefined, readonly coder: Coder, readonly place: StripePlace, readonly flags: number) {
+  constructor(
+    queue: SimCodingQueue,
+    wrId: number,
+    region: SimRegion | undefined,
+    readonly coder: Coder,
+    readonly place: StripePlace,
+    readonly flags: number,
+  ) {
     super(queue, Opcode.ENCODE, wrId, region, place.dataLength);
   }
-  begin(device: SimDevice): Work | Outcome { return beginEncode(device, this.coder, this.region, this.place, this.flags); }
+  begin(device: SimDevice): Work | Outcome {
+    return beginEncode(device, this.coder, this.region, this.place, this.flags);
+  }
 }
 
 class VerifyRequest extends CodingRequest {
-  constructor(queue: SimCodingQueue, wrId: number, region: SimRegion | undefined, readonly coder: Coder, readonly headerAt: number, readonly headerBytes: number,
-    readonly payloadAt: number, readonly payloadBytes: number) {
+  constructor(
+    queue: SimCodingQueue,
+    wrId: number,
+    region: SimRegion | undefined,
+    readonly coder: Coder,
+    readonly headerAt: number,
+    readonly headerBytes: number,
+    readonly payloadAt: number,
+    readonly payloadBytes: number,
+  ) {
     super(queue, Opcode.VERIFY, wrId, region, payloadBytes);
   }
-  begin(device: SimDevice): Work | Outcome { return beginVerify(device, this.coder, this.region, this.headerAt, this.headerBytes, this.payloadAt, this.payloadBytes); }
+  begin(device: SimDevice): Work | Outcome {
+    return beginVerify(
+      device,
+      this.coder,
+      this.region,
+      this.headerAt,
+      this.headerBytes,
+      this.payloadAt,
+      this.payloadBytes,
+    );
+  }
 }
 
-interface Unit { readonly position: number; readonly payload: Uint8Array; readonly digest: Digest }
+interface Unit {
+  readonly position: number;
+  readonly payload: Uint8Array;
+  readonly digest: Digest;
+}
 
 export class SimCodingQueue implements CodingQueue {
   readonly qpn: number;
@@ -80,9 +127,26 @@ export class SimCodingQueue implements CodingQueue {
   }
 
   postVerify(
-    wrId: number, coder: Coder, region: MemoryRegion, headerOffset: number, bytes: number, payloadOffset: number, payloadBytes: number,
+    wrId: number,
+    coder: Coder,
+    region: MemoryRegion,
+    headerOffset: number,
+    bytes: number,
+    payloadOffset: number,
+    payloadBytes: number,
   ): void {
-    this.#post(new VerifyRequest(this, wrId, this.#device.ownRegion(region), coder, headerOffset, bytes, payloadOffset, payloadBytes));
+    this.#post(
+      new VerifyRequest(
+        this,
+        wrId,
+        this.#device.ownRegion(region),
+        coder,
+        headerOffset,
+        bytes,
+        payloadOffset,
+        payloadBytes,
+      ),
+    );
   }
 
   #post(request: CodingRequest): void {
@@ -109,7 +173,8 @@ export class SimCodingQueue implements CodingQueue {
     }
     this.#isBusy = true;
     const { world, random, host } = this.#device;
-    const codingMs = request.inputBytes > 0 ? request.inputBytes / CODING_BYTES_PER_MS : 0; // nonsense is refused when it begins
+    // nonsense is refused when it begins
+    const codingMs = request.inputBytes > 0 ? request.inputBytes / CODING_BYTES_PER_MS : 0;
     world.schedule(codingMs + random.random() * PAUSE_MS, host, request);
   }
 
@@ -118,13 +183,21 @@ export class SimCodingQueue implements CodingQueue {
     const { world, random, host, name } = this.#device;
     if (request.work === undefined) {
       const work = request.begin(this.#device);
-      if ('status' in work) { this.#end(request, work); return; }
+      if ('status' in work) {
+        this.#end(request, work);
+        return;
+      }
       request.work = work;
       request.bounds = cutPieces(random, work.length);
     }
-    const { work, bounds } = request, from = bounds[request.index]!, to = bounds[request.index + 1]!;
+    const { work, bounds } = request,
+      from = bounds[request.index]!,
+      to = bounds[request.index + 1]!;
     work.advance(from, to);
-    if (world.trace) world.note(`${name} cq${this.qpn} ${request.opcode === Opcode.ENCODE ? 'ENCODE' : 'VERIFY'} ${request.wrId} ${from}..${to}`);
+    if (world.trace)
+      world.note(
+        `${name} cq${this.qpn} ${request.opcode === Opcode.ENCODE ? 'ENCODE' : 'VERIFY'} ${request.wrId} ${from}..${to}`,
+      );
     request.index++;
     if (request.index + 1 === bounds.length) this.#end(request, work.finish());
     else world.schedule(random.random() * PAUSE_MS, host, request);
@@ -158,11 +231,25 @@ export class SimCodingQueue implements CodingQueue {
   }
 }
 
-function beginEncode(device: SimDevice, coder: Coder, region: SimRegion | undefined, place: StripePlace, flags: number): Work | Outcome {
+function beginEncode(
+  device: SimDevice,
+  coder: Coder,
+  region: SimRegion | undefined,
+  place: StripePlace,
+  flags: number,
+): Work | Outcome {
   if (!(coder instanceof SimCoder) || !coder.isUsableBy(device)) return failure(Status.INVALID_REQUEST);
   const { stride, dataLength } = place;
-  if (!(stride > 0) || stride % 64 !== 0 || stride >= 2 ** 31 || !(dataLength >= 0) || dataLength > coder.spec.k * stride) return failure(Status.INVALID_REQUEST);
-  if (region === undefined || !isStripeInside(coder, region, place, flags)) return failure(Status.LOCAL_PROTECTION_ERROR);
+  if (
+    !(stride > 0) ||
+    stride % 64 !== 0 ||
+    stride >= 2 ** 31 ||
+    !(dataLength >= 0) ||
+    dataLength > coder.spec.k * stride
+  )
+    return failure(Status.INVALID_REQUEST);
+  if (region === undefined || !isStripeInside(coder, region, place, flags))
+    return failure(Status.LOCAL_PROTECTION_ERROR);
   return new Encoding(device, coder, region, place, flags);
 }
 
@@ -171,17 +258,25 @@ class Encoding implements Work {
   readonly #inputs: readonly Unit[];
   readonly #outputs: readonly Unit[];
 
-  constructor(readonly device: SimDevice, readonly coder: SimCoder, readonly region: SimRegion, readonly place: StripePlace, readonly flags: number) {
+  constructor(
+    readonly device: SimDevice,
+    readonly coder: SimCoder,
+    readonly region: SimRegion,
+    readonly place: StripePlace,
+    readonly flags: number,
+  ) {
     const { inputUnits, outputUnits } = coder.spec;
     this.#inputs = inputUnits.map(this.#unit, this);
     this.#outputs = outputUnits.map(this.#unit, this);
     let length = 0;
-    for (const units of [this.#inputs, this.#outputs]) for (const { payload } of units) length = Math.max(length, payload.length);
+    for (const units of [this.#inputs, this.#outputs])
+      for (const { payload } of units) length = Math.max(length, payload.length);
     this.length = length;
   }
 
   #unit(position: number): Unit {
-    const { place, region, coder } = this, { stride, dataLength, unitsOffset } = place;
+    const { place, region, coder } = this,
+      { stride, dataLength, unitsOffset } = place;
     const length = unitBytes(coder.spec.k, position, stride, dataLength);
     const payload = length === 0 ? new Uint8Array(0) : region.bytes(unitsOffset + position * stride, length);
     return { position, payload, digest: new Digest() };
@@ -193,7 +288,9 @@ class Encoding implements Work {
   }
 
   advance(from: number, to: number): void {
-    const inputs = this.#inputs, outputs = this.#outputs, { matrix } = this.coder.spec;
+    const inputs = this.#inputs,
+      outputs = this.#outputs,
+      { matrix } = this.coder.spec;
     const pieces: Uint8Array[] = [];
     for (const { payload } of inputs) pieces.push(payload.subarray(from, to));
     for (let row = 0; row < outputs.length; row++) {
@@ -201,7 +298,11 @@ class Encoding implements Work {
       out.fill(0);
       for (let column = 0; column < pieces.length; column++) {
         const piece = pieces[column]!;
-        multiplyAdd(matrix[row * inputs.length + column]!, piece.length > out.length ? piece.subarray(0, out.length) : piece, out);
+        multiplyAdd(
+          matrix[row * inputs.length + column]!,
+          piece.length > out.length ? piece.subarray(0, out.length) : piece,
+          out,
+        );
       }
       outputs[row]!.digest.add(out);
     }
@@ -209,7 +310,10 @@ class Encoding implements Work {
   }
 
   finish(): Outcome {
-    const inputs = this.#inputs, outputs = this.#outputs, { flags } = this, { k, digest: layout } = this.coder.spec;
+    const inputs = this.#inputs,
+      outputs = this.#outputs,
+      { flags } = this,
+      { k, digest: layout } = this.coder.spec;
     for (const { payload } of inputs) this.device.counts.bytesEncoded += payload.length;
     if (flags & Flag.DIGEST_INPUTS_CHECK) {
       for (const { position, digest } of inputs) {
@@ -223,12 +327,14 @@ class Encoding implements Work {
       }
     }
     for (const { position, digest } of outputs) {
-      if (flags & (Flag.DIGEST_OUTPUTS_WRITE | Flag.DIGEST_OUTPUTS_STORE)) storeDigest(layout, this.#header(position), digest);
+      if (flags & (Flag.DIGEST_OUTPUTS_WRITE | Flag.DIGEST_OUTPUTS_STORE))
+        storeDigest(layout, this.#header(position), digest);
     }
     if (flags & Flag.DIGEST_OUTPUTS_WRITE) {
       for (const { position } of outputs) {
         const own = this.#header(position);
-        for (let c = 0; position >= k && c < k; c++) writeUint32(own, layout.crcListOffset + 4 * c, readUint32(this.#header(c), layout.payloadCrcOffset));
+        for (let c = 0; position >= k && c < k; c++)
+          writeUint32(own, layout.crcListOffset + 4 * c, readUint32(this.#header(c), layout.payloadCrcOffset));
         seal(layout, own);
       }
     }
@@ -236,19 +342,38 @@ class Encoding implements Work {
   }
 }
 
-function beginVerify(device: SimDevice, coder: Coder, region: SimRegion | undefined, headerAt: number, bytes: number, payloadAt: number, payloadBytes: number): Work | Outcome {
+function beginVerify(
+  device: SimDevice,
+  coder: Coder,
+  region: SimRegion | undefined,
+  headerAt: number,
+  bytes: number,
+  payloadAt: number,
+  payloadBytes: number,
+): Work | Outcome {
   if (!(coder instanceof SimCoder) || !coder.isUsableBy(device)) return failure(Status.INVALID_REQUEST);
   const layout = coder.spec.digest;
-  if (bytes < Math.max(layout.payloadCrcOffset + 4, layout.sealOffset + 4, layout.summaryOffset + 16)) return failure(Status.INVALID_REQUEST);
-  if (region?.contains(headerAt, bytes) !== true || !region.contains(payloadAt, payloadBytes)) return failure(Status.LOCAL_PROTECTION_ERROR);
+  if (bytes < Math.max(layout.payloadCrcOffset + 4, layout.sealOffset + 4, layout.summaryOffset + 16))
+    return failure(Status.INVALID_REQUEST);
+  if (region?.contains(headerAt, bytes) !== true || !region.contains(payloadAt, payloadBytes))
+    return failure(Status.LOCAL_PROTECTION_ERROR);
   return new Verifying(device, layout, region.bytes(headerAt, bytes), region.bytes(payloadAt, payloadBytes));
 }
 
 class Verifying implements Work {
   readonly length: number;
   readonly #digest = new Digest();
-  constructor(readonly device: SimDevice, readonly layout: DigestLayout, readonly header: Uint8Array, readonly payload: Uint8Array) { this.length = payload.length; }
-  advance(from: number, to: number): void { this.#digest.add(this.payload.subarray(from, to)); }
+  constructor(
+    readonly device: SimDevice,
+    readonly layout: DigestLayout,
+    readonly header: Uint8Array,
+    readonly payload: Uint8Array,
+  ) {
+    this.length = payload.length;
+  }
+  advance(from: number, to: number): void {
+    this.#digest.add(this.payload.subarray(from, to));
+  }
   finish(): Outcome {
     this.device.counts.bytesVerified += this.length;
     const fault = checkDigest(this.layout, this.header, this.#digest);
@@ -273,10 +398,14 @@ function isStripeInside(coder: SimCoder, region: SimRegion, place: StripePlace, 
     const length = unitBytes(k, unit, place.stride, place.dataLength);
     return length === 0 || region.contains(place.unitsOffset + unit * place.stride, length);
   };
-  const isHeaderInside = (unit: number): boolean => region.contains(headerOffset(place, k, unit), headerBytes(digest, k, unit));
+  const isHeaderInside = (unit: number): boolean =>
+    region.contains(headerOffset(place, k, unit), headerBytes(digest, k, unit));
   if (![...inputUnits, ...outputUnits].every(isPayloadInside)) return false;
   if ((flags & ANY_DIGEST) === 0) return true;
-  const listed = flags & Flag.DIGEST_OUTPUTS_WRITE && outputUnits.some((unit) => unit >= k) ? Array.from({ length: k }, (_, c) => c) : [];
+  const listed =
+    flags & Flag.DIGEST_OUTPUTS_WRITE && outputUnits.some((unit) => unit >= k)
+      ? Array.from({ length: k }, (_, c) => c)
+      : [];
   const withInputs = flags & (Flag.DIGEST_INPUTS_WRITE | Flag.DIGEST_INPUTS_CHECK) ? inputUnits : [];
   const withOutputs = flags & (Flag.DIGEST_OUTPUTS_WRITE | Flag.DIGEST_OUTPUTS_STORE) ? outputUnits : [];
   return [...listed, ...withInputs, ...withOutputs].every(isHeaderInside);

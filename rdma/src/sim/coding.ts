@@ -27,7 +27,8 @@ export function multiplyAdd(coefficient: number, input: Uint8Array, output: Uint
     let at = 0;
     if (((input.byteOffset | output.byteOffset) & 3) === 0) {
       const count = input.length >> 2;
-      const from = new Int32Array(input.buffer, input.byteOffset, count), to = new Int32Array(output.buffer, output.byteOffset, count);
+      const from = new Int32Array(input.buffer, input.byteOffset, count),
+        to = new Int32Array(output.buffer, output.byteOffset, count);
       for (let i = 0; i < count; i++) to[i]! ^= from[i]!;
       at = count * 4;
     }
@@ -39,8 +40,8 @@ export function multiplyAdd(coefficient: number, input: Uint8Array, output: Uint
 }
 
 /**
- * Eight tables of 256 signed words, for eight bytes at a time (Kounavis and Berry's slicing): entry t·256 + b is the CRC
- * of byte b followed by t zero bytes. Signed, because a word above 2^31 would be kept as a float.
+ * Eight tables of 256 signed words, for eight bytes at a time (Kounavis and Berry's slicing): entry t·256 + b is the
+ * CRC of byte b followed by t zero bytes. Signed, because a word above 2^31 would be kept as a float.
  */
 const CRC_TABLE = buildCrcTable();
 
@@ -57,12 +58,21 @@ function buildCrcTable(): Int32Array {
 
 /** CRC32C (Castagnoli). @param crc 0 to begin, or the result so far @returns uint32 */
 export function crc32c(crc: number, bytes: Uint8Array): number {
-  const t = CRC_TABLE, whole = bytes.length & ~7;
-  let state = ~crc, i = 0;
+  const t = CRC_TABLE,
+    whole = bytes.length & ~7;
+  let state = ~crc,
+    i = 0;
   for (; i < whole; i += 8) {
     const word = state ^ (bytes[i]! | (bytes[i + 1]! << 8) | (bytes[i + 2]! << 16) | (bytes[i + 3]! << 24));
-    state = t[1792 + (word & 0xff)]! ^ t[1536 + ((word >>> 8) & 0xff)]! ^ t[1280 + ((word >>> 16) & 0xff)]! ^ t[1024 + (word >>> 24)]!
-      ^ t[768 + bytes[i + 4]!]! ^ t[512 + bytes[i + 5]!]! ^ t[256 + bytes[i + 6]!]! ^ t[bytes[i + 7]!]!;
+    state =
+      t[1792 + (word & 0xff)]! ^
+      t[1536 + ((word >>> 8) & 0xff)]! ^
+      t[1280 + ((word >>> 16) & 0xff)]! ^
+      t[1024 + (word >>> 24)]! ^
+      t[768 + bytes[i + 4]!]! ^
+      t[512 + bytes[i + 5]!]! ^
+      t[256 + bytes[i + 6]!]! ^
+      t[bytes[i + 7]!]!;
   }
   for (; i < bytes.length; i++) state = (state >>> 8) ^ t[(state ^ bytes[i]!) & 0xff]!;
   return ~state >>> 0;
@@ -84,14 +94,29 @@ export class Digest {
     if (((this.#length & 15) | (bytes.byteOffset & 3)) === 0) {
       const count = (bytes.length >> 4) * 4;
       const words = new Int32Array(bytes.buffer, bytes.byteOffset, count);
-      let a = 0, b = 0, c = 0, d = 0;
-      for (let i = 0; i < count; i += 4) { a ^= words[i]!; b ^= words[i + 1]!; c ^= words[i + 2]!; d ^= words[i + 3]!; }
-      this.#a ^= a; this.#b ^= b; this.#c ^= c; this.#d ^= d;
+      let a = 0,
+        b = 0,
+        c = 0,
+        d = 0;
+      for (let i = 0; i < count; i += 4) {
+        a ^= words[i]!;
+        b ^= words[i + 1]!;
+        c ^= words[i + 2]!;
+        d ^= words[i + 3]!;
+      }
+      this.#a ^= a;
+      this.#b ^= b;
+      this.#c ^= c;
+      this.#d ^= d;
       at = count * 4;
     }
     for (; at < bytes.length; at++) {
-      const place = (this.#length + at) & 15, bits = bytes[at]! << ((place & 3) * 8);
-      if (place < 4) this.#a ^= bits; else if (place < 8) this.#b ^= bits; else if (place < 12) this.#c ^= bits; else this.#d ^= bits;
+      const place = (this.#length + at) & 15,
+        bits = bytes[at]! << ((place & 3) * 8);
+      if (place < 4) this.#a ^= bits;
+      else if (place < 8) this.#b ^= bits;
+      else if (place < 12) this.#c ^= bits;
+      else this.#d ^= bits;
     }
     this.#length += bytes.length;
   }
@@ -105,8 +130,12 @@ export class Digest {
   }
 
   hasSummary(from: Uint8Array, offset: number): boolean {
-    return readUint32(from, offset) === this.#a >>> 0 && readUint32(from, offset + 4) === this.#b >>> 0
-      && readUint32(from, offset + 8) === this.#c >>> 0 && readUint32(from, offset + 12) === this.#d >>> 0;
+    return (
+      readUint32(from, offset) === this.#a >>> 0 &&
+      readUint32(from, offset + 4) === this.#b >>> 0 &&
+      readUint32(from, offset + 8) === this.#c >>> 0 &&
+      readUint32(from, offset + 12) === this.#d >>> 0
+    );
   }
 }
 

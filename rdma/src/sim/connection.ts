@@ -54,7 +54,9 @@ export class Connection {
     this.#toClient.close();
     for (const end of [this.client, this.server]) {
       const { host } = end.device;
-      this.#world.schedule(this.#world.networkRandom.random(), host, () => end.fail(Status.RETRY_EXCEEDED, undefined, reason));
+      this.#world.schedule(this.#world.networkRandom.random(), host, () =>
+        end.fail(Status.RETRY_EXCEEDED, undefined, reason),
+      );
     }
   }
 
@@ -64,7 +66,9 @@ export class Connection {
         end.isGone = true;
         continue;
       }
-      this.#world.schedule(detectMs, end.device.host, () => end.fail(Status.RETRY_EXCEEDED, undefined, `host ${host.name} is gone`));
+      this.#world.schedule(detectMs, end.device.host, () =>
+        end.fail(Status.RETRY_EXCEEDED, undefined, `host ${host.name} is gone`),
+      );
     }
   }
 }

@@ -5,8 +5,17 @@
  * batches in an event of their own. See world.ts for time, queue-pair.ts for the requests.
  */
 import {
-  RdmaError, type Coder, type CoderSpec, type CodingQueue, type CompletionHandler, type ConnectOptions, type Device,
-  type DeviceCounters, type Listener, type MemoryRegion, type QueuePair,
+  RdmaError,
+  type Coder,
+  type CoderSpec,
+  type CodingQueue,
+  type CompletionHandler,
+  type ConnectOptions,
+  type Device,
+  type DeviceCounters,
+  type Listener,
+  type MemoryRegion,
+  type QueuePair,
 } from '../device.js';
 import { Connection } from './connection.js';
 import { SimCoder } from './coder.js';
@@ -20,19 +29,31 @@ import type { SimWorld } from './world.js';
 
 /** How long the device takes to begin: uniform, 0 … this, virtual ms. */
 const STEP_MS = 0.01;
-/** How long it takes to wake its thread (11 to 16 µs is what a thread-safe function takes in the middle); what completes meanwhile comes with it. */
+/**
+ * How long it takes to wake its thread (11 to 16 µs is what a thread-safe function takes in the middle); what completes
+ * meanwhile comes with it.
+ */
 const WAKE_MS = 0.03;
 const LOOPBACK = new Set(['localhost', '127.0.0.1', '0.0.0.0', '::1', '::']);
 
 /** A posted request, waiting for ring(). */
-export interface Startable { start(): void }
+export interface Startable {
+  start(): void;
+}
 
 /** Whom completions are for; asked for its handler when they are delivered. */
-interface Completer { readonly handler: CompletionHandler }
+interface Completer {
+  readonly handler: CompletionHandler;
+}
 
 interface Completion {
-  readonly to: Completer; readonly opcode: number; readonly status: number; readonly wrId: number;
-  readonly byteLength: number; readonly imm: number; readonly detail: number;
+  readonly to: Completer;
+  readonly opcode: number;
+  readonly status: number;
+  readonly wrId: number;
+  readonly byteLength: number;
+  readonly imm: number;
+  readonly detail: number;
   /** Memory that the request holds until then. */
   readonly held: readonly { readonly region: SimRegion }[];
 }
@@ -40,7 +61,9 @@ interface Completion {
 /** The device's thread wakes. */
 class Wake implements Firing {
   constructor(private readonly device: SimDevice) {}
-  fire(): unknown { return this.device.deliverBatch(); }
+  fire(): unknown {
+    return this.device.deliverBatch();
+  }
 }
 
 export class SimDevice implements Device {
@@ -51,8 +74,19 @@ export class SimDevice implements Device {
   readonly random: SimRandom;
   onBatchEnd: (() => void) | undefined;
   readonly counts: DeviceCounters = {
-    requests: 0, completions: 0, rings: 0, wakeups: 0, bytesSent: 0, bytesReceived: 0, bytesEncoded: 0, bytesVerified: 0,
-    bytesCopied: 0, allocations: 0, errors: 0, regions: 0, queuePairs: 0,
+    requests: 0,
+    completions: 0,
+    rings: 0,
+    wakeups: 0,
+    bytesSent: 0,
+    bytesReceived: 0,
+    bytesEncoded: 0,
+    bytesVerified: 0,
+    bytesCopied: 0,
+    allocations: 0,
+    errors: 0,
+    regions: 0,
+    queuePairs: 0,
   };
   readonly #wakeUp = new Wake(this);
   #staged: Startable[] = [];
@@ -79,7 +113,8 @@ export class SimDevice implements Device {
   allocate(byteLength: number, access = 0): MemoryRegion {
     this.#assertOpen('allocate memory');
     let rkey: number;
-    do rkey = this.random.uint32(); while (this.#usedKeys.has(rkey));
+    do rkey = this.random.uint32();
+    while (this.#usedKeys.has(rkey));
     const region = new SimRegion(this, ++this.#lkeys, rkey, byteLength, access);
     this.#usedKeys.add(rkey);
     this.#regions.add(region);
@@ -112,9 +147,10 @@ export class SimDevice implements Device {
         world.clearTimer(timer);
         settle();
       };
-      const refuse = (why: string): void => end(() => {
-        reject(new RdmaError('ERR_CONNECT', `Cannot connect to ${host}:${port}: ${why}`));
-      });
+      const refuse = (why: string): void =>
+        end(() => {
+          reject(new RdmaError('ERR_CONNECT', `Cannot connect to ${host}:${port}: ${why}`));
+        });
       const timer = world.setTimer(timeoutMs, () => refuse(`no answer within ${timeoutMs} ms`), this.host.name);
       const connected = (qp: SimQueuePair): void => {
         if (isOver || this.#closed !== undefined) qp.toError('the connection came too late');
@@ -131,14 +167,18 @@ export class SimDevice implements Device {
   async listen(host: string, port: number, onConnection: (qp: QueuePair) => void): Promise<Listener> {
     this.#assertOpen('listen');
     const name = this.host.name;
-    if (this.#resolve(host) !== name) throw new RdmaError('ERR_LISTEN', `Cannot listen on ${host}:${port}: this host is ${name}`);
+    if (this.#resolve(host) !== name)
+      throw new RdmaError('ERR_LISTEN', `Cannot listen on ${host}:${port}: this host is ${name}`);
     const { listeners } = this.host;
     const own = port === 0 ? this.host.freePort() : port;
-    if (listeners.has(own)) throw new RdmaError('ERR_LISTEN', `Cannot listen on ${host}:${own}: somebody listens there already`);
+    if (listeners.has(own))
+      throw new RdmaError('ERR_LISTEN', `Cannot listen on ${host}:${own}: somebody listens there already`);
     listeners.set(own, {
       accept: (client) => {
         const connection = new Connection(this.world, client.device, client.device.host.freePort(), this, own);
-        this.world.note(`${this.name} qp${connection.server.qpn} accepts ${client.device.name} qp${connection.client.qpn}`);
+        this.world.note(
+          `${this.name} qp${connection.server.qpn} accepts ${client.device.name} qp${connection.client.qpn}`,
+        );
         connection.accepted(() => client.connected(connection.client));
         onConnection(connection.server);
         this.ring();
@@ -203,7 +243,16 @@ export class SimDevice implements Device {
   }
 
   /** Delivers a completion with the next batch; the request's memory is held until its handler has run. */
-  complete(to: Completer, opcode: number, status: number, wrId: number, byteLength: number, imm: number, detail: number, held: Completion['held']): void {
+  complete(
+    to: Completer,
+    opcode: number,
+    status: number,
+    wrId: number,
+    byteLength: number,
+    imm: number,
+    detail: number,
+    held: Completion['held'],
+  ): void {
     this.#deliveries.push({ to, opcode, status, wrId, byteLength, imm, detail, held });
     if (this.#deliveries.length === 1) this.#wake();
   }
@@ -218,7 +267,10 @@ export class SimDevice implements Device {
     this.#deliveries = [];
     this.counts.wakeups++;
     for (const each of batch) {
-      if (typeof each === 'function') { each(); continue; }
+      if (typeof each === 'function') {
+        each();
+        continue;
+      }
       this.counts.completions++;
       each.to.handler(each.opcode, each.status, each.wrId, each.byteLength, each.imm, each.detail);
       for (const { region } of each.held) region.release();
@@ -287,6 +339,8 @@ export class SimDevice implements Device {
     const { latencyMs, jitterMs, lossRate } = link.options;
     if (lossRate > 0 && world.networkRandom.random() < lossRate) return;
     const delay = latencyMs + jitterMs * world.networkRandom.random();
-    world.schedule(delay, undefined, () => { if (!link.isBlocked) arrive(); });
+    world.schedule(delay, undefined, () => {
+      if (!link.isBlocked) arrive();
+    });
   }
 }

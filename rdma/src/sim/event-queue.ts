@@ -6,17 +6,24 @@ export interface SimEvent {
   readonly owner: EventOwner | undefined;
 }
 
-/** What an event returns that touched nothing but the device's inside: no promise can have settled, no handler has run. */
+/**
+ * What an event returns that touched nothing but the device's inside: no promise can have settled, no handler has run.
+ */
 export const QUIET = Symbol('quiet');
 
 /**
- * What happens at an event. Those that happen by the million are objects of classes: an engine forgets the compiled code of
- * a closure with the last closure, as each run of a simulation ends, and compiling them anew was a quarter of all its work.
+ * What happens at an event. Those that happen by the million are objects of classes: an engine forgets the compiled
+ * code of a closure with the last closure, as each run of a simulation ends, and compiling them anew was a quarter of
+ * all its work.
  */
-export interface Firing { fire(): unknown }
+export interface Firing {
+  fire(): unknown;
+}
 export type Fire = (() => unknown) | Firing;
 
-export function happen(fire: Fire): unknown { return typeof fire === 'function' ? fire() : fire.fire(); }
+export function happen(fire: Fire): unknown {
+  return typeof fire === 'function' ? fire() : fire.fire();
+}
 
 export interface EventOwner {
   readonly isAlive: boolean;
@@ -51,7 +58,9 @@ export class EventQueue {
   push(time: number, fire: Fire, owner: EventOwner | undefined): SimEvent {
     if (this.#size === this.#times.length) this.#grow();
     const event: SimEvent = { fire, owner };
-    const times = this.#times, sequences = this.#sequences, events = this.#events;
+    const times = this.#times,
+      sequences = this.#sequences,
+      events = this.#events;
     let at = this.#size++;
     while (at > 0) {
       const parent = (at - 1) >> 1;
@@ -70,15 +79,25 @@ export class EventQueue {
 
   pop(): SimEvent | undefined {
     if (this.#size === 0) return undefined;
-    const times = this.#times, sequences = this.#sequences, events = this.#events;
-    const top = events[0]!, size = --this.#size, last = events.pop()!;
+    const times = this.#times,
+      sequences = this.#sequences,
+      events = this.#events;
+    const top = events[0]!,
+      size = --this.#size,
+      last = events.pop()!;
     if (size === 0) return top;
-    const time = times[size]!, sequence = sequences[size]!;
+    const time = times[size]!,
+      sequence = sequences[size]!;
     let at = 0;
     for (;;) {
       let child = 2 * at + 1;
       if (child >= size) break;
-      if (child + 1 < size && (times[child + 1]! < times[child]! || (times[child + 1]! === times[child]! && sequences[child + 1]! < sequences[child]!))) child++;
+      if (
+        child + 1 < size &&
+        (times[child + 1]! < times[child]! ||
+          (times[child + 1]! === times[child]! && sequences[child + 1]! < sequences[child]!))
+      )
+        child++;
       if (times[child]! > time || (times[child]! === time && sequences[child]! > sequence)) break;
       times[at] = times[child]!;
       sequences[at] = sequences[child]!;
@@ -92,7 +111,8 @@ export class EventQueue {
   }
 
   #grow(): void {
-    const times = new Float64Array(this.#size * 2), sequences = new Float64Array(this.#size * 2);
+    const times = new Float64Array(this.#size * 2),
+      sequences = new Float64Array(this.#size * 2);
     times.set(this.#times);
     sequences.set(this.#sequences);
     this.#times = times;

@@ -4,14 +4,19 @@ import type { SimQueuePair } from './queue-pair.js';
 import type { SimWorld } from './world.js';
 
 /** A connection request that arrived. */
-export interface SimClient { device: SimDevice; connected: (qp: SimQueuePair) => void }
+export interface SimClient {
+  device: SimDevice;
+  connected: (qp: SimQueuePair) => void;
+}
 
 /** What stands behind a port. */
-export interface SimListening { accept(client: SimClient): void }
+export interface SimListening {
+  accept(client: SimClient): void;
+}
 
 /**
- * One life of one simulated process: from the first use of its name to `killHost()`; the name's next use begins another.
- * Its events and timers wait while it is paused (SIGSTOP) and never fire once it is dead (SIGKILL).
+ * One life of one simulated process: from the first use of its name to `killHost()`; the name's next use begins
+ * another. Its events and timers wait while it is paused (SIGSTOP) and never fire once it is dead (SIGKILL).
  */
 export class SimHost implements EventOwner {
   readonly name: string;

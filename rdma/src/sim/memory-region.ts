@@ -3,7 +3,9 @@ import type { SimDevice } from './device.js';
 
 const MAX_BYTES = 2 ** 31;
 
-/** Memory of regions that are gone, by size: making large ArrayBuffers anew costs more than the rest of a simulation. */
+/**
+ * Memory of regions that are gone, by size: making large ArrayBuffers anew costs more than the rest of a simulation.
+ */
 const pool = new Map<number, ArrayBuffer[]>();
 const MAX_POOLED = 64;
 
@@ -41,7 +43,10 @@ export class SimRegion implements MemoryRegion {
 
   constructor(device: SimDevice, lkey: number, rkey: number, byteLength: number, access: number) {
     if (!Number.isInteger(byteLength) || byteLength < 1 || byteLength > MAX_BYTES) {
-      throw new RdmaError('ERR_REGISTRATION_REFUSED', `Cannot register ${byteLength} bytes: 1 to ${MAX_BYTES} are possible`);
+      throw new RdmaError(
+        'ERR_REGISTRATION_REFUSED',
+        `Cannot register ${byteLength} bytes: 1 to ${MAX_BYTES} are possible`,
+      );
     }
     try {
       this.buffer = zeroedMemory(byteLength);
@@ -89,7 +94,8 @@ export class SimRegion implements MemoryRegion {
       this.#onIdle = () => {
         this.#onIdle = undefined;
         this.#device.later(() => {
-          recycle(structuredClone(this.buffer, { transfer: [this.buffer] })); // detaches; ArrayBuffer.transfer() is newer than Node 20
+          // detaches; ArrayBuffer.transfer() is newer than Node 20
+          recycle(structuredClone(this.buffer, { transfer: [this.buffer] }));
           this.#device.forgetRegion(this);
           resolve();
         });

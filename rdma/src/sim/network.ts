@@ -10,13 +10,25 @@ export interface LinkOptions {
   readonly jitterMs: number;
   /** Rate, shared by everything that goes this way. Default 1,250,000 (10 Gbit/s). */
   readonly bytesPerMs: number;
-  /** Fraction of packets lost. On a connection each is sent again, and what follows waits for it; outside one it is gone. Default 0. */
+  /**
+   * Fraction of packets lost. On a connection each is sent again, and what follows waits for it; outside one it is
+   * gone. Default 0.
+   */
   readonly lossRate: number;
-  /** Fraction of the pieces of WRITE_WITH_IMM that arrive with a bit flipped, as if every lower check had missed it. Default 0. */
+  /**
+   * Fraction of the pieces of WRITE_WITH_IMM that arrive with a bit flipped, as if every lower check had missed it.
+   * Default 0.
+   */
   readonly damageRate: number;
 }
 
-export const DEFAULT_LINK: LinkOptions = { latencyMs: 0.02, jitterMs: 0.01, bytesPerMs: 1_250_000, lossRate: 0, damageRate: 0 };
+export const DEFAULT_LINK: LinkOptions = {
+  latencyMs: 0.02,
+  jitterMs: 0.01,
+  bytesPerMs: 1_250_000,
+  lossRate: 0,
+  damageRate: 0,
+};
 
 /** How soon a lost packet of a connection is sent again, virtual ms. */
 const RETRANSMIT_MS = 2;
@@ -82,7 +94,8 @@ export class Channel implements Firing {
     const { latencyMs, jitterMs, lossRate } = this.link.options;
     let delay = latencyMs + jitterMs * this.#world.networkRandom.random();
     while (lossRate > 0 && this.#world.networkRandom.random() < lossRate) delay += RETRANSMIT_MS;
-    const now = this.#world.now(), time = Math.max(this.#lastArrival, now + delay);
+    const now = this.#world.now(),
+      time = Math.max(this.#lastArrival, now + delay);
     // What catches up with the message before it comes with that one's event, which is still to happen.
     const isTogether = time === this.#lastArrival && time > now && this.#messages.length > 0;
     this.#lastArrival = time;

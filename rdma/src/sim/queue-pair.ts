@@ -26,20 +26,39 @@ const LONG_FLUSH_ONE_IN = 8;
 /** Every so many pieces (on average) leaves late, by up to this many virtual ms. */
 const LATE_ONE_IN = 4;
 const LATE_MS = 0.05;
-/** What takes the link for less than this (virtual ms) is cut only where a piece is late: nothing happens between the others. */
+/**
+ * What takes the link for less than this (virtual ms) is cut only where a piece is late: nothing happens between the
+ * others.
+ */
 const AT_ONCE_MS = 0.001;
 /** How long the device takes to begin: uniform, 0 … this, virtual ms. */
 const BEGIN_MS = 0.01;
 const NOTHING: readonly Gather[] = [];
 
-interface Gather { readonly region: SimRegion; readonly offset: number; readonly length: number }
+interface Gather {
+  readonly region: SimRegion;
+  readonly offset: number;
+  readonly length: number;
+}
 
 class SendRequest implements Startable, Firing {
   /** `status` not SUCCESS: fails with it, without leaving, once everything before it has completed. */
   isDone = false;
-  constructor(readonly qp: SimQueuePair, readonly opcode: number, readonly flags: number, readonly wrId: number, readonly imm: number, readonly rkey: number,
-    readonly remoteOffset: number, readonly gather: readonly Gather[], readonly length: number, readonly status: number) {}
-  start(): void { this.qp.startSend(this); }
+  constructor(
+    readonly qp: SimQueuePair,
+    readonly opcode: number,
+    readonly flags: number,
+    readonly wrId: number,
+    readonly imm: number,
+    readonly rkey: number,
+    readonly remoteOffset: number,
+    readonly gather: readonly Gather[],
+    readonly length: number,
+    readonly status: number,
+  ) {}
+  start(): void {
+    this.qp.startSend(this);
+  }
   /** Its acknowledgement arrives. */
   fire(): unknown {
     this.qp.acknowledged(this);
@@ -48,20 +67,39 @@ class SendRequest implements Startable, Firing {
 }
 
 class RecvRequest implements Startable {
-  constructor(readonly qp: SimQueuePair, readonly wrId: number, readonly gather: Gather | undefined, readonly length: number, readonly isValid: boolean) {}
-  start(): void { this.qp.startRecv(this); }
+  constructor(
+    readonly qp: SimQueuePair,
+    readonly wrId: number,
+    readonly gather: Gather | undefined,
+    readonly length: number,
+    readonly isValid: boolean,
+  ) {}
+  start(): void {
+    this.qp.startRecv(this);
+  }
 }
 
 /** A piece of a request leaves: the bytes from bound `index` to bound `end`. */
 class Departure implements Firing {
-  constructor(readonly request: SendRequest, readonly bounds: readonly number[], readonly index: number, readonly end: number) {}
-  fire(): unknown { return this.request.qp.depart(this); }
+  constructor(
+    readonly request: SendRequest,
+    readonly bounds: readonly number[],
+    readonly index: number,
+    readonly end: number,
+  ) {}
+  fire(): unknown {
+    return this.request.qp.depart(this);
+  }
 }
 
 /** What arrives: a piece of a WRITE or SEND, or the whole of a READ request. */
 class Message implements Firing {
   isPlaced = false;
-  constructor(readonly request: SendRequest, readonly at: number, readonly bytes: Uint8Array | undefined) {}
+  constructor(
+    readonly request: SendRequest,
+    readonly at: number,
+    readonly bytes: Uint8Array | undefined,
+  ) {}
   fire(): unknown {
     this.request.qp.peer.arrived(this);
     return QUIET;
@@ -121,29 +159,68 @@ export class SimQueuePair implements QueuePair {
     this.#postSend(Opcode.SEND, flags, wrId, 0, 0, 0, [[region, offset, length]]);
   }
 
-  postWrite(wrId: number, region: MemoryRegion, offset: number, length: number, rkey: number, remoteOffset: number, flags = 0): void {
+  postWrite(
+    wrId: number,
+    region: MemoryRegion,
+    offset: number,
+    length: number,
+    rkey: number,
+    remoteOffset: number,
+    flags = 0,
+  ): void {
     this.#postSend(Opcode.WRITE, flags, wrId, 0, rkey, remoteOffset, [[region, offset, length]]);
   }
 
   postWriteWithImm(
-    wrId: number, region: MemoryRegion, offset: number, length: number, rkey: number, remoteOffset: number, imm: number, flags = 0,
+    wrId: number,
+    region: MemoryRegion,
+    offset: number,
+    length: number,
+    rkey: number,
+    remoteOffset: number,
+    imm: number,
+    flags = 0,
   ): void {
     this.#postSend(Opcode.WRITE_WITH_IMM, flags, wrId, imm, rkey, remoteOffset, [[region, offset, length]]);
   }
 
   postGatherWithImm(
-    wrId: number, region: MemoryRegion, offset0: number, length0: number, offset1: number, length1: number,
-    rkey: number, remoteOffset: number, imm: number, flags = 0,
+    wrId: number,
+    region: MemoryRegion,
+    offset0: number,
+    length0: number,
+    offset1: number,
+    length1: number,
+    rkey: number,
+    remoteOffset: number,
+    imm: number,
+    flags = 0,
   ): void {
-    this.#postSend(Opcode.WRITE_WITH_IMM, flags, wrId, imm, rkey, remoteOffset, [[region, offset0, length0], [region, offset1, length1]]);
+    this.#postSend(Opcode.WRITE_WITH_IMM, flags, wrId, imm, rkey, remoteOffset, [
+      [region, offset0, length0],
+      [region, offset1, length1],
+    ]);
   }
 
-  postRead(wrId: number, region: MemoryRegion, offset: number, length: number, rkey: number, remoteOffset: number, flags = 0): void {
+  postRead(
+    wrId: number,
+    region: MemoryRegion,
+    offset: number,
+    length: number,
+    rkey: number,
+    remoteOffset: number,
+    flags = 0,
+  ): void {
     this.#postSend(Opcode.READ, flags, wrId, 0, rkey, remoteOffset, [[region, offset, length]]);
   }
 
   #postSend(
-    opcode: number, flags: number, wrId: number, imm: number, rkey: number, remoteOffset: number,
+    opcode: number,
+    flags: number,
+    wrId: number,
+    imm: number,
+    rkey: number,
+    remoteOffset: number,
     entries: readonly (readonly [MemoryRegion, number, number])[],
   ): void {
     const gather: Gather[] = [];
@@ -155,7 +232,18 @@ export class SimQueuePair implements QueuePair {
     }
     const status = gather.length === entries.length ? Status.SUCCESS : Status.LOCAL_PROTECTION_ERROR;
     for (const entry of gather) entry.region.hold();
-    const request = new SendRequest(this, opcode, flags, wrId >>> 0, imm >>> 0, rkey >>> 0, remoteOffset, gather, length, status);
+    const request = new SendRequest(
+      this,
+      opcode,
+      flags,
+      wrId >>> 0,
+      imm >>> 0,
+      rkey >>> 0,
+      remoteOffset,
+      gather,
+      length,
+      status,
+    );
     this.device.stage(request);
   }
 
@@ -194,7 +282,13 @@ export class SimQueuePair implements QueuePair {
     if (this.#isTransmitting || request === undefined) return;
     this.#isTransmitting = true;
     if (request.status === Status.SUCCESS && request.opcode !== Opcode.READ && this.#state === 'connected') {
-      this.#transmitPiece(request, cutPieces(this.device.random, request.length), 0, this.device.random.random() * BEGIN_MS, this.#isLate());
+      this.#transmitPiece(
+        request,
+        cutPieces(this.device.random, request.length),
+        0,
+        this.device.random.random() * BEGIN_MS,
+        this.#isLate(),
+      );
     } else {
       this.device.later(this.#transmitSoon);
     }
@@ -223,7 +317,13 @@ export class SimQueuePair implements QueuePair {
     }
   }
 
-  #transmitPiece(request: SendRequest, bounds: readonly number[], index: number, delayMs: number, isLate: boolean): void {
+  #transmitPiece(
+    request: SendRequest,
+    bounds: readonly number[],
+    index: number,
+    delayMs: number,
+    isLate: boolean,
+  ): void {
     const end = this.#endOfPiece(bounds, index);
     this.#atDeparture(bounds[end]! - bounds[index]!, delayMs, isLate, new Departure(request, bounds, index, end));
   }
@@ -234,7 +334,8 @@ export class SimQueuePair implements QueuePair {
       this.#isTransmitting = false;
       return QUIET;
     }
-    const from = bounds[index]!, to = bounds[end]!;
+    const from = bounds[index]!,
+      to = bounds[end]!;
     const bytes = readGather(request.gather, from, to);
     if (request.opcode === Opcode.WRITE_WITH_IMM) this.#damage(bytes);
     this.device.counts.bytesSent += bytes.length;
@@ -256,9 +357,13 @@ export class SimQueuePair implements QueuePair {
     bytes[this.device.world.networkRandom.int(bytes.length)]! ^= 1 << this.device.world.networkRandom.int(8);
   }
 
-  #isLate(): boolean { return this.device.random.int(LATE_ONE_IN) === 0; }
+  #isLate(): boolean {
+    return this.device.random.int(LATE_ONE_IN) === 0;
+  }
 
-  #isFast(bounds: readonly number[]): boolean { return bounds[bounds.length - 1]! < AT_ONCE_MS * this.#out.link.options.bytesPerMs; }
+  #isFast(bounds: readonly number[]): boolean {
+    return bounds[bounds.length - 1]! < AT_ONCE_MS * this.#out.link.options.bytesPerMs;
+  }
 
   /** @returns index of the bound where the piece that begins at `index` ends: what leaves in one moment is one piece */
   #endOfPiece(bounds: readonly number[], index: number): number {
@@ -308,7 +413,8 @@ export class SimQueuePair implements QueuePair {
   #straggle({ request, at, bytes }: Message): void {
     if (!this.#isLeft || this.#isAtRest || bytes === undefined || request.opcode === Opcode.SEND) return;
     const region = this.device.regionByKey(request.rkey);
-    if (region?.allows(Access.REMOTE_WRITE, request.remoteOffset, request.length) === true) this.#place(request, region, request.remoteOffset + at, bytes, at);
+    if (region?.allows(Access.REMOTE_WRITE, request.remoteOffset, request.length) === true)
+      this.#place(request, region, request.remoteOffset + at, bytes, at);
   }
 
   #takeInbound(): void {
@@ -404,7 +510,9 @@ export class SimQueuePair implements QueuePair {
     return true;
   }
 
-  #acknowledge(request: SendRequest): void { this.#out.send(request); }
+  #acknowledge(request: SendRequest): void {
+    this.#out.send(request);
+  }
 
   /** Tells the peer which of its requests failed, and ends. */
   #refuse(request: SendRequest, status: number): void {
@@ -434,7 +542,9 @@ export class SimQueuePair implements QueuePair {
     this.device.deliver(() => this.onError?.(reason));
     this.#out.send(() => this.peer.fail(Status.RETRY_EXCEEDED, undefined, 'the peer is gone'));
     const { world, random, host } = this.device;
-    world.schedule(random.random() * (random.int(LONG_FLUSH_ONE_IN) === 0 ? LONG_FLUSH_MS : FLUSH_MS), host, () => this.#flush());
+    world.schedule(random.random() * (random.int(LONG_FLUSH_ONE_IN) === 0 ? LONG_FLUSH_MS : FLUSH_MS), host, () =>
+      this.#flush(),
+    );
   }
 
   #flush(): void {
@@ -470,7 +580,8 @@ export class SimQueuePair implements QueuePair {
   }
 
   #completeSend(request: SendRequest, status: number): void {
-    if (status === Status.SUCCESS && (request.flags & Flag.SIGNALED) === 0) for (const { region } of request.gather) region.release();
+    if (status === Status.SUCCESS && (request.flags & Flag.SIGNALED) === 0)
+      for (const { region } of request.gather) region.release();
     else this.#complete(request.opcode, status, request.wrId, 0, 0, request.gather);
   }
 
@@ -478,7 +589,14 @@ export class SimQueuePair implements QueuePair {
     this.#complete(opcode, status, recv.wrId, byteLength, imm, recv.gather === undefined ? NOTHING : [recv.gather]);
   }
 
-  #complete(opcode: number, status: number, wrId: number, byteLength: number, imm: number, held: readonly Gather[]): void {
+  #complete(
+    opcode: number,
+    status: number,
+    wrId: number,
+    byteLength: number,
+    imm: number,
+    held: readonly Gather[],
+  ): void {
     const { world, name } = this.device;
     if (world.trace) world.note(`${name} qp${this.qpn} ${opcodeName(opcode)} ${wrId} completes: ${statusName(status)}`);
     this.device.complete(this, opcode, status, wrId, byteLength, imm, 0, held);
@@ -499,7 +617,8 @@ function opcodeName(opcode: number): string {
 /** @returns a copy of bytes from … to of the gathered source */
 function readGather(gather: readonly Gather[], from: number, to: number): Uint8Array {
   const [first] = gather;
-  if (first !== undefined && to <= first.length) return copyOf(first.region.all, first.offset + from, first.offset + to);
+  if (first !== undefined && to <= first.length)
+    return copyOf(first.region.all, first.offset + from, first.offset + to);
   const out = new Uint8Array(to - from);
   forEachPart(gather, from, to, (part, at) => out.set(part, at));
   return out;
@@ -509,8 +628,16 @@ function placeGather(gather: readonly Gather[], at: number, bytes: Uint8Array): 
   forEachPart(gather, at, at + bytes.length, (part, start) => part.set(bytes.subarray(start, start + part.length)));
 }
 
-/** Visits the memory behind bytes from … to of a gather list. @param visit its memory, and where that starts within from … to */
-function forEachPart(gather: readonly Gather[], from: number, to: number, visit: (part: Uint8Array, at: number) => void): void {
+/**
+ * Visits the memory behind bytes from … to of a gather list.
+ * @param visit its memory, and where that starts within from … to
+ */
+function forEachPart(
+  gather: readonly Gather[],
+  from: number,
+  to: number,
+  visit: (part: Uint8Array, at: number) => void,
+): void {
   let base = 0;
   for (const { region, offset, length } of gather) {
     const start = Math.max(from, base);

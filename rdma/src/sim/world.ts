@@ -6,10 +6,11 @@
  * components, with their promises and awaits, run unchanged, instantly and in the same order every time.
  *
  * How promises are drained: after each event `run()` goes on in a tick of its own (`process.nextTick`). Node starts a
- * tick that a microtask asked for only when the microtask queue is empty, however long the chains of awaits in it (a tick
- * asked for by a tick it starts at once); hence nothing that a promise can start by itself is left when the next event fires. After an event that touched the device's inside alone (QUIET)
- * there is nothing to drain. What waits for the real world (a file, a socket, setTimeout,
- * setImmediate) never happens while `run()` runs: simulated components take those from outside, as simulated ones.
+ * tick that a microtask asked for only when the microtask queue is empty, however long the chains of awaits in it (a
+ * tick asked for by a tick it starts at once); hence nothing that a promise can start by itself is left when the next
+ * event fires. After an event that touched the device's inside alone (QUIET) there is nothing to drain. What waits for
+ * the real world (a file, a socket, setTimeout, setImmediate) never happens while `run()` runs: simulated components
+ * take those from outside, as simulated ones.
  *
  * Hosts are names. Everything random comes from forks of the seed. `trace` gets a line for each thing of note: the
  * same seed and the same program give the same lines, byte for byte.
@@ -31,7 +32,9 @@ export interface SimWorldOptions extends Partial<LinkOptions> {
 
 const RESOLVED = Promise.resolve();
 
-export interface SimTimer { readonly event: SimEvent }
+export interface SimTimer {
+  readonly event: SimEvent;
+}
 
 export class SimWorld {
   readonly seed: string;
@@ -104,14 +107,18 @@ export class SimWorld {
    * @throws what an event or a handler threw
    */
   run(until?: () => boolean, maxVirtualMs = 60_000): Promise<boolean> {
-    if (this.#isRunning) return Promise.reject(new Error('SimWorld.run() is running already: one loop drives the world'));
+    if (this.#isRunning)
+      return Promise.reject(new Error('SimWorld.run() is running already: one loop drives the world'));
     this.#isRunning = true;
     const end = this.#now + maxVirtualMs;
     return new Promise((resolve, reject) => {
       const tick = (): void => {
         try {
           const isOver = this.#burst(until, end);
-          if (isOver === undefined) { void RESOLVED.then(askForTick); return; }
+          if (isOver === undefined) {
+            void RESOLVED.then(askForTick);
+            return;
+          }
           this.#isRunning = false;
           resolve(isOver);
         } catch (error) {
@@ -119,7 +126,9 @@ export class SimWorld {
           reject(error as Error);
         }
       };
-      const askForTick = (): void => { process.nextTick(tick); };
+      const askForTick = (): void => {
+        process.nextTick(tick);
+      };
       void RESOLVED.then(askForTick);
     });
   }
@@ -145,11 +154,15 @@ export class SimWorld {
    */
   async complete<T>(promise: Promise<T>, maxVirtualMs = 60_000): Promise<T> {
     let isSettled = false;
-    const mark = (): void => { isSettled = true; };
+    const mark = (): void => {
+      isSettled = true;
+    };
     promise.then(mark, mark);
     if (await this.run(() => isSettled, maxVirtualMs)) return promise;
     const left = this.#events.size === 0 ? 'nothing is left to happen' : `${maxVirtualMs} virtual ms have passed`;
-    throw new Error(`Cannot complete a promise at ${this.#now} ms (seed ${this.seed}): ${left}, and it has not settled`);
+    throw new Error(
+      `Cannot complete a promise at ${this.#now} ms (seed ${this.seed}): ${left}, and it has not settled`,
+    );
   }
 
   /** @returns whether it was quiet */

@@ -7,12 +7,16 @@ export class SoftCodingQueue implements CodingQueue {
   #destroyed: Promise<void> | undefined;
   readonly #sendQueue: SendQueue;
 
-  constructor(private readonly device: SoftDevice, readonly qpn: number, public handler: CompletionHandler) {
+  constructor(
+    private readonly device: SoftDevice,
+    readonly qpn: number,
+    public handler: CompletionHandler,
+  ) {
     this.#sendQueue = device.sendQueue;
   }
 
   postEncode(wrId: number, coder: Coder, place: StripePlace, flags: number): void {
-    const at = this.#next(wrId, Opcode.ENCODE | flags << 8, coder, place.region);
+    const at = this.#next(wrId, Opcode.ENCODE | (flags << 8), coder, place.region);
     const words = this.#sendQueue.words;
     words[at + 5] = place.unitsOffset;
     words[at + 6] = place.stride;
@@ -23,7 +27,15 @@ export class SoftCodingQueue implements CodingQueue {
     words[at + 11] = place.parityHeaderStride;
   }
 
-  postVerify(wrId: number, coder: Coder, region: MemoryRegion, headerOffset: number, headerBytes: number, payloadOffset: number, payloadBytes: number): void {
+  postVerify(
+    wrId: number,
+    coder: Coder,
+    region: MemoryRegion,
+    headerOffset: number,
+    headerBytes: number,
+    payloadOffset: number,
+    payloadBytes: number,
+  ): void {
     const at = this.#next(wrId, Opcode.VERIFY, coder, region);
     const words = this.#sendQueue.words;
     words[at + 5] = headerOffset;

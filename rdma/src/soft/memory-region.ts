@@ -6,7 +6,12 @@ export class SoftMemoryRegion implements MemoryRegion {
   readonly byteLength: number;
   #gone: Promise<void> | undefined;
 
-  constructor(readonly device: SoftDevice, readonly lkey: number, readonly rkey: number, readonly buffer: ArrayBuffer) {
+  constructor(
+    readonly device: SoftDevice,
+    readonly lkey: number,
+    readonly rkey: number,
+    readonly buffer: ArrayBuffer,
+  ) {
     this.byteLength = buffer.byteLength;
   }
 

@@ -4,11 +4,25 @@ import { fileURLToPath } from 'node:url';
 import { type DeviceCounters, RdmaError } from '../device.js';
 
 /** [type, id, qpn, number, transport, text]; see native/mailbox.h for what each type fills. */
-export type NativeEvent = readonly [type: number, id: number, qpn: number, value: number, transport: number, text: string];
+export type NativeEvent = readonly [
+  type: number,
+  id: number,
+  qpn: number,
+  value: number,
+  transport: number,
+  text: string,
+];
 
 export const EventType = {
-  LISTENING: 1, LISTEN_FAILED: 2, CONNECTED: 3, CONNECT_FAILED: 4, ACCEPTED: 5, QUEUE_PAIR_ERROR: 6, QUEUE_PAIR_GONE: 7,
-  REGION_GONE: 8, FENCE: 9,
+  LISTENING: 1,
+  LISTEN_FAILED: 2,
+  CONNECTED: 3,
+  CONNECT_FAILED: 4,
+  ACCEPTED: 5,
+  QUEUE_PAIR_ERROR: 6,
+  QUEUE_PAIR_GONE: 7,
+  REGION_GONE: 8,
+  FENCE: 9,
 } as const;
 
 /** A completion with this opcode stands for one event, so that events keep their place among completions. */
@@ -60,8 +74,17 @@ interface Addon {
 
 /** The order of `Counters` in native/counters.h. */
 export const COUNTER_NAMES: readonly (keyof DeviceCounters)[] = [
-  'requests', 'completions', 'rings', 'wakeups', 'bytesSent', 'bytesReceived', 'bytesEncoded', 'bytesVerified',
-  'bytesCopied', 'allocations', 'errors',
+  'requests',
+  'completions',
+  'rings',
+  'wakeups',
+  'bytesSent',
+  'bytesReceived',
+  'bytesEncoded',
+  'bytesVerified',
+  'bytesCopied',
+  'allocations',
+  'errors',
 ];
 
 let loaded: Addon | undefined;
@@ -73,6 +96,10 @@ export function loadAddon(): Addon {
     loaded ??= createRequire(import.meta.url)(path) as Addon;
     return loaded;
   } catch (cause) {
-    throw new RdmaError('ERR_NO_ADDON', `Cannot load the native addon ${path}: ${(cause as Error).message}; build it with \`node rdma/build-addon.mjs\``, { cause });
+    throw new RdmaError(
+      'ERR_NO_ADDON',
+      `Cannot load the native addon ${path}: ${(cause as Error).message}; build it with \`node rdma/build-addon.mjs\``,
+      { cause },
+    );
   }
 }

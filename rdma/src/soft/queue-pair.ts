@@ -18,11 +18,16 @@ export class SoftQueuePair implements QueuePair {
   handler: CompletionHandler = ignore;
   #state: 'connected' | 'error' | 'closed' = 'connected';
   #onError: ((reason: string) => void) | undefined;
-  #reason: string | undefined;  // of an error that nobody listened to yet
+  #reason: string | undefined; // of an error that nobody listened to yet
   #destroyed: Promise<void> | undefined;
   readonly #sendQueue: SendQueue;
 
-  constructor(private readonly device: QueuePairOwner, readonly qpn: number, readonly transport: Transport, readonly remote: string) {
+  constructor(
+    private readonly device: QueuePairOwner,
+    readonly qpn: number,
+    readonly transport: Transport,
+    readonly remote: string,
+  ) {
     this.#sendQueue = device.sendQueue;
   }
 
@@ -58,24 +63,60 @@ export class SoftQueuePair implements QueuePair {
     this.#post(Opcode.SEND, wrId, region, offset, length, 0, 0, 0, flags);
   }
 
-  postWrite(wrId: number, region: MemoryRegion, offset: number, length: number, rkey: number, remoteOffset: number, flags = 0): void {
+  postWrite(
+    wrId: number,
+    region: MemoryRegion,
+    offset: number,
+    length: number,
+    rkey: number,
+    remoteOffset: number,
+    flags = 0,
+  ): void {
     this.#post(Opcode.WRITE, wrId, region, offset, length, rkey, remoteOffset, 0, flags);
   }
 
-  postWriteWithImm(wrId: number, region: MemoryRegion, offset: number, length: number, rkey: number, remoteOffset: number, imm: number, flags = 0): void {
+  postWriteWithImm(
+    wrId: number,
+    region: MemoryRegion,
+    offset: number,
+    length: number,
+    rkey: number,
+    remoteOffset: number,
+    imm: number,
+    flags = 0,
+  ): void {
     this.#post(Opcode.WRITE_WITH_IMM, wrId, region, offset, length, rkey, remoteOffset, imm, flags);
   }
 
-  postGatherWithImm(wrId: number, region: MemoryRegion, offset0: number, length0: number, offset1: number, length1: number, rkey: number, remoteOffset: number, imm: number, flags = 0): void {
+  postGatherWithImm(
+    wrId: number,
+    region: MemoryRegion,
+    offset0: number,
+    length0: number,
+    offset1: number,
+    length1: number,
+    rkey: number,
+    remoteOffset: number,
+    imm: number,
+    flags = 0,
+  ): void {
     const at = this.#post(Opcode.WRITE_WITH_IMM, wrId, region, offset0, length0, rkey, remoteOffset, imm, flags);
     const words = this.#sendQueue.words;
-    words[at] = Opcode.WRITE_WITH_IMM | flags << 8 | 2 << 16;
+    words[at] = Opcode.WRITE_WITH_IMM | (flags << 8) | (2 << 16);
     words[at + 11] = this.device.keyOf(region);
     words[at + 12] = offset1;
     words[at + 13] = length1;
   }
 
-  postRead(wrId: number, region: MemoryRegion, offset: number, length: number, rkey: number, remoteOffset: number, flags = 0): void {
+  postRead(
+    wrId: number,
+    region: MemoryRegion,
+    offset: number,
+    length: number,
+    rkey: number,
+    remoteOffset: number,
+    flags = 0,
+  ): void {
     this.#post(Opcode.READ, wrId, region, offset, length, rkey, remoteOffset, 0, flags);
   }
 
@@ -110,10 +151,20 @@ export class SoftQueuePair implements QueuePair {
     return this.#sendQueue.next();
   }
 
-  #post(opcode: number, wrId: number, region: MemoryRegion, offset: number, length: number, rkey: number, remoteOffset: number, imm: number, flags: number): number {
+  #post(
+    opcode: number,
+    wrId: number,
+    region: MemoryRegion,
+    offset: number,
+    length: number,
+    rkey: number,
+    remoteOffset: number,
+    imm: number,
+    flags: number,
+  ): number {
     const at = this.#next();
     const words = this.#sendQueue.words;
-    words[at] = opcode | flags << 8 | 1 << 16;
+    words[at] = opcode | (flags << 8) | (1 << 16);
     words[at + 1] = this.qpn;
     words[at + 2] = wrId;
     words[at + 3] = imm;

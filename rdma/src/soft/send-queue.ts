@@ -2,7 +2,9 @@
 import { WR_WORDS } from '../records.js';
 
 /** The consumer's side. */
-interface Consumer { ring(count: number): number }
+interface Consumer {
+  ring(count: number): number;
+}
 
 export class SendQueue {
   readonly words: Uint32Array;

@@ -8,15 +8,33 @@
 import { lookup } from 'node:dns/promises';
 import { isIP } from 'node:net';
 import {
-  Access, type Coder, type CoderSpec, type CodingQueue, type CompletionHandler, type ConnectOptions, type Device, type DeviceCounters, type Listener,
-  type MemoryRegion, type QueuePair, RdmaError,
+  Access,
+  type Coder,
+  type CoderSpec,
+  type CodingQueue,
+  type CompletionHandler,
+  type ConnectOptions,
+  type Device,
+  type DeviceCounters,
+  type Listener,
+  type MemoryRegion,
+  type QueuePair,
+  RdmaError,
 } from '../device.js';
 import type { PacketSocket, PacketSocketOptions } from '../packets.js';
 import { CQE_WORDS, Opcode } from '../records.js';
 import { SoftCoder } from './coder.js';
 import { SoftCodingQueue } from './coding-queue.js';
 import { SoftMemoryRegion } from './memory-region.js';
-import { ConnectMode, COUNTER_NAMES, EventType, loadAddon, type NativeDevice, type NativeEvent, OPCODE_EVENT } from './native.js';
+import {
+  ConnectMode,
+  COUNTER_NAMES,
+  EventType,
+  loadAddon,
+  type NativeDevice,
+  type NativeEvent,
+  OPCODE_EVENT,
+} from './native.js';
 import { type PacketHandler, SoftPacketSocket } from './packet-socket.js';
 import { SoftQueuePair } from './queue-pair.js';
 import { SendQueue } from './send-queue.js';
@@ -36,7 +54,10 @@ const MAX_REGION_BYTES = 2 ** 31;
 /** Batches handled before timers, disks and microtasks get their turn. */
 const BATCHES_PER_TURN = 16;
 
-interface Waiter { resolve(event: NativeEvent): void; reject(error: Error): void }
+interface Waiter {
+  resolve(event: NativeEvent): void;
+  reject(error: Error): void;
+}
 
 function powerOfTwo(name: string, entries: number): number {
   if (!Number.isInteger(entries) || entries < 2 || entries > 2 ** 20 || (entries & (entries - 1)) !== 0) {
@@ -56,8 +77,8 @@ export class SoftDevice implements Device {
   readonly #kernel: string;
   readonly #completions: Uint32Array;
   readonly #completionMask: number;
-  #cursor = 0;  // completions dispatched, modulo 2^32
-  #end = 0;     // completions polled
+  #cursor = 0; // completions dispatched, modulo 2^32
+  #end = 0; // completions polled
   /** Whose completions they are, by qpn. */
   readonly #targets: (SoftQueuePair | SoftCodingQueue | undefined)[] = [];
   readonly #listeners = new Map<number, (qp: SoftQueuePair) => void>();
@@ -93,7 +114,10 @@ export class SoftDevice implements Device {
   allocate(byteLength: number, access: number = Access.LOCAL): MemoryRegion {
     this.#assertOpen('allocate memory');
     if (!Number.isInteger(byteLength) || byteLength < 1 || byteLength > MAX_REGION_BYTES) {
-      throw new RdmaError('ERR_REGISTRATION_REFUSED', `Cannot register ${byteLength} bytes: 1 to ${MAX_REGION_BYTES} are expected`);
+      throw new RdmaError(
+        'ERR_REGISTRATION_REFUSED',
+        `Cannot register ${byteLength} bytes: 1 to ${MAX_REGION_BYTES} are expected`,
+      );
     }
     try {
       const [lkey, rkey, buffer] = this.#native.allocate(byteLength, access);
@@ -101,7 +125,11 @@ export class SoftDevice implements Device {
       this.#regions.set(lkey, region);
       return region;
     } catch (cause) {
-      throw new RdmaError('ERR_REGISTRATION_REFUSED', `Cannot register ${byteLength} bytes: ${(cause as Error).message}`, { cause });
+      throw new RdmaError(
+        'ERR_REGISTRATION_REFUSED',
+        `Cannot register ${byteLength} bytes: ${(cause as Error).message}`,
+        { cause },
+      );
     }
   }
 
@@ -123,13 +151,21 @@ export class SoftDevice implements Device {
     const how = transport === 'auto' ? '' : ` over ${transport}`;
     try {
       const address = await this.#resolve(host);
-      const event = await this.#request((id) => this.#native.connect(id, address, port, timeoutMs, ConnectMode[transport]));
+      const event = await this.#request((id) =>
+        this.#native.connect(id, address, port, timeoutMs, ConnectMode[transport]),
+      );
       return this.#targets[event[2]] as SoftQueuePair;
     } catch (cause) {
-      if (this.#isClosed || this.#closing !== undefined) throw new RdmaError('ERR_CONNECT', `Cannot connect to ${host}:${port}${how}: the device was closed`, { cause });
+      if (this.#isClosed || this.#closing !== undefined)
+        throw new RdmaError('ERR_CONNECT', `Cannot connect to ${host}:${port}${how}: the device was closed`, { cause });
       const { message } = cause as Error;
-      if (message.startsWith('a verbs device')) throw new RdmaError('ERR_DEVICE_KIND', `Cannot connect to ${host}:${port}${how}: ${message}`, { cause });
-      throw new RdmaError('ERR_CONNECT', `Cannot connect to ${host}:${port}${how}: ${message}; a listening device was expected there`, { cause });
+      if (message.startsWith('a verbs device'))
+        throw new RdmaError('ERR_DEVICE_KIND', `Cannot connect to ${host}:${port}${how}: ${message}`, { cause });
+      throw new RdmaError(
+        'ERR_CONNECT',
+        `Cannot connect to ${host}:${port}${how}: ${message}; a listening device was expected there`,
+        { cause },
+      );
     }
   }
 
@@ -143,28 +179,56 @@ export class SoftDevice implements Device {
       });
       return this.#createListener(event[1], address, event[3]);
     } catch (cause) {
-      throw new RdmaError('ERR_LISTEN', `Cannot listen on ${host}:${port}: ${(cause as Error).message}; a free address of this machine was expected`, { cause });
+      throw new RdmaError(
+        'ERR_LISTEN',
+        `Cannot listen on ${host}:${port}: ${(cause as Error).message}; a free address of this machine was expected`,
+        { cause },
+      );
     }
   }
 
   async openPacketSocket(host: string, port: number, options: PacketSocketOptions = {}): Promise<PacketSocket> {
     this.#assertOpen('open a packet socket');
-    const [seed = 0, lossPerMille = 0, reorderPerMille = 0] = options.impairment === undefined ? (process.env['TARTAN_PACKET_IMPAIRMENT'] ?? '').split(',').map(Number)
-      : [options.impairment.seed, options.impairment.lossPerMille, options.impairment.reorderPerMille];
+    const [seed = 0, lossPerMille = 0, reorderPerMille = 0] =
+      options.impairment === undefined
+        ? (process.env['TARTAN_PACKET_IMPAIRMENT'] ?? '').split(',').map(Number)
+        : [options.impairment.seed, options.impairment.lossPerMille, options.impairment.reorderPerMille];
     try {
       const address = await this.#resolve(host);
-      const event = await this.#request((id) => { this.#native.openPacketSocket(id, address, port, Uint32Array.of(seed, lossPerMille, reorderPerMille)); });
-      const socket = new SoftPacketSocket({
-        sendQueue: this.sendQueue, native: this.#native, keyOf: (region) => this.keyOf(region),
-        setTarget: (qpn, handler) => { if (handler === undefined) this.#packetHandlers.delete(qpn); else this.#packetHandlers.set(qpn, handler); },
-        command: async (send) => { await this.#request(send); },
-        forget: (gone) => { this.#packetSockets.delete(gone); this.#release(); },
-      }, event[1], address, event[3]);
+      const event = await this.#request((id) => {
+        this.#native.openPacketSocket(id, address, port, Uint32Array.of(seed, lossPerMille, reorderPerMille));
+      });
+      const socket = new SoftPacketSocket(
+        {
+          sendQueue: this.sendQueue,
+          native: this.#native,
+          keyOf: (region) => this.keyOf(region),
+          setTarget: (qpn, handler) => {
+            if (handler === undefined) this.#packetHandlers.delete(qpn);
+            else this.#packetHandlers.set(qpn, handler);
+          },
+          command: async (send) => {
+            await this.#request(send);
+          },
+          forget: (gone) => {
+            this.#packetSockets.delete(gone);
+            this.#release();
+          },
+        },
+        event[1],
+        address,
+        event[3],
+      );
       this.#packetSockets.add(socket);
       this.#hold();
       return socket;
     } catch (cause) {
-      throw new RdmaError('ERR_LISTEN', `Cannot open a packet socket on ${host}:${port}: ${(cause as Error).message}; a free IPv4 address of this machine was expected`, { cause });
+      throw new RdmaError(
+        'ERR_LISTEN',
+        `Cannot open a packet socket on ${host}:${port}: ${(cause as Error).message}; a free IPv4 address of ` +
+          'this machine was expected',
+        { cause },
+      );
     }
   }
 
@@ -174,7 +238,7 @@ export class SoftDevice implements Device {
 
   counters(): DeviceCounters {
     const values = this.#counters;
-    if (!this.#isClosed) this.#native.counters(values);  // closed: as they were last
+    if (!this.#isClosed) this.#native.counters(values); // closed: as they were last
     const counted = Object.fromEntries(COUNTER_NAMES.map((name, i) => [name, values[i]])) as unknown as DeviceCounters;
     return { ...counted, regions: this.#regions.size, queuePairs: this.#queuePairs };
   }
@@ -187,7 +251,7 @@ export class SoftDevice implements Device {
   // ---- for the device's own objects ----
 
   toError(qp: SoftQueuePair, reason: string): void {
-    this.ring();  // what was posted before is older than the error
+    this.ring(); // what was posted before is older than the error
     this.#native.toError(qp.qpn, reason);
   }
 
@@ -249,7 +313,7 @@ export class SoftDevice implements Device {
         this.#dispatch();
         this.onBatchEnd?.();
       } catch (error) {
-        setImmediate(() => this.#drain());  // a handler's bug surfaces, the other completions still come
+        setImmediate(() => this.#drain()); // a handler's bug surfaces, the other completions still come
         throw error;
       } finally {
         this.isDispatching = false;
@@ -265,14 +329,23 @@ export class SoftDevice implements Device {
       const at = (this.#cursor & this.#completionMask) * CQE_WORDS;
       this.#cursor = (this.#cursor + 1) >>> 0;
       const kind = words[at + 1]!;
-      const opcode = kind >>> 8 & 0xff;
+      const opcode = (kind >>> 8) & 0xff;
       if (opcode === OPCODE_EVENT) {
         this.#handleEvent(this.#native.takeEvent()!);
         continue;
       }
       if ((opcode === Opcode.ENCODE || opcode === Opcode.VERIFY) && --this.#codingOutstanding === 0) this.#release();
       const target = this.#targets[words[at + 2]!];
-      if (target === undefined) this.#packetHandlers.get(words[at + 2]!)?.(opcode, kind & 0xff, words[at]!, words[at + 3]!, words[at + 4]!, words[at + 5]!, words[at + 6]!);
+      if (target === undefined)
+        this.#packetHandlers.get(words[at + 2]!)?.(
+          opcode,
+          kind & 0xff,
+          words[at]!,
+          words[at + 3]!,
+          words[at + 4]!,
+          words[at + 5]!,
+          words[at + 6]!,
+        );
       else target.handler(opcode, kind & 0xff, words[at]!, words[at + 3]!, words[at + 4]!, words[at + 5]!);
     }
   }
@@ -324,7 +397,9 @@ export class SoftDevice implements Device {
     return qp;
   }
 
-  /** What was posted while the queue pair went away still flushes: a fence tells when the last of it has been delivered. */
+  /**
+   * What was posted while the queue pair went away still flushes: a fence tells when the last of it has been delivered.
+   */
   #retire(qp: SoftQueuePair): void {
     qp.closed();
     this.ring();
@@ -369,13 +444,14 @@ export class SoftDevice implements Device {
     const listener: Listener = {
       address,
       port,
-      close: () => (closed ??= this.#request((fence) => {
-        this.#listeners.delete(id);
-        this.#native.closeListener(id, fence);
-      }).then(() => {
-        this.#listenersOpen.delete(listener);
-        this.#release();
-      })),
+      close: () =>
+        (closed ??= this.#request((fence) => {
+          this.#listeners.delete(id);
+          this.#native.closeListener(id, fence);
+        }).then(() => {
+          this.#listenersOpen.delete(listener);
+          this.#release();
+        })),
     };
     this.#listenersOpen.add(listener);
     return listener;
@@ -403,7 +479,8 @@ export class SoftDevice implements Device {
   }
 
   #assertOpen(attempt: string): void {
-    if (this.#closing !== undefined) throw new RdmaError('ERR_DEVICE_CLOSED', `Cannot ${attempt}: the device '${this.name}' is closed`);
+    if (this.#closing !== undefined)
+      throw new RdmaError('ERR_DEVICE_CLOSED', `Cannot ${attempt}: the device '${this.name}' is closed`);
   }
 }
 

@@ -4,13 +4,18 @@ import type { SoftDevice } from '../soft/soft-device.js';
 import type { VerbsDevice } from './verbs-device.js';
 
 /**
- * Memory of a verbs device: the soft device beside it maps it and codes in it, the adapter has it registered. It goes in
- * the opposite order: out of the adapter, then detached and unmapped.
+ * Memory of a verbs device: the soft device beside it maps it and codes in it, the adapter has it registered. It goes
+ * in the opposite order: out of the adapter, then detached and unmapped.
  */
 export class VerbsMemoryRegion extends SoftMemoryRegion {
   #gone: Promise<void> | undefined;
 
-  constructor(readonly adapter: VerbsDevice, coder: SoftDevice, private readonly memory: MemoryRegion, rkey: number) {
+  constructor(
+    readonly adapter: VerbsDevice,
+    coder: SoftDevice,
+    private readonly memory: MemoryRegion,
+    rkey: number,
+  ) {
     super(coder, memory.lkey, rkey, memory.buffer);
   }
 

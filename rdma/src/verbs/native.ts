@@ -7,8 +7,17 @@ import { RdmaError } from '../device.js';
 export type NativeEvent = readonly [type: number, id: number, qpn: number, value: number, unused: number, text: string];
 
 export const EventType = {
-  LISTENING: 1, LISTEN_FAILED: 2, CONNECTED: 3, CONNECT_FAILED: 4, ACCEPTED: 5, QUEUE_PAIR_ERROR: 6, QUEUE_PAIR_GONE: 7,
-  REGION_GONE: 8, FENCE: 9, ASYNCHRONOUS: 10, RECEIVES_LOW: 11,
+  LISTENING: 1,
+  LISTEN_FAILED: 2,
+  CONNECTED: 3,
+  CONNECT_FAILED: 4,
+  ACCEPTED: 5,
+  QUEUE_PAIR_ERROR: 6,
+  QUEUE_PAIR_GONE: 7,
+  REGION_GONE: 8,
+  FENCE: 9,
+  ASYNCHRONOUS: 10,
+  RECEIVES_LOW: 11,
 } as const;
 
 export interface NativeAdapter {
@@ -16,7 +25,9 @@ export interface NativeAdapter {
   readonly deviceName: string;
   /** Posts `count` work requests; returns the send queue's free entries: all. */
   ring(count: number): number;
-  /** Gives back the completions of the previous poll, looks for new ones for so many microseconds, returns their count. */
+  /**
+   * Gives back the completions of the previous poll, looks for new ones for so many microseconds, returns their count.
+   */
   poll(spinMicros: number): number;
   /** Asks to be woken by the next completion. */
   arm(): void;
@@ -47,7 +58,13 @@ export interface NativeAdapter {
 }
 
 interface Addon {
-  open(name: string, limits: Uint32Array, sendQueue: Uint32Array, completionQueue: Uint32Array, wake: () => void): NativeAdapter;
+  open(
+    name: string,
+    limits: Uint32Array,
+    sendQueue: Uint32Array,
+    completionQueue: Uint32Array,
+    wake: () => void,
+  ): NativeAdapter;
   devices(): string;
 }
 
@@ -60,6 +77,10 @@ export function loadVerbsAddon(): Addon {
     loaded ??= createRequire(import.meta.url)(path) as Addon;
     return loaded;
   } catch (cause) {
-    throw new RdmaError('ERR_NO_ADDON', `Cannot load the native addon ${path}: ${(cause as Error).message}; build it with \`node rdma/build-addon.mjs\``, { cause });
+    throw new RdmaError(
+      'ERR_NO_ADDON',
+      `Cannot load the native addon ${path}: ${(cause as Error).message}; build it with \`node rdma/build-addon.mjs\``,
+      { cause },
+    );
   }
 }

@@ -24,7 +24,11 @@ export function openDevice(spec: string, { name, host, log }: OpenDeviceOptions 
   if (spec === 'soft') return openSoftDevice(named);
   if (spec === 'verbs') return openVerbsDevice(named);
   if (spec.startsWith('verbs:') && spec.length > 6) return openVerbsDevice({ ...named, device: spec.slice(6) });
-  if (spec !== 'auto') throw new RdmaError('ERR_UNKNOWN_DEVICE', `Cannot open device '${spec}': soft, verbs, verbs:NAME or auto is expected`);
+  if (spec !== 'auto')
+    throw new RdmaError(
+      'ERR_UNKNOWN_DEVICE',
+      `Cannot open device '${spec}': soft, verbs, verbs:NAME or auto is expected`,
+    );
   if (host !== undefined && /^(127\.|::1$|localhost$)/.test(host)) return openSoftDevice(named);
   try {
     const device = openVerbsDevice(named);

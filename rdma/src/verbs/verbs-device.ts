@@ -1,15 +1,26 @@
 /**
  * The verbs device: rdma-core behind the device interface.
  *
- * Intuition: an adapter moves bytes by itself, so there is no thread here. `ring()` posts to the adapter and `poll()` takes
- * its completions, both on this thread; a sleeping thread is woken through the event loop. What an adapter can't do, it
- * has a soft device for: that one maps the memory and codes in it, on its own thread (it never opens a connection).
+ * Intuition: an adapter moves bytes by itself, so there is no thread here. `ring()` posts to the adapter and `poll()`
+ * takes its completions, both on this thread; a sleeping thread is woken through the event loop. What an adapter can't
+ * do, it has a soft device for: that one maps the memory and codes in it, on its own thread (it never opens a
+ * connection).
  */
 import { lookup } from 'node:dns/promises';
 import { isIP } from 'node:net';
 import {
-  Access, type Coder, type CoderSpec, type CodingQueue, type CompletionHandler, type ConnectOptions, type Device, type DeviceCounters, type Listener,
-  type MemoryRegion, type QueuePair, RdmaError,
+  Access,
+  type Coder,
+  type CoderSpec,
+  type CodingQueue,
+  type CompletionHandler,
+  type ConnectOptions,
+  type Device,
+  type DeviceCounters,
+  type Listener,
+  type MemoryRegion,
+  type QueuePair,
+  RdmaError,
 } from '../device.js';
 import { CQE_WORDS } from '../records.js';
 import { COUNTER_NAMES, OPCODE_EVENT } from '../soft/native.js';
@@ -46,15 +57,17 @@ export interface VerbsDeviceOptions {
   readonly receiveDepth?: number;
   /** Requests up to this length are copied when posted. Default 64. */
   readonly inlineBytes?: number;
-  /** An unanswered packet is sent again after 4.096 µs · 2^ackTimeout, six times. Default 16: a dead peer shows in 2 s. */
+  /**
+   * An unanswered packet is sent again after 4.096 µs · 2^ackTimeout, six times. Default 16: a dead peer shows in 2 s.
+   */
   readonly ackTimeout?: number;
   /** How long to look for completions before sleeping, in microseconds. Default 0: sleep at once and be woken. */
   readonly busyPollMicros?: number;
   /** Entries of each of the adapter's completion queues, which several queue pairs share. Default 8192. */
   readonly adapterCompletions?: number;
   /**
-   * Whether a queue pair reserves a completion's room for all that it can have outstanding: none overruns. Default true. Without
-   * it more queue pairs share a queue; should it overrun all the same, each of them ends with an error.
+   * Whether a queue pair reserves a completion's room for all that it can have outstanding: none overruns. Default
+   * true. Without it more queue pairs share a queue; should it overrun all the same, each of them ends with an error.
    */
   readonly reserveCompletions?: boolean;
   /** Coding kernel, as of the soft device. */
@@ -75,7 +88,10 @@ export interface ReceiveOptions {
 /** Who gets the completions that name a number. */
 type Target = RingQueuePair | SharedReceiveQueue;
 
-interface Waiter { resolve(event: NativeEvent): void; reject(error: Error): void }
+interface Waiter {
+  resolve(event: NativeEvent): void;
+  reject(error: Error): void;
+}
 
 function powerOfTwo(name: string, entries: number): number {
   if (!Number.isInteger(entries) || entries < 2 || entries > 2 ** 20 || (entries & (entries - 1)) !== 0) {
@@ -85,7 +101,8 @@ function powerOfTwo(name: string, entries: number): number {
 }
 
 function within(name: string, value: number, least: number, most: number): number {
-  if (!Number.isInteger(value) || value < least || value > most) throw new RangeError(`Cannot open a verbs device: ${name} is ${value}, ${least} to ${most} is expected`);
+  if (!Number.isInteger(value) || value < least || value > most)
+    throw new RangeError(`Cannot open a verbs device: ${name} is ${value}, ${least} to ${most} is expected`);
   return value;
 }
 
@@ -104,8 +121,8 @@ export class VerbsDevice implements Device, QueuePairOwner, SharedReceiveQueueOw
   readonly #busyPollMicros: number;
   readonly #completions: Uint32Array;
   readonly #completionMask: number;
-  #cursor = 0;  // completions dispatched, modulo 2^32
-  #end = 0;     // completions polled
+  #cursor = 0; // completions dispatched, modulo 2^32
+  #end = 0; // completions polled
   readonly #targets: (Target | undefined)[] = [];
   readonly #listeners = new Map<number, (qp: QueuePair) => void>();
   readonly #listenersOpen = new Set<Listener>();
@@ -123,8 +140,12 @@ export class VerbsDevice implements Device, QueuePairOwner, SharedReceiveQueueOw
 
   constructor(options: VerbsDeviceOptions = {}) {
     const limits = Uint32Array.of(
-      within('sendDepth', options.sendDepth ?? 128, 1, 65535), within('receiveDepth', options.receiveDepth ?? 512, 1, 65535), within('adapterCompletions', options.adapterCompletions ?? 8192, 1, 2 ** 22),
-      within('inlineBytes', options.inlineBytes ?? 64, 0, 1024), within('ackTimeout', options.ackTimeout ?? 16, 1, 31), options.reserveCompletions === false ? 0 : 1,
+      within('sendDepth', options.sendDepth ?? 128, 1, 65535),
+      within('receiveDepth', options.receiveDepth ?? 512, 1, 65535),
+      within('adapterCompletions', options.adapterCompletions ?? 8192, 1, 2 ** 22),
+      within('inlineBytes', options.inlineBytes ?? 64, 0, 1024),
+      within('ackTimeout', options.ackTimeout ?? 16, 1, 31),
+      options.reserveCompletions === false ? 0 : 1,
     );
     this.#busyPollMicros = within('busyPollMicros', options.busyPollMicros ?? 0, 0, 1_000_000);
     const completionEntries = powerOfTwo('completionQueueEntries', options.completionQueueEntries ?? 8192);
@@ -133,12 +154,21 @@ export class VerbsDevice implements Device, QueuePairOwner, SharedReceiveQueueOw
     this.#completionMask = completionEntries - 1;
     const addon = loadVerbsAddon();
     // Opened first, so that it ends last: its memory is registered here.
-    this.#coder = new SoftDevice({ name: `${options.name ?? 'verbs'}-memory`, ...(options.kernel === undefined ? {} : { kernel: options.kernel }) });
+    this.#coder = new SoftDevice({
+      name: `${options.name ?? 'verbs'}-memory`,
+      ...(options.kernel === undefined ? {} : { kernel: options.kernel }),
+    });
     try {
-      this.#native = addon.open(options.device ?? '', limits, this.sendQueue.words, this.#completions, () => { this.#drain(); });
+      this.#native = addon.open(options.device ?? '', limits, this.sendQueue.words, this.#completions, () => {
+        this.#drain();
+      });
     } catch (cause) {
       void this.#coder.close();
-      throw new RdmaError('ERR_NO_VERBS', `Cannot open the verbs device${options.device === undefined ? '' : ` '${options.device}'`}: ${(cause as Error).message}`, { cause });
+      throw new RdmaError(
+        'ERR_NO_VERBS',
+        `Cannot open the verbs device${options.device === undefined ? '' : ` '${options.device}'`}: ${(cause as Error).message}`,
+        { cause },
+      );
     }
     this.deviceName = this.#native.deviceName;
     this.name = options.name ?? this.deviceName;
@@ -153,7 +183,10 @@ export class VerbsDevice implements Device, QueuePairOwner, SharedReceiveQueueOw
   allocate(byteLength: number, access: number = Access.LOCAL): MemoryRegion {
     this.#assertOpen('allocate memory');
     if (!Number.isInteger(byteLength) || byteLength < 1 || byteLength > MAX_REGION_BYTES) {
-      throw new RdmaError('ERR_REGISTRATION_REFUSED', `Cannot register ${byteLength} bytes: 1 to ${MAX_REGION_BYTES} are expected`);
+      throw new RdmaError(
+        'ERR_REGISTRATION_REFUSED',
+        `Cannot register ${byteLength} bytes: 1 to ${MAX_REGION_BYTES} are expected`,
+      );
     }
     const memory = this.#coder.allocate(byteLength);
     try {
@@ -163,7 +196,11 @@ export class VerbsDevice implements Device, QueuePairOwner, SharedReceiveQueueOw
       return region;
     } catch (cause) {
       void memory.deregister();
-      throw new RdmaError('ERR_REGISTRATION_REFUSED', `Cannot register ${byteLength} bytes with ${this.deviceName}: ${(cause as Error).message}`, { cause });
+      throw new RdmaError(
+        'ERR_REGISTRATION_REFUSED',
+        `Cannot register ${byteLength} bytes with ${this.deviceName}: ${(cause as Error).message}`,
+        { cause },
+      );
     }
   }
 
@@ -191,15 +228,21 @@ export class VerbsDevice implements Device, QueuePairOwner, SharedReceiveQueueOw
       this.#targets[queue.qpn] = queue;
       return queue;
     } catch (cause) {
-      throw new RdmaError('ERR_NOT_SUPPORTED', `Cannot create a shared receive queue of ${depth} receives on ${this.deviceName}: ${(cause as Error).message}`, { cause });
+      throw new RdmaError(
+        'ERR_NOT_SUPPORTED',
+        `Cannot create a shared receive queue of ${depth} receives on ${this.deviceName}: ${(cause as Error).message}`,
+        { cause },
+      );
     }
   }
 
   async connect(host: string, port: number, options: ConnectOptions & ReceiveOptions = {}): Promise<QueuePair> {
     this.#assertOpen('connect');
     const { transport = 'auto', timeoutMs = 5000 } = options;
-    const fail = (reason: string, cause?: unknown, code = 'ERR_CONNECT'): RdmaError => new RdmaError(code, `Cannot connect to ${host}:${port} over ${this.deviceName}: ${reason}`, { cause });
-    if (transport !== 'auto') throw fail(`transport '${transport}' is the soft device's, a verbs device has only its own`);
+    const fail = (reason: string, cause?: unknown, code = 'ERR_CONNECT'): RdmaError =>
+      new RdmaError(code, `Cannot connect to ${host}:${port} over ${this.deviceName}: ${reason}`, { cause });
+    if (transport !== 'auto')
+      throw fail(`transport '${transport}' is the soft device's, a verbs device has only its own`);
     const id = this.#nextId++;
     const timer = setTimeout(() => {
       this.#native.abandon(id);
@@ -209,20 +252,38 @@ export class VerbsDevice implements Device, QueuePairOwner, SharedReceiveQueueOw
     try {
       address = await this.#resolve(host);
       if (this.#closing !== undefined) throw new Error('the device was closed');
-      const event = await this.#request((id) => { this.#native.connect(id, address!, port, timeoutMs, options.sharedReceiveQueue?.qpn ?? 0); }, id);
+      const event = await this.#request((id) => {
+        this.#native.connect(id, address!, port, timeoutMs, options.sharedReceiveQueue?.qpn ?? 0);
+      }, id);
       return this.#targets[event[2]] as RingQueuePair;
     } catch (cause) {
       if (this.#isClosed || this.#closing !== undefined) throw fail('the device was closed', cause);
       const { message } = cause as Error;
       const who = address === undefined ? 'nobody' : await knock(address, port);
-      if (who === 'other') throw fail(`${message}, but something answers over TCP: a soft device? All of a cluster must use the same kind of device (--device)`, cause, 'ERR_DEVICE_KIND');
-      throw fail(who === 'verbs' ? `${message}, but a verbs device listens there: is there an RDMA route to it?` : `${message}; a listening device was expected there`, cause);
+      if (who === 'other')
+        throw fail(
+          `${message}, but something answers over TCP: a soft device? All of a cluster must use the same kind ` +
+            'of device (--device)',
+          cause,
+          'ERR_DEVICE_KIND',
+        );
+      throw fail(
+        who === 'verbs'
+          ? `${message}, but a verbs device listens there: is there an RDMA route to it?`
+          : `${message}; a listening device was expected there`,
+        cause,
+      );
     } finally {
       clearTimeout(timer);
     }
   }
 
-  async listen(host: string, port: number, onConnection: (qp: QueuePair) => void, options: ReceiveOptions = {}): Promise<Listener> {
+  async listen(
+    host: string,
+    port: number,
+    onConnection: (qp: QueuePair) => void,
+    options: ReceiveOptions = {},
+  ): Promise<Listener> {
     this.#assertOpen('listen');
     try {
       const address = await this.#resolve(host);
@@ -240,7 +301,12 @@ export class VerbsDevice implements Device, QueuePairOwner, SharedReceiveQueueOw
         }
       }
     } catch (cause) {
-      throw new RdmaError('ERR_LISTEN', `Cannot listen on ${host}:${port} with ${this.deviceName}: ${(cause as Error).message}; a free address of the device was expected`, { cause });
+      throw new RdmaError(
+        'ERR_LISTEN',
+        `Cannot listen on ${host}:${port} with ${this.deviceName}: ${(cause as Error).message}; a free address ` +
+          'of the device was expected',
+        { cause },
+      );
     }
   }
 
@@ -251,9 +317,11 @@ export class VerbsDevice implements Device, QueuePairOwner, SharedReceiveQueueOw
 
   counters(): DeviceCounters {
     const values = this.#counters;
-    if (!this.#isClosed) this.#native.counters(values);  // closed: as they were last
+    if (!this.#isClosed) this.#native.counters(values); // closed: as they were last
     const coding = this.#coder.counters();
-    const counted = Object.fromEntries(COUNTER_NAMES.map((name, i) => [name, values[i]! + coding[name]])) as unknown as DeviceCounters;
+    const counted = Object.fromEntries(
+      COUNTER_NAMES.map((name, i) => [name, values[i]! + coding[name]]),
+    ) as unknown as DeviceCounters;
     return { ...counted, regions: this.#regions.size, queuePairs: this.#queuePairs };
   }
 
@@ -265,7 +333,7 @@ export class VerbsDevice implements Device, QueuePairOwner, SharedReceiveQueueOw
   // ---- for the device's own objects ----
 
   toError(qp: RingQueuePair, reason: string): void {
-    this.ring();  // what was posted before is older than the error
+    this.ring(); // what was posted before is older than the error
     this.#native.toError(qp.qpn, reason);
   }
 
@@ -324,7 +392,8 @@ export class VerbsDevice implements Device, QueuePairOwner, SharedReceiveQueueOw
     let armed = false;
     for (let batch = 0; batch < BATCHES_PER_TURN; batch++) {
       if (this.#isClosed) return;
-      if (this.#cursor === this.#end) this.#end = (this.#cursor + this.#native.poll(armed ? 0 : this.#busyPollMicros)) >>> 0;
+      if (this.#cursor === this.#end)
+        this.#end = (this.#cursor + this.#native.poll(armed ? 0 : this.#busyPollMicros)) >>> 0;
       if (this.#cursor === this.#end) {
         if (armed) return;
         this.#native.arm();
@@ -336,13 +405,17 @@ export class VerbsDevice implements Device, QueuePairOwner, SharedReceiveQueueOw
         this.#dispatch();
         this.onBatchEnd?.();
       } catch (error) {
-        setImmediate(() => { this.#drain(); });  // a handler's bug surfaces, the other completions still come
+        setImmediate(() => {
+          this.#drain();
+        }); // a handler's bug surfaces, the other completions still come
         throw error;
       } finally {
         if (!this.#isClosed) this.ring();
       }
     }
-    setImmediate(() => { this.#drain(); });
+    setImmediate(() => {
+      this.#drain();
+    });
   }
 
   #dispatch(): void {
@@ -351,13 +424,14 @@ export class VerbsDevice implements Device, QueuePairOwner, SharedReceiveQueueOw
       const at = (this.#cursor & this.#completionMask) * CQE_WORDS;
       this.#cursor = (this.#cursor + 1) >>> 0;
       const kind = words[at + 1]!;
-      const opcode = kind >>> 8 & 0xff;
+      const opcode = (kind >>> 8) & 0xff;
       if (opcode === OPCODE_EVENT) {
         this.#handleEvent(this.#native.takeEvent()!);
         continue;
       }
       const target = this.#targets[words[at + 2]!];
-      if (target !== undefined) target.handler(opcode, kind & 0xff, words[at]!, words[at + 3]!, words[at + 4]!, words[at + 5]!);
+      if (target !== undefined)
+        target.handler(opcode, kind & 0xff, words[at]!, words[at + 3]!, words[at + 4]!, words[at + 5]!);
     }
   }
 
@@ -410,7 +484,9 @@ export class VerbsDevice implements Device, QueuePairOwner, SharedReceiveQueueOw
     return qp;
   }
 
-  /** What was posted while the queue pair went away still flushes: a fence tells when the last of it has been delivered. */
+  /**
+   * What was posted while the queue pair went away still flushes: a fence tells when the last of it has been delivered.
+   */
   #retire(target: Target): void {
     if (target instanceof SharedReceiveQueue) {
       this.#targets[target.qpn] = undefined;
@@ -419,7 +495,9 @@ export class VerbsDevice implements Device, QueuePairOwner, SharedReceiveQueueOw
     }
     target.closed();
     this.ring();
-    void this.#request((id) => { this.#native.fence(id); }).then(() => {
+    void this.#request((id) => {
+      this.#native.fence(id);
+    }).then(() => {
       this.#targets[target.qpn] = undefined;
       this.#queuePairs--;
       this.#release();
@@ -470,10 +548,11 @@ export class VerbsDevice implements Device, QueuePairOwner, SharedReceiveQueueOw
     const listener: Listener = {
       address,
       port,
-      close: () => (closed ??= Promise.all([this.#closeListener(id), closeDoor(door)]).then(() => {
-        this.#listenersOpen.delete(listener);
-        this.#release();
-      })),
+      close: () =>
+        (closed ??= Promise.all([this.#closeListener(id), closeDoor(door)]).then(() => {
+          this.#listenersOpen.delete(listener);
+          this.#release();
+        })),
     };
     this.#listenersOpen.add(listener);
     return listener;
@@ -503,14 +582,16 @@ export class VerbsDevice implements Device, QueuePairOwner, SharedReceiveQueueOw
   }
 
   #assertOpen(attempt: string): void {
-    if (this.#closing !== undefined) throw new RdmaError('ERR_DEVICE_CLOSED', `Cannot ${attempt}: the device '${this.name}' is closed`);
+    if (this.#closing !== undefined)
+      throw new RdmaError('ERR_DEVICE_CLOSED', `Cannot ${attempt}: the device '${this.name}' is closed`);
   }
 }
 
 /**
  * Opens an RDMA device through rdma-core.
  *
- * @throws {RdmaError} ERR_NO_ADDON when the native addon was not built; ERR_NO_VERBS, saying what is missing: rdma-core's
+ * @throws {RdmaError} ERR_NO_ADDON when the native addon was not built; ERR_NO_VERBS, saying what is missing:
+ *         rdma-core's
  *         libraries, any RDMA device, the one named, an active port
  */
 export function openVerbsDevice(options: VerbsDeviceOptions = {}): VerbsDevice {
