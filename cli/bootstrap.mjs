@@ -4,49 +4,67 @@
  *
  *   prepare    Debian packages → node_modules → native addon → wire messages → TypeScript; each step only when it is
  *              stale, one line when it did something, its full output when it fails
- *   then       start: the demo · test [--long] [tap arguments]: lint and tap, a plain total last · bench: measurements · simulate: the cluster in virtual time
+ *   then       start: the demo · test [--long] [tap arguments]: lint and tap, a plain total last · bench: measurements
+ *              · simulate: the cluster in virtual time
  *
- * Two at once are safe: preparation and tests each hold a kernel file lock (flock, from util-linux), which vanishes with
- * its holder. A step that is interrupted is seen as stale the next time. Only Node's own modules are imported here.
+ * Two at once are safe: preparation and tests each hold a kernel file lock (flock, from util-linux), which vanishes
+ * with its holder. A step that is interrupted is seen as stale the next time. Only Node's own modules are imported
+ * here.
  */
 import { spawn, spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readFileSync, statSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { format, lint } from './lint.mjs';
 import { runTap } from './run-tap.mjs';
 
 const here = fileURLToPath(import.meta.url);
 const root = dirname(dirname(here));
 const at = (...parts) => join(root, ...parts);
-const BUSY = 75;  // EX_TEMPFAIL: what flock exits with when another process holds the lock
+const BUSY = 75; // EX_TEMPFAIL: what flock exits with when another process holds the lock
 
 /** Debian packages: those that `needed` names stop the build, the others let more tests run. */
 const PACKAGES = [
-  { name: 'g++', needed: true, present: () => spawnSync(process.env.CXX || 'g++', ['--version'], { stdio: 'ignore' }).status === 0 },
+  {
+    name: 'g++',
+    needed: true,
+    present: () => spawnSync(process.env.CXX || 'g++', ['--version'], { stdio: 'ignore' }).status === 0,
+  },
   { name: 'libisal2', needed: false, present: () => hasLibrary('libisal.so.2') },
-  { name: 'etcd-server', needed: false, present: () => spawnSync('etcd', ['--version'], { stdio: 'ignore' }).status === 0 },
+  {
+    name: 'etcd-server',
+    needed: false,
+    present: () => spawnSync('etcd', ['--version'], { stdio: 'ignore' }).status === 0,
+  },
 ];
 
 await main(process.argv[2], process.argv.slice(3));
 
 async function main(task, args) {
-  if (Number(process.versions.node.split('.')[0]) < 20) return fail(`this is Node ${process.versions.node}, Node 20 or newer is needed`);
+  if (Number(process.versions.node.split('.')[0]) < 20)
+    return fail(`this is Node ${process.versions.node}, Node 20 or newer is needed`);
   if (task === 'prepare') return prepare(args[0]);
-  if (!['start', 'build', 'test', 'bench', 'simulate'].includes(task)) return fail('usage: node cli/bootstrap.mjs start|build|test|bench|simulate [arguments]');
+  if (!['start', 'build', 'test', 'lint', 'format', 'bench', 'simulate'].includes(task))
+    return fail('usage: node cli/bootstrap.mjs start|build|test|lint|format|bench|simulate [arguments]');
 
   const prepared = await locked('build.lock', [here, 'prepare', task]);
   if (prepared !== 0) {
     if (task === 'test') process.stdout.write('0 passed, 1 failed, 0 skipped\n');
     process.exit(prepared);
   }
-  if (task === 'start') process.exit(await run(process.execPath, [at('dist/cli/main.js'), 'demo', ...args], process.env.INIT_CWD));  // npm changes to the root: paths mean the caller's folder
+  if (task === 'start')
+    process.exit(await run(process.execPath, [at('dist/cli/main.js'), 'demo', ...args], process.env.INIT_CWD)); // npm changes to the root: paths mean the caller's folder
   const program = { bench: 'dist/test/bench/main.js', simulate: 'dist/test/simulation/main.js' }[task];
-  // Each core has its worker then: collecting in more threads only adds work, and so does compiling what is hot for a moment.
+  // Each core has its worker then: collecting in more threads only adds work, and so does compiling what is hot for a
+  // moment.
   const flags = task === 'simulate' ? ['--single-threaded-gc', '--interrupt-budget=600000'] : [];
   if (program !== undefined) {
     process.exit(await run(process.execPath, [...flags, at(program), ...args]));
   }
   if (task === 'test') process.exit(await test(args));
+  const found = task === 'lint' ? lint(root) : format(root);
+  process.stdout.write(found);
+  process.exit(found === '' ? 0 : 1);
 }
 
 /** Runs under the lock. Every step leaves nothing behind that a later run would take for a finished one. */
@@ -65,7 +83,8 @@ function packages(task) {
   const names = missing.map((entry) => entry.name);
   const install = `apt-get update && apt-get install -y ${names.join(' ')}`;
   if (process.getuid?.() !== 0 || spawnSync('apt-get', ['--version'], { stdio: 'ignore' }).status !== 0) {
-    if (missing.some((entry) => entry.needed)) return fail(`${names.join(', ')} missing: run \`sudo sh -c '${install}'\``);
+    if (missing.some((entry) => entry.needed))
+      return fail(`${names.join(', ')} missing: run \`sudo sh -c '${install}'\``);
     say(`${names.join(', ')} missing, the tests that want it are skipped: \`sudo sh -c '${install}'\``);
     return;
   }
@@ -73,7 +92,10 @@ function packages(task) {
   step(`installed ${names.join(', ')}`, () => {
     // Stale lists are better than none: only the installation decides.
     quiet('apt-get', ['-qq', 'update'], { env, mayFail: true });
-    quiet('apt-get', ['-qq', '-y', '--no-install-recommends', 'install', ...names], { env, mayFail: !missing.some((entry) => entry.needed) });
+    quiet('apt-get', ['-qq', '-y', '--no-install-recommends', 'install', ...names], {
+      env,
+      mayFail: !missing.some((entry) => entry.needed),
+    });
   });
 }
 
@@ -85,7 +107,9 @@ function hasLibrary(name) {
 
 function modules() {
   if (modulesFit()) return;
-  step('installed the npm packages', () => { quiet('npm', ['ci', '--no-audit', '--no-fund']); });
+  step('installed the npm packages', () => {
+    quiet('npm', ['ci', '--no-audit', '--no-fund']);
+  });
   if (!modulesFit()) fail('npm ci ended well, but node_modules does not hold what package-lock.json names');
 }
 
@@ -121,25 +145,32 @@ function script(what, path) {
 
 function compile() {
   const started = Date.now();
-  const built = () => ['dist/.tsbuildinfo', 'p4runtime-js/tsconfig.tsbuildinfo', 'rdma/tsconfig.tsbuildinfo'].map((path) => modified(at(path))).join();
+  const built = () =>
+    ['dist/.tsbuildinfo', 'p4runtime-js/tsconfig.tsbuildinfo', 'rdma/tsconfig.tsbuildinfo']
+      .map((path) => modified(at(path)))
+      .join();
   const before = built();
   // Outputs removed by hand are not missed by the compiler's own bookkeeping.
-  const complete = ['dist/cli/main.js', 'p4runtime-js/dist/index.js', 'rdma/dist/index.js'].every((path) => existsSync(at(path)));
+  const complete = ['dist/cli/main.js', 'p4runtime-js/dist/index.js', 'rdma/dist/index.js'].every((path) =>
+    existsSync(at(path)),
+  );
   quiet(process.execPath, [at('node_modules/typescript/bin/tsc'), '-b', ...(complete ? [] : ['--force'])]);
   if (before !== built()) done('compiled the TypeScript', started);
 }
 
-function modified(path) { return existsSync(path) ? statSync(path).mtimeMs : 0; }
+function modified(path) {
+  return existsSync(path) ? statSync(path).mtimeMs : 0;
+}
 
 /** Lint, then tap. @returns the exit status: 0 only when something ran and nothing failed */
 async function test(args) {
   const long = args.includes('--long');
   const files = args.filter((argument) => argument !== '--long');
-  const lint = spawnSync(process.execPath, [at('node_modules/eslint/bin/eslint.js'), '.'], { cwd: root, encoding: 'utf8' });
-  if (lint.status !== 0) process.stdout.write(`${lint.stdout}${lint.stderr}lint failed\n`);
+  const found = lint(root);
+  process.stdout.write(found);
   mkdirSync(at('.tartan'), { recursive: true });
   const totals = await runTap(root, files, { ...process.env, ...(long ? { TARTAN_LONG: '1' } : {}) });
-  if (lint.status !== 0) totals.failed++;
+  if (found !== '') totals.failed++;
   process.stdout.write(`${totals.passed} passed, ${totals.failed} failed, ${totals.skipped} skipped\n`);
   return totals.failed === 0 && totals.passed > 0 ? 0 : 1;
 }
@@ -160,20 +191,33 @@ async function locked(name, args) {
 function run(command, args, cwd = process.cwd()) {
   return new Promise((resolve) => {
     const child = spawn(command, args, { cwd, stdio: 'inherit' });
-    const pass = (signal) => { child.kill(signal); };
+    const pass = (signal) => {
+      child.kill(signal);
+    };
     for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, pass);
     const end = (status) => {
       for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.off(signal, pass);
       resolve(status);
     };
-    child.on('error', (error) => { process.stderr.write(`tartan: cannot run ${command}: ${error.message}\n`); end(1); });
-    child.on('exit', (code, signal) => { end(code ?? (signal === 'SIGINT' ? 130 : 1)); });
+    child.on('error', (error) => {
+      process.stderr.write(`tartan: cannot run ${command}: ${error.message}\n`);
+      end(1);
+    });
+    child.on('exit', (code, signal) => {
+      end(code ?? (signal === 'SIGINT' ? 130 : 1));
+    });
   });
 }
 
 /** Runs a command silently; prints all it said and ends this process when it fails. @returns its output */
 function quiet(command, args, { env = process.env, mayFail = false } = {}) {
-  const result = spawnSync(command, args, { cwd: root, env, encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'], maxBuffer: 1 << 28 });
+  const result = spawnSync(command, args, {
+    cwd: root,
+    env,
+    encoding: 'utf8',
+    stdio: ['ignore', 'pipe', 'pipe'],
+    maxBuffer: 1 << 28,
+  });
   const output = `${result.stdout ?? ''}${result.stderr ?? ''}`;
   if (result.status === 0 || mayFail) return output;
   process.stderr.write(output);
@@ -187,8 +231,12 @@ function step(what, action) {
   done(what, started);
 }
 
-function done(what, started) { say(`${what} (${((Date.now() - started) / 1000).toFixed(1)} s)`); }
-function say(line) { process.stdout.write(`tartan: ${line}\n`); }
+function done(what, started) {
+  say(`${what} (${((Date.now() - started) / 1000).toFixed(1)} s)`);
+}
+function say(line) {
+  process.stdout.write(`tartan: ${line}\n`);
+}
 function fail(line) {
   process.stderr.write(`tartan: ${line}\n`);
   process.exit(1);
