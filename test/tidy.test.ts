@@ -205,7 +205,9 @@ function walk(folder: string): string[] {
   return readdirSync(folder, { withFileTypes: true }).flatMap((entry) => {
     const path = join(folder, entry.name);
     if (entry.isDirectory()) return SKIPPED_FOLDERS.has(entry.name) ? [] : walk(path);
-    return entry.isFile() && !entry.name.endsWith('.log') ? [relative(root, path)] : [];
+    // In a worktree .git is a file, which names the place that it is at.
+    const isOurs = entry.isFile() && entry.name !== '.git' && !entry.name.endsWith('.log');
+    return isOurs ? [relative(root, path)] : [];
   });
 }
 
