@@ -59,7 +59,7 @@ bool PacketSender::prepare_stripe(Operation& operation, const WorkRequest& reque
   if (!region || !region->contains(wr.headers_offset, packet::MAX_K * packet::DATA_HEADER_BYTES)) return false;
   const uint8_t* headers = region->base + wr.headers_offset;
   const UnitView first{headers};
-  if (!first.is_plausible() || first.unit() != 0 || wr.chunk == 0) return false;
+  if (!first.is_plausible() || first.unit() != 0 || wr.chunk == 0 || wr.chunk > packet::MAX_BYTES) return false;
   const uint32_t k = operation.k = first.k();
   operation.m = first.m();
   if (packet::HEADER_BYTES + packet::DATA_HEADER_BYTES + k * (packet::DESCRIPTOR_BYTES + wr.chunk) > packet::MAX_BYTES)
@@ -111,7 +111,7 @@ bool PacketSender::prepare_unit(Operation& operation, const WorkRequest& request
     return false;
   const UnitView header{region->base + wr.header_offset};
   if (!header.is_plausible() || header.header_bytes() != wr.header_bytes || header.unit_length() != wr.payload_bytes ||
-      wr.most_chunk < packet::MIN_CHUNK_BYTES)
+      wr.most_chunk < packet::MIN_CHUNK_BYTES || wr.most_chunk > packet::MAX_BYTES)
     return false;
   if (packet::HEADER_BYTES + wr.header_bytes + wr.most_chunk > packet::MAX_BYTES) return false;
   operation.k = header.k();

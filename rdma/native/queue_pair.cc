@@ -97,6 +97,7 @@ void QueuePair::complete_send(SendEntry& entry, uint8_t status) {
 }
 
 void QueuePair::complete_acknowledged() {
+  if (state_ == State::error) return;
   while (sends_.head() != acked_) {
     SendEntry& entry = sends_.front();
     if (entry.opcode == READ && !entry.answered) return;
@@ -176,6 +177,7 @@ void QueuePair::flush() {
   for (; !answers_.empty(); answers_.pop()) services_.release(answers_.front().region);
   peer_memory_.clear();
   for (uint8_t status = first_status_; !sends_.empty(); status = FLUSHED) complete_send(sends_.front(), status);
+  next_ = written_ = acked_ = sends_.head();  // nothing is left to acknowledge
   for (; !recvs_.empty(); recvs_.pop()) {
     services_.complete(RECV, FLUSHED, qpn, recvs_.front().wr_id);
     services_.release(recvs_.front().region);
