@@ -5,7 +5,7 @@
  *   prepare    Debian packages → node_modules → native addon → wire messages → TypeScript; each step only when it is
  *              stale, one line when it did something, its full output when it fails
  *   then       start: the demo · test [--long] [tap arguments]: lint and tap, a plain total last · bench: measurements
- *              · simulate: the cluster in virtual time
+ *              · simulate: the cluster in virtual time · fuzz, sanitize: the native engine under sanitizers
  *
  * Two at once are safe: preparation and tests each hold a kernel file lock (flock, from util-linux), which vanishes
  * with its holder. A step that is interrupted is seen as stale the next time. Only Node's own modules are imported
@@ -44,8 +44,8 @@ async function main(task, args) {
   if (Number(process.versions.node.split('.')[0]) < 20)
     return fail(`this is Node ${process.versions.node}, Node 20 or newer is needed`);
   if (task === 'prepare') return prepare(args[0]);
-  if (!['start', 'build', 'test', 'lint', 'format', 'bench', 'simulate'].includes(task))
-    return fail('usage: node cli/bootstrap.mjs start|build|test|lint|format|bench|simulate [arguments]');
+  const tasks = ['start', 'build', 'test', 'lint', 'format', 'bench', 'simulate', 'fuzz', 'sanitize'];
+  if (!tasks.includes(task)) return fail(`usage: node cli/bootstrap.mjs ${tasks.join('|')} [arguments]`);
 
   const prepared = await locked('build.lock', [here, 'prepare', task]);
   if (prepared !== 0) {
@@ -54,7 +54,12 @@ async function main(task, args) {
   }
   if (task === 'start')
     process.exit(await run(process.execPath, [at('dist/cli/main.js'), 'demo', ...args], process.env.INIT_CWD)); // npm changes to the root: paths mean the caller's folder
-  const program = { bench: 'dist/test/bench/main.js', simulate: 'dist/test/simulation/main.js' }[task];
+  const program = {
+    bench: 'dist/test/bench/main.js',
+    simulate: 'dist/test/simulation/main.js',
+    fuzz: 'dist/test/fuzz/main.js',
+    sanitize: 'dist/test/sanitize/main.js',
+  }[task];
   // Each core has its worker then: collecting in more threads only adds work, and so does compiling what is hot for a
   // moment.
   const flags = task === 'simulate' ? ['--single-threaded-gc', '--interrupt-budget=600000'] : [];

@@ -9,12 +9,17 @@
  *   *_gfni.cc   GFNI, AVX-512 and carry-less multiplication        x86-64 only
  *   *_avx2.cc   AVX2 and carry-less multiplication                 x86-64 only
  *   the rest    the compiler's baseline
+ *
+ * TARTAN_SANITIZE=address or =thread builds the same under build/address or build/thread with the compiler's sanitizers
+ * (AddressSanitizer with UndefinedBehaviorSanitizer, or ThreadSanitizer), beside the ordinary one; with that variable
+ * set src/addon-path.ts loads it, which only works in a process that preloads the sanitizer's library:
+ * `npm run test:sanitize` (test/sanitize/main.ts) does both.
  */
 import { spawn, spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readFileSync, readdirSync, renameSync, statSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { availableParallelism } from 'node:os';
-import { dirname, join } from 'node:path';
+import { dirname, join, relative } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
 const KERNEL_FLAGS = [
@@ -48,9 +53,18 @@ const COMPILE_FLAGS = [
   '-DNAPI_VERSION=8',
 ];
 
+/** What each kind of check adds; -O1 and frame pointers keep the stacks of reports whole. */
+const SANITIZER_FLAGS = {
+  address: ['-fsanitize=address,undefined', '-fno-sanitize-recover=undefined', '-fno-omit-frame-pointer', '-O1'],
+  thread: ['-fsanitize=thread', '-fno-omit-frame-pointer', '-O1'],
+};
+
 const root = dirname(fileURLToPath(import.meta.url));
 const nativeDirectory = join(root, 'native');
-const objectDirectory = join(root, 'build', 'obj');
+const sanitizer = process.env.TARTAN_SANITIZE || undefined;
+const sanitizerFlags = sanitizer === undefined ? [] : SANITIZER_FLAGS[sanitizer];
+const buildDirectory = join(root, 'build', sanitizer ?? '');
+const objectDirectory = join(buildDirectory, 'obj');
 const compiler = process.env.CXX || 'g++';
 
 function fail(line) {
@@ -101,7 +115,7 @@ const named = (directory, ending) =>
 
 /** Compiles sources (relative to native/) and links them, each only when stale. */
 async function build(name, sources, include, shared, extraFlags = []) {
-  const output = join(root, 'build', `${name}.node`);
+  const output = join(buildDirectory, `${name}.node`);
   const objectOf = (file) => join(objectDirectory, name, file.replaceAll('/', '-').replace(/\.cc$/, '.o'));
   mkdirSync(join(objectDirectory, name), { recursive: true });
   const objects = sources.map(objectOf);
@@ -120,6 +134,7 @@ async function build(name, sources, include, shared, extraFlags = []) {
             ...COMPILE_FLAGS,
             ...flagsFor(file),
             ...extraFlags,
+            ...sanitizerFlags,
             '-isystem',
             include,
             '-c',
@@ -140,15 +155,14 @@ async function build(name, sources, include, shared, extraFlags = []) {
   const isComplete = existsSync(listed) && readFileSync(listed, 'utf8') === sources.join('\n');
   if (stale.length > 0 || !isComplete || modified(output) < Math.max(...objects.map(modified))) {
     const partial = `${output}.${process.pid}.tmp`;
-    if (
-      (await run(['-shared', '-pthread', '-static-libstdc++', '-static-libgcc', ...objects, '-ldl', '-o', partial])) !==
-      0
-    )
+    // A sanitizer's library wants to see the C++ library's functions, so there it stays a library of its own.
+    const linked = sanitizer === undefined ? ['-static-libstdc++', '-static-libgcc'] : sanitizerFlags;
+    if ((await run(['-shared', '-pthread', ...linked, ...objects, '-ldl', '-o', partial])) !== 0)
       fail('cannot link the addon (see the lines above)');
     renameSync(partial, output);
     writeFileSync(listed, sources.join('\n'));
     process.stdout.write(
-      `rdma/build-addon: compiled ${stale.length} of ${sources.length} files → build/${name}.node\n`,
+      `rdma/build-addon: compiled ${stale.length} of ${sources.length} files → ${relative(root, output)}\n`,
     );
   }
 }
@@ -158,6 +172,8 @@ async function main() {
   if (spawnSync(compiler, ['--version'], { stdio: 'ignore' }).status !== 0) {
     fail(`cannot run the C++ compiler '${compiler}': run \`apt-get install g++\``);
   }
+  if (sanitizerFlags === undefined)
+    fail(`TARTAN_SANITIZE is '${sanitizer}', expected ${Object.keys(SANITIZER_FLAGS).join(' or ')}`);
   const include = headersDirectory();
   const shared = Math.max(
     modified(fileURLToPath(import.meta.url)),

@@ -1,6 +1,6 @@
 /** The native addon's face (native/binding.cc), typed. Nothing outside src/soft/ imports this. */
 import { createRequire } from 'node:module';
-import { fileURLToPath } from 'node:url';
+import { addonPath } from '../addon-path.js';
 import { type DeviceCounters, RdmaError } from '../device.js';
 
 /** [type, id, qpn, number, transport, text]; see native/mailbox.h for what each type fills. */
@@ -91,7 +91,7 @@ let loaded: Addon | undefined;
 
 /** @throws {RdmaError} ERR_NO_ADDON when it was never built, or can't run here */
 export function loadAddon(): Addon {
-  const path = fileURLToPath(new URL('../../build/tartan_rdma.node', import.meta.url));
+  const path = addonPath('tartan_rdma');
   try {
     loaded ??= createRequire(import.meta.url)(path) as Addon;
     return loaded;

@@ -1,6 +1,6 @@
 /** The verbs addon's face (native/verbs/binding.cc), typed. Nothing outside src/verbs/ imports this. */
 import { createRequire } from 'node:module';
-import { fileURLToPath } from 'node:url';
+import { addonPath } from '../addon-path.js';
 import { RdmaError } from '../device.js';
 
 /** [type, id, qpn, number, 0, text]; see native/verbs/events.h for what each type fills. */
@@ -72,7 +72,7 @@ let loaded: Addon | undefined;
 
 /** @throws {RdmaError} ERR_NO_ADDON when it was never built, or can't run here */
 export function loadVerbsAddon(): Addon {
-  const path = fileURLToPath(new URL('../../build/tartan_rdma_verbs.node', import.meta.url));
+  const path = addonPath('tartan_rdma_verbs');
   try {
     loaded ??= createRequire(import.meta.url)(path) as Addon;
     return loaded;
