@@ -3,12 +3,13 @@ import type { SimRandom } from 'tartan-rdma';
 import { sleep, type Clock } from '../../wire/clock.js';
 import { codeOf } from '../../wire/errors.js';
 import { isCommitted } from '../../cluster/files.js';
-import type { FileRecord } from '../../cluster/records.js';
 import type { Client, FileReader, FileWriter } from '../../writer/index.js';
 import type { RebuildReport } from '../../writer/rebuild.js';
 import { forgeUnit } from './forge.js';
 import type { Site } from './machines.js';
 import { Violation, type Model, type Owner } from './model.js';
+import { Stage } from './script.js';
+import { destroyed, ended, recordOf, written } from './writers.js';
 
 /** What an application must expect of a cluster in trouble. Anything else is a fault of the program. */
 const EXPECTED = new Set([
@@ -37,25 +38,33 @@ export class Load {
   misconduct: string | undefined;
   private readonly alive = new Map<string, { what: string }>();
   private readonly owners = new Map<string, Owner>();
+  /** Where the plan says what each actor does. */
+  readonly stage: Stage | undefined;
 
   /** @param fail  told of what breaks a promise */
   constructor(
     private readonly site: Site,
     private readonly model: Model,
     private readonly fail: (error: unknown) => void,
-  ) {}
+  ) {
+    if (site.plan.script !== undefined) this.stage = new Stage(site, model, this);
+  }
 
-  /** Starts an actor's process; it must not be running. */
+  /** Starts an actor's process; it must not be running. One that follows a script is not started a second time. */
   start(host: string): void {
+    if (this.stage?.begins(host) === false) return;
     const state = { what: 'connecting' };
     this.alive.set(host, state);
     const random = this.site.fork(`actor ${host}`);
     const { writers, rebuilders } = this.site.plan;
-    const act = writers.includes(host)
-      ? this.write(host, random, state)
-      : rebuilders.includes(host)
-        ? this.rebuild(host, random, state)
-        : this.read(host, random, state);
+    const steps = this.site.plan.script?.[host];
+    const act = steps
+      ? this.stage!.act(host, steps, state)
+      : writers.includes(host)
+        ? this.write(host, random, state)
+        : rebuilders.includes(host)
+          ? this.rebuild(host, random, state)
+          : this.read(host, random, state);
     act.then(() => {
       if (this.alive.get(host) === state) this.alive.delete(host);
     }, this.fail);
@@ -129,11 +138,16 @@ export class Load {
         unitBytes: UNIT_BYTES[random.int(UNIT_BYTES.length)]!,
       }),
     );
-    writer?.on('error', () => {});
-    writer?.on('mode', ({ reason }: { reason: string }) => {
+    if (writer !== undefined) this.watch(host, writer);
+    return writer;
+  }
+
+  /** Its errors are met where it is used; what it says of its switch counts. */
+  watch(host: string, writer: FileWriter): void {
+    writer.on('error', () => {});
+    writer.on('mode', ({ reason }: { reason: string }) => {
       if (/credit|unexpected|malformed/i.test(reason)) this.misconduct ??= `${host} left its switch: ${reason}`;
     });
-    return writer;
   }
 
   private async append(owner: Owner, state: { what: string }, random: SimRandom, clock: Clock): Promise<void> {
@@ -157,7 +171,7 @@ export class Load {
   }
 
   /** A flush has resolved: whoever opens the file from now on sees it all. */
-  private published({ writer, written }: Owner): void {
+  published({ writer, written }: Owner): void {
     const file = this.model.file(writer.internals.file);
     if (writer.progress.acknowledgedBytes !== written) {
       throw new Violation(
@@ -258,7 +272,7 @@ export class Load {
     await client.close();
   }
 
-  private async connected(host: string, clock: Clock): Promise<Client> {
+  async connected(host: string, clock: Clock): Promise<Client> {
     for (;;) {
       try {
         return await this.site.connect(host);
@@ -270,7 +284,7 @@ export class Load {
   }
 
   /** @returns undefined when it failed as things may fail */
-  private async expecting<T>(
+  async expecting<T>(
     host: string,
     state: { what: string },
     what: string,
@@ -305,49 +319,4 @@ export class Load {
 /** Whether everything that a file's nodes lacked has been restored. */
 export function isComplete({ stripes, stripesDone, stripesLost, unitsFailed, nodesDown }: RebuildReport): boolean {
   return stripesDone === stripes && stripesLost === 0 && unitsFailed === 0 && nodesDown.length === 0;
-}
-
-/** The record a reader goes by. */
-export function recordOf(reader: FileReader): FileRecord {
-  return (reader as unknown as { file: FileRecord }).file;
-}
-
-/** Resolves when the bytes are in the ring. */
-function written(writer: FileWriter, bytes: Buffer): Promise<void> {
-  return new Promise((resolve, reject) => {
-    if (writer.errored !== null) {
-      reject(writer.errored);
-      return;
-    }
-    writer.write(bytes, (error) => {
-      if (error) reject(writer.errored ?? error);
-      else resolve();
-    });
-  });
-}
-
-/** Ends a writer; resolves when all it was given is acknowledged. */
-export function ended(writer: FileWriter): Promise<void> {
-  return new Promise((resolve, reject) => {
-    if (writer.errored !== null) {
-      reject(writer.errored);
-      return;
-    }
-    writer.once('error', reject);
-    writer.once('finish', resolve);
-    writer.end();
-  });
-}
-
-function destroyed(writer: FileWriter): Promise<void> {
-  return new Promise((resolve) => {
-    if (writer.closed) {
-      resolve();
-      return;
-    }
-    writer.once('close', () => {
-      resolve();
-    });
-    writer.destroy();
-  });
 }

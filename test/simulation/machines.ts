@@ -11,7 +11,7 @@ import { createCluster, readIdentity } from '../../cluster/membership.js';
 import { Hub } from '../../pipeline/hub.js';
 import { MemoryDisk } from '../../storage-node/memory-disk.js';
 import { StorageNode } from '../../storage-node/node-core.js';
-import type { UnitStore } from '../../storage-node/unit-store.js';
+import { QUEUED, type UnitStore } from '../../storage-node/unit-store.js';
 import { SwitchCore } from '../../switch-agent/switch-core.js';
 import type { Clock } from '../../wire/clock.js';
 import { codeOf } from '../../wire/errors.js';
@@ -47,9 +47,15 @@ function watchDoor(node: StorageNode, site: Site): void {
     if (mapEpoch < node.mapEpoch)
       site.misconduct ??= `${node.id} takes a unit sent under map epoch ${mapEpoch}, it holds ${node.mapEpoch}`;
     const refusal = append(client, token, words, w, headerBytes, payload, rebuilt);
+    if (refusal === QUEUED) site.unitsTaken.set(node.id, (site.unitsTaken.get(node.id) ?? 0) + 1);
     if (refusal === Refusal.NONE) site.see('late-copies');
     else if (refusal === Refusal.NAME_CONFLICT) site.see('name-conflict');
     return refusal;
+  };
+  const inventory = store.inventory.bind(store);
+  store.inventory = (...args) => {
+    site.listed.set(node.id, (site.listed.get(node.id) ?? 0) + 1);
+    return inventory(...args);
   };
 }
 
@@ -63,6 +69,10 @@ export class Site {
   clusterId = 0;
   /** Events seen, by name. */
   readonly seen = new Map<EventName, number>();
+  /** Units that each node has let through its door and into its log's next batch. */
+  readonly unitsTaken = new Map<string, number>();
+  /** How often each node has told what it holds of a file: to a takeover, for one. */
+  readonly listed = new Map<string, number>();
   /** The first rule that somebody broke, if any. */
   misconduct: string | undefined;
   /** Hosts whose cluster store client is cut off. */
@@ -93,7 +103,11 @@ export class Site {
     const store = this.memory.client();
     await createCluster(store, { uuid: UUID });
     this.clusterId = (await readIdentity(store)).clusterId;
-    for (const machine of [...this.nodes.values(), ...this.switches.values()]) machine.start();
+    for (const machine of [...this.nodes.values(), ...this.switches.values()]) {
+      machine.start();
+      // In the order of the plan, so that files lie where a script says they do.
+      while (this.plan.script !== undefined && !machine.isUp) await this.pause(1);
+    }
     while (![...this.nodes.values(), ...this.switches.values()].every((machine) => machine.isUp)) await this.pause(1);
   }
 
@@ -247,9 +261,10 @@ export class NodeMachine extends Machine {
   node: StorageNode | undefined;
   readonly trouble = noTrouble();
 
-  powerLoss(): void {
+  /** @param unsynced  nothing that was not synced is left; without it, what chance leaves */
+  powerLoss(unsynced?: 'lost'): void {
     const random = this.site.fork(`power ${this.id}`);
-    const after = afterPowerLoss(this.disk, random);
+    const after = unsynced === 'lost' ? this.disk.crash() : afterPowerLoss(this.disk, random);
     this.kill();
     this.disk = after;
   }

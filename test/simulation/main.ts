@@ -1,5 +1,6 @@
 /**
  * `npm run simulate -- [--seed N] [--runs M] [--minutes T] [--jobs J] [--only ID,ID…] [--trace FILE] [--mutant NAME]`
+ * `npm run simulate -- --pinned NAME [--seed N] [--trace FILE] [--mutant NAME]`: the plan that finds a broken variant
  *
  * Runs seeds N, N + 1, … over all cores until M runs or T minutes are over, or one fails. A failing seed is shrunk; its
  * trace goes to a file, and the command that replays it is printed. The progress line says how many rows of
@@ -12,7 +13,8 @@ import { parseArgs } from 'node:util';
 import { Worker, isMainThread, parentPort, workerData } from 'node:worker_threads';
 import { coverage } from './failure-rows.js';
 import { faultKinds } from './fault-kinds.js';
-import { breakIt } from './mutants.js';
+import { breakIt, mutants } from './mutants.js';
+import type { Plan } from './plan.js';
 import { simulate, type RunResult } from './run.js';
 import { shrink } from './shrink.js';
 
@@ -34,6 +36,7 @@ async function main(): Promise<number> {
       only: { type: 'string' },
       trace: { type: 'string' },
       mutant: { type: 'string' },
+      pinned: { type: 'string' },
     },
   });
   const first = Number(values.seed),
@@ -47,6 +50,11 @@ async function main(): Promise<number> {
               .map(Number),
           );
   if (values.mutant !== undefined) breakIt(values.mutant);
+  if (values.pinned !== undefined) {
+    const mutant = mutants[values.pinned];
+    if (mutant === undefined) throw new Error(`there is no variant '${values.pinned}'`);
+    return replay(first, undefined, values.trace, mutant.plan);
+  }
   if (only !== undefined || values.trace !== undefined) return replay(first, only, values.trace);
   const minutes = values.minutes === undefined ? Infinity : Number(values.minutes);
   const runs = values.runs === undefined ? (minutes === Infinity ? 500 : Infinity) : Number(values.runs);
@@ -76,11 +84,13 @@ async function replay(
   seed: number,
   only: ReadonlySet<number> | undefined,
   traceFile: string | undefined,
+  pinned?: Plan,
 ): Promise<number> {
   const out = traceFile === undefined ? undefined : openSync(traceFile, 'w');
   const result = await simulate({
     seed,
     ...(only !== undefined && { only }),
+    ...(pinned !== undefined && { plan: pinned }),
     hash: true,
     trace: (line) => {
       if (out !== undefined) writeSync(out, `${line}\n`);

@@ -1,8 +1,11 @@
 /**
  * Deliberately broken variants of the code: a harness that cannot fail proves nothing, so each of these must be found.
  *
- * A mutant replaces methods of the running classes, for good: it is broken in a process or thread of its own. Methods
- * are reached by name, private ones too; a name that is gone makes breakIt() throw, so no mutant outlives its target.
+ * A mutant replaces methods of the running classes until it is mended: no other run may go on meanwhile. Methods are
+ * reached by name, private ones too; a name that is gone makes breakIt() throw, so no mutant outlives its target.
+ *
+ * Each comes with the plan that finds it: explicit steps and faults that wait for each other (script.ts), so that it is
+ * found whatever the code's timing is.
  */
 import { NodeLink } from '../../pipeline/node-link.js';
 import { NodeSet } from '../../pipeline/node-set.js';
@@ -19,11 +22,16 @@ import { W } from '../../wire/unit-header.js';
 import { FileSession } from '../../writer/file-session.js';
 import { StripeReader } from '../../pipeline/stripe-reader.js';
 import { WriteWindow } from '../../writer/write-window.js';
+import { fullDisk, halfRewrite, lateStripe, throughSwitch } from './mutant-plans.js';
+import type { Plan } from './plan.js';
+import { fault, pinned } from './script.js';
 
 export interface Mutant {
   readonly what: string;
-  /** A seed that finds it, unless timing has changed since: then others below 1,000 do. */
-  readonly seed: number;
+  /** What happens so that it shows, as little as can be; the honest code stands it. */
+  readonly plan: Plan;
+  /** The kinds of violation that it then shows as; any of them. */
+  readonly finds: readonly string[];
   readonly make: () => void;
 }
 
@@ -42,12 +50,29 @@ function replace(
   const original = prototype[method];
   if (typeof original !== 'function') throw new Error(`mutant: ${owner.name} has no method '${method}' any more`);
   prototype[method] = wrap(original);
+  mends.push(() => {
+    prototype[method] = original;
+  });
 }
+
+/** What undoes the breaking of this process. */
+let mends: (() => void)[] = [];
 
 export const mutants: Readonly<Record<string, Mutant>> = {
   'ack-before-sync': {
     what: 'a node reports a unit durable before the sync',
-    seed: 1,
+    plan: pinned({
+      script: { w1: [['create', 'file1', 'xor(2+1)', 512], ['write', 9000], ['flush']] },
+      faults: [
+        fault(
+          'power-loss-everywhere',
+          '',
+          { acknowledged: 1024, by: 'w1' },
+          { until: { struck: 0 }, unsynced: 'lost' },
+        ),
+      ],
+    }),
+    finds: ['acknowledged bytes lost', 'acknowledged stripe lost', 'file lost'],
     make: () => {
       replace(
         LogWriter,
@@ -68,7 +93,8 @@ export const mutants: Readonly<Record<string, Mutant>> = {
   },
   'refusal-taken-for-done': {
     what: 'a stripe of which one unit was refused counts as durable',
-    seed: 1,
+    plan: fullDisk,
+    finds: ['redundancy lost silently'],
     make: () => {
       replace(
         StripePipeline,
@@ -82,7 +108,35 @@ export const mutants: Readonly<Record<string, Mutant>> = {
   },
   'out-of-order': {
     what: 'a stripe is acknowledged while one before it is not',
-    seed: 1,
+    plan: pinned({
+      // The first stripe lies on the two slow nodes, the second on the others.
+      codes: ['copies(1,1)'],
+      script: {
+        w1: [['create', 'file1', 'copies(1,1)', 512], ['wait', { struck: 2 }], ['write', 4096], ['flush']],
+        w2: [
+          ['wait', { over: 3 }],
+          ['append', 'file1'],
+        ],
+      },
+      faults: [
+        fault('disk-slow', 'n1', { steps: 1, of: 'w1' }, { id: 1 }),
+        fault('disk-slow', 'n2', { steps: 1, of: 'w1' }, { id: 2 }),
+        fault('writer-kill', 'w1', { acknowledged: 512, by: 'w1' }, { id: 3, until: { struck: 3 } }),
+        fault(
+          'node-power-loss',
+          'n1',
+          { acknowledged: 512, by: 'w1' },
+          { id: 4, unsynced: 'lost', until: { struck: 4 } },
+        ),
+        fault(
+          'node-power-loss',
+          'n2',
+          { acknowledged: 512, by: 'w1' },
+          { id: 5, unsynced: 'lost', until: { struck: 5 } },
+        ),
+      ],
+    }),
+    finds: ['acknowledged bytes lost'],
     make: () => {
       replace(
         WriteWindow,
@@ -104,7 +158,11 @@ export const mutants: Readonly<Record<string, Mutant>> = {
   },
   'missing-not-recorded': {
     what: 'a node does not keep which units a header calls missing',
-    seed: 3,
+    plan: pinned({
+      script: { w1: [['create', 'file1', 'xor(2+1)', 512], ['write', 20_000], ['end']] },
+      faults: [fault('node-kill', 'n1', { units: 2, of: 'n1' })],
+    }),
+    finds: ['redundancy lost silently'],
     make: () => {
       replace(
         UnitStore,
@@ -128,7 +186,8 @@ export const mutants: Readonly<Record<string, Mutant>> = {
   },
   'fence-ignored': {
     what: 'a node says that it fenced a writer epoch, and goes on taking older ones',
-    seed: 4,
+    plan: lateStripe,
+    finds: ['fenced writer acknowledged', 'acknowledged bytes lost'],
     make: () => {
       replace(
         UnitStore,
@@ -150,7 +209,8 @@ export const mutants: Readonly<Record<string, Mutant>> = {
   },
   'nodes-not-fenced': {
     what: 'a takeover counts the units of nodes that it did not fence',
-    seed: 4,
+    plan: lateStripe,
+    finds: ['fenced writer acknowledged', 'acknowledged bytes lost'],
     make: () => {
       replace(
         NodeLink,
@@ -165,7 +225,8 @@ export const mutants: Readonly<Record<string, Mutant>> = {
   },
   'commit-mark-early': {
     what: 'headers call a version committed when it is submitted',
-    seed: 113,
+    plan: halfRewrite,
+    finds: ['acknowledged stripe lost'],
     make: () => {
       replace(
         WriteWindow,
@@ -180,7 +241,8 @@ export const mutants: Readonly<Record<string, Mutant>> = {
   },
   'old-version-freed-early': {
     what: 'a node frees the old version of a unit when it takes the new one',
-    seed: 16,
+    plan: halfRewrite,
+    finds: ['acknowledged stripe lost'],
     make: () => {
       replace(
         FileIndex,
@@ -194,7 +256,8 @@ export const mutants: Readonly<Record<string, Mutant>> = {
   },
   'credit-twice': {
     what: 'the switch returns a slot twice',
-    seed: 1,
+    plan: throughSwitch,
+    finds: ['misconduct'],
     make: () => {
       replace(
         WriterSession,
@@ -209,7 +272,8 @@ export const mutants: Readonly<Record<string, Mutant>> = {
   },
   'credit-early': {
     what: 'the switch returns a slot before its forwards have completed',
-    seed: 1,
+    plan: throughSwitch,
+    finds: ['misconduct'],
     make: () => {
       replace(
         WriterSession,
@@ -224,7 +288,10 @@ export const mutants: Readonly<Record<string, Mutant>> = {
   },
   'slot-before-acknowledgement': {
     what: 'a sender fills a unit slot again when its write has completed',
-    seed: 1,
+    plan: pinned({
+      script: { w1: [['create', 'file1', 'xor(2+1)', 512], ['write', 60_000], ['end']] },
+    }),
+    finds: ['misconduct'],
     make: () => {
       replace(
         NodeLink,
@@ -247,7 +314,8 @@ export const mutants: Readonly<Record<string, Mutant>> = {
   },
   'roll-back-forgets-a-slot': {
     what: 'a stripe that was refused never settles',
-    seed: 4,
+    plan: fullDisk,
+    finds: ['stuck'],
     make: () => {
       replace(
         StripePipeline,
@@ -261,7 +329,21 @@ export const mutants: Readonly<Record<string, Mutant>> = {
   },
   'versions-mixed': {
     what: 'a reader puts units of two versions together',
-    seed: 47,
+    plan: pinned({
+      // n2 has a unit of the tail's first version, and was away when the second, which is longer, was written.
+      script: {
+        w1: [
+          ['create', 'file1', 'xor(2+1)', 512],
+          ['write', 600],
+          ['flush'],
+          ['wait', { struck: 0 }],
+          ['write', 400],
+          ['flush'],
+        ],
+      },
+      faults: [fault('node-kill', 'n2', { steps: 3, of: 'w1' }, { until: { steps: 6, of: 'w1' } })],
+    }),
+    finds: ['wrong bytes read'],
     make: () => {
       replace(
         StripeReader,
@@ -275,7 +357,12 @@ export const mutants: Readonly<Record<string, Mutant>> = {
   },
   'checksum-unchecked': {
     what: 'a node stores units without looking at their checksums',
-    seed: 106,
+    plan: pinned({
+      switches: ['s1'],
+      script: { w1: [['create', 'file1', 'xor(2+1)', 512], ['write', 60_000], ['end']] },
+      faults: [fault('damaged-packets', 'w1', { units: 1, of: 'n1' }, { b: 's1' })],
+    }),
+    finds: ['redundancy lost silently', 'wrong bytes read', 'parity differs'],
     make: () => {
       replace(
         StorageNode,
@@ -289,7 +376,24 @@ export const mutants: Readonly<Record<string, Mutant>> = {
   },
   'few-units-believed': {
     what: 'a takeover takes every fenced node for one that was up all the time',
-    seed: 11,
+    plan: pinned({
+      // The first stripe is on n1 and n2, and only n1 has it and knows that; its writer told nobody.
+      nodes: ['n1', 'n2', 'n3'],
+      codes: ['copies(1,1)'],
+      script: {
+        w1: [['create', 'file1', 'copies(1,1)', 512], ['wait', { struck: 1 }], ['write', 512], ['flush']],
+        w2: [
+          ['wait', { struck: 2 }],
+          ['append', 'file1'],
+        ],
+      },
+      faults: [
+        fault('node-kill', 'n2', { steps: 1, of: 'w1' }, { id: 1, until: { struck: 2 } }),
+        fault('writer-kill', 'w1', { acknowledged: 512, by: 'w1' }, { id: 2 }),
+        fault('node-kill', 'n1', { struck: 2 }, { id: 3 }),
+      ],
+    }),
+    finds: ['acknowledged bytes lost'],
     make: () => {
       replace(
         NodeSet,
@@ -304,7 +408,17 @@ export const mutants: Readonly<Record<string, Mutant>> = {
   },
   'slot-read-before-flush': {
     what: 'a reader fills a slot again before the link that may still write to it is flushed',
-    seed: 4,
+    plan: pinned({
+      script: {
+        w1: [['create', 'file1', 'xor(2+1)', 16_384], ['write', 1_000_000], ['end']],
+        r1: [
+          ['wait', { steps: 3, of: 'w1' }],
+          ['read', 'file1', 2],
+        ],
+      },
+      faults: [fault('node-pause', 'n1', { reads: 1, of: 'r1' })],
+    }),
+    finds: ['misconduct'],
     make: () => {
       replace(
         StripeReader,
@@ -322,7 +436,29 @@ export const mutants: Readonly<Record<string, Mutant>> = {
   },
   'old-map-taken': {
     what: 'a node takes units that were sent under an older map',
-    seed: 2,
+    plan: pinned({
+      // The map changes without concerning the writer's file, and the writer does not hear of it.
+      fileNames: ['file1', 'file2', 'file3'],
+      script: {
+        w1: [
+          ['create', 'file2', 'xor(2+1)', 512],
+          ['wait', { struck: 1 }],
+          ['write', 4096],
+          ['end'],
+          ['create', 'file1', 'xor(2+1)', 512],
+          ['wait', { struck: 2 }],
+          ['wait', { node: 'n4', is: 'up' }],
+          ['write', 4096],
+          ['flush'],
+        ],
+        w2: [['wait', { steps: 8, of: 'w1' }], ['create', 'file3', 'xor(2+1)', 512], ['write', 4096], ['end']],
+      },
+      faults: [
+        fault('node-kill', 'n4', { steps: 1, of: 'w1' }, { id: 1, until: { struck: 2 } }),
+        fault('store-cut-off', 'w1', { steps: 5, of: 'w1' }, { id: 2, until: { steps: 4, of: 'w2' } }),
+      ],
+    }),
+    finds: ['misconduct'],
     make: () => {
       replace(
         UnitRing,
@@ -344,7 +480,13 @@ export const mutants: Readonly<Record<string, Mutant>> = {
   },
   'rebuilt-not-stored': {
     what: 'a node says that it has a rebuilt unit, and has not',
-    seed: 4,
+    plan: pinned({
+      script: {
+        w1: [['create', 'file1', 'xor(2+1)', 512], ['wait', { struck: 0 }], ['write', 20_000], ['end']],
+      },
+      faults: [fault('node-kill', 'n1', { steps: 1, of: 'w1' }, { until: { steps: 4, of: 'w1' } })],
+    }),
+    finds: ['not rebuilt'],
     make: () => {
       replace(
         UnitStore,
@@ -358,7 +500,10 @@ export const mutants: Readonly<Record<string, Mutant>> = {
   },
   'flush-tells-early': {
     what: 'flush() resolves before everything is acknowledged',
-    seed: 1,
+    plan: pinned({
+      script: { w1: [['create', 'file1', 'xor(2+1)', 512], ['write', 9000], ['flush']] },
+    }),
+    finds: ['flush told too early'],
     make: () => {
       replace(
         FileSession,
@@ -373,9 +518,18 @@ export const mutants: Readonly<Record<string, Mutant>> = {
   },
 };
 
-/** Breaks the code of this process. @throws when there is no such mutant, or its target is gone */
-export function breakIt(name: string): void {
+/**
+ * Breaks the code of this process.
+ * @returns what mends it
+ * @throws when there is no such mutant, or its target is gone
+ */
+export function breakIt(name: string): () => void {
   const mutant = mutants[name];
   if (mutant === undefined) throw new Error(`there is no mutant '${name}', but ${Object.keys(mutants).join(', ')}`);
+  mends = [];
   mutant.make();
+  const undo = mends.reverse();
+  return () => {
+    for (const mend of undo) mend();
+  };
 }

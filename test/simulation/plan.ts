@@ -3,6 +3,7 @@
  * it.
  */
 import { SimRandom } from 'tartan-rdma';
+import type { Moment, Script } from './script.js';
 import { faultKinds, type FaultKind, type FaultName } from './fault-kinds.js';
 
 export interface Fault {
@@ -13,6 +14,12 @@ export interface Fault {
   /** The machine struck; of a pair, the first. */
   readonly a: string;
   readonly b: string;
+  /** Strikes `atMs` after this has come about; from the beginning otherwise. */
+  readonly after?: Moment;
+  /** Is undone when this has come about, instead of after `forMs`. */
+  readonly until?: Moment;
+  /** Of a loss of power: nothing that was not synced is left, or what chance leaves. */
+  readonly unsynced?: 'lost';
 }
 
 export interface Plan {
@@ -41,6 +48,10 @@ export interface Plan {
    * it.
    */
   readonly flushOneIn: number;
+  /** At the end everything is rebuilt and read with nodes missing, whatever the seed. */
+  readonly isThorough?: true;
+  /** What each actor does; without it, they do what comes to their minds until `loadMs` are over. */
+  readonly script?: Script;
 }
 
 /** One run of so many is a seesaw: see there. */

@@ -7,12 +7,13 @@ import { codeOf } from '../../wire/errors.js';
 import type { Client } from '../../writer/index.js';
 import { parseCode } from '../../erasure/code/index.js';
 import { Evidence, checkFile, type Checked } from './checker.js';
-import { Load, ended, isComplete } from './load.js';
+import { Load, isComplete } from './load.js';
 import { Site } from './machines.js';
 import { Model, Violation, type FileModel } from './model.js';
 import { makePlan, type Plan } from './plan.js';
 import { Faults } from './strike.js';
 import { watchSlots } from './watch-slots.js';
+import { ended } from './writers.js';
 
 /** Once faults have stopped, everything outstanding completes within so much virtual time. */
 export const PEACE_MS = 60_000;
@@ -22,6 +23,8 @@ const REBUILDS = 4;
 
 export interface RunOptions {
   readonly seed: number;
+  /** What is to happen; by default what the seed says. The seed then gives only the world's chances. */
+  readonly plan?: Plan;
   /** Ids of the faults to keep; all by default. */
   readonly only?: ReadonlySet<number>;
   readonly trace?: (line: string) => void;
@@ -42,11 +45,13 @@ export interface RunResult {
   /** Stripes written and read by clients. */
   readonly operations: number;
   readonly takeovers: number;
+  /** Steps and faults of a script that never had their turn, or ''. */
+  readonly unfinished: string;
   readonly hash: string;
 }
 
 export async function simulate(options: RunOptions): Promise<RunResult> {
-  const plan = makePlan(options.seed, options.only);
+  const plan = options.plan ? { ...options.plan, seed: options.seed } : makePlan(options.seed, options.only);
   const run = new Run(plan);
   const digest = createHash('sha256');
   if (options.trace !== undefined || options.hash === true) {
@@ -66,6 +71,7 @@ export async function simulate(options: RunOptions): Promise<RunResult> {
     errors: run.load.errors,
     checked: run.checked,
     operations: run.operations,
+    unfinished: run.unfinished,
     takeovers: run.model.counts.takeovers,
     hash: digest.digest('hex'),
   };
@@ -79,15 +85,14 @@ class Run {
   readonly checked: Checked = { stripes: 0, units: 0, degraded: 0, combinations: 0 };
   private failure: unknown;
   private phase = 'starting';
+  /** Steps and faults of a script that never had their turn. */
+  unfinished = '';
   private readonly lost = new Map<number, Set<number>>();
   /** Files that a reader or a next owner was told is lost, with what was flushed of them: the disks must show why. */
   private readonly suspects = new Map<number, { readonly record: FileRecord; readonly length: number }>();
 
   constructor(private readonly plan: Plan) {
     this.site = new Site(plan);
-    watchSlots((message) => {
-      this.site.misconduct ??= message;
-    });
     this.model = new Model();
     this.load = new Load(this.site, this.model, (error) => {
       this.failed(error);
@@ -106,6 +111,9 @@ class Run {
       this.failed(error);
     };
     process.on('unhandledRejection', unhandled);
+    const unwatch = watchSlots((message) => {
+      this.site.misconduct ??= message;
+    });
     try {
       let isOver = false;
       this.story().then(
@@ -118,7 +126,10 @@ class Run {
       );
       const { world } = this.site;
       while (!isOver && this.failure === undefined) {
-        await world.run(() => isOver || this.failure !== undefined, 20);
+        await world.run(() => {
+          this.faults.look();
+          return isOver || this.failure !== undefined;
+        }, 20);
         this.model.check();
         this.checkConduct();
         if (world.now() > MAX_RUN_MS)
@@ -127,6 +138,7 @@ class Run {
     } catch (error) {
       this.failed(error);
     } finally {
+      unwatch();
       process.off('unhandledRejection', unhandled);
     }
     if (this.failure === undefined || this.failure instanceof Violation) return this.failure;
@@ -147,7 +159,8 @@ class Run {
     this.phase = 'under load';
     for (const host of [...plan.writers, ...plan.readers, ...plan.rebuilders]) load.start(host);
     faults.schedule();
-    await site.pause(plan.loadMs);
+    if (plan.script === undefined) await site.pause(plan.loadMs);
+    else await this.scriptEnds();
     this.phase = 'healing';
     load.stopping = true;
     faults.heal();
@@ -179,7 +192,7 @@ class Run {
     await this.inspect(settled, false);
     this.phase = 'reading everything';
     for (const { record, file } of settled) await this.readWhole(client, record, file, 0);
-    const isRebuilt = site.losses.nodes.size > 0 || plan.seed % 4 === 0;
+    const isRebuilt = site.losses.nodes.size > 0 || plan.isThorough === true || plan.seed % 4 === 0;
     if (isRebuilt) {
       this.phase = 'rebuilding everything';
       for (const { record, file } of settled) await this.rebuild(client, record, file);
@@ -204,6 +217,16 @@ class Run {
           .join(', '),
     );
     this.model.check();
+  }
+
+  /** Actors have done all their steps, and nothing waits for a moment; or for one that does not come. */
+  private async scriptEnds(): Promise<void> {
+    const { site, plan, load, faults } = this;
+    const end = site.world.now() + plan.loadMs;
+    while (load.waiting.length > 0 && site.world.now() < end) await site.pause(1);
+    if (load.waiting.length === 0 && faults.awaited.length === 0) return;
+    this.unfinished = [...load.waiting, ...faults.awaited].join('; ');
+    site.world.note(`the script does not end: ${this.unfinished}`);
   }
 
   /**

@@ -1,10 +1,8 @@
-/** A process that runs simulations for the test: an order in, an answer out. Broken by the first mutant it is given. */
-import { breakIt } from './mutants.js';
+/** A process that runs simulations for the test: an order in, an answer out. */
 import { simulate } from './run.js';
 
 export interface Order {
   readonly seed: number;
-  readonly mutant: string | undefined;
 }
 
 export interface Answer {
@@ -16,13 +14,7 @@ export interface Answer {
   readonly kinds: string[];
 }
 
-let broken: string | undefined;
-
-process.on('message', ({ seed, mutant }: Order) => {
-  if (mutant !== undefined && mutant !== broken) {
-    breakIt(mutant);
-    broken = mutant;
-  }
+process.on('message', ({ seed }: Order) => {
   const before = process.cpuUsage();
   void simulate({ seed }).then(({ violation, operations, virtualMs, struck, seen }) => {
     const { user, system } = process.cpuUsage(before);

@@ -1,14 +1,15 @@
 /** From a failing schedule to the fewest faults that still fail in the same way. */
-import { simulate, type RunResult } from './run.js';
+import { simulate, type RunOptions, type RunResult } from './run.js';
 
 /**
  * Leaves out halves, then quarters, …, then single faults, as long as the same kind of violation remains (ddmin).
  *
+ * @param run  makes one run of a seed
  * @returns ids of the faults to keep, and the last failing run with them
  */
 export async function shrink(
   failed: RunResult,
-  onTry: (kept: number) => void = () => {},
+  run: (options: RunOptions) => Promise<RunResult> = simulate,
 ): Promise<{ only: number[]; result: RunResult }> {
   let result = failed;
   let only = failed.plan.faults.map(({ id }) => id);
@@ -17,8 +18,7 @@ export async function shrink(
     let isSmaller = false;
     for (let at = 0; at < only.length && !isSmaller; at += size) {
       const rest = [...only.slice(0, at), ...only.slice(at + size)];
-      onTry(rest.length);
-      const attempt = await simulate({ seed: failed.seed, only: new Set(rest) });
+      const attempt = await run({ seed: failed.seed, only: new Set(rest) });
       if (attempt.violation?.kind !== failed.violation?.kind) continue;
       only = rest;
       result = attempt;

@@ -2,11 +2,14 @@
 import type { Load } from './load.js';
 import type { Site } from './machines.js';
 import type { Fault, Plan } from './plan.js';
+import type { Moment } from './script.js';
 
 export class Faults {
   readonly struck = new Map<string, number>();
   private readonly pairs = new Set<string>();
   private over = false;
+  /** What waits for a moment of the plan's: faults to strike, and what undoes those that have. */
+  private waiting: { readonly moment: Moment; readonly go: () => void }[] = [];
 
   constructor(
     private readonly site: Site,
@@ -14,21 +17,51 @@ export class Faults {
     private readonly plan: Plan,
   ) {}
 
-  /** Puts every fault into the world's queue of events. */
+  /** Puts every fault into the world's queue of events, or among those that wait for a moment. */
   schedule(): void {
     for (const fault of this.plan.faults) {
-      this.site.world.schedule(fault.atMs, undefined, () => {
-        if (this.over) return;
-        this.struck.set(fault.kind, (this.struck.get(fault.kind) ?? 0) + 1);
-        this.site.world.note(`fault ${fault.id}: ${fault.kind} ${fault.a} ${fault.b} for ${fault.forMs.toFixed(3)} ms`);
-        const undo = this.strike(fault);
-        this.site.world.schedule(fault.forMs, undefined, () => {
-          if (this.over) return;
-          this.site.world.note(`fault ${fault.id} is over`);
-          undo();
+      if (fault.after === undefined) this.soon(fault);
+      else
+        this.waiting.push({
+          moment: fault.after,
+          go: () => {
+            this.soon(fault);
+          },
         });
-      });
     }
+  }
+
+  /** To be called between any two events: has a moment come that something waits for? */
+  look(): void {
+    if (this.waiting.length === 0 || this.over) return;
+    const come = this.waiting.filter(({ moment }) => this.load.stage!.hasCome(moment));
+    if (come.length === 0) return;
+    this.waiting = this.waiting.filter((each) => !come.includes(each));
+    for (const { go } of come) go();
+  }
+
+  /** What a plan's faults still wait for. */
+  get awaited(): string[] {
+    return this.waiting.map(({ moment }) => JSON.stringify(moment));
+  }
+
+  private soon(fault: Fault): void {
+    const { world } = this.site;
+    world.schedule(fault.atMs, undefined, () => {
+      if (this.over) return;
+      this.struck.set(fault.kind, (this.struck.get(fault.kind) ?? 0) + 1);
+      world.note(`fault ${fault.id}: ${fault.kind} ${fault.a} ${fault.b} for ${fault.forMs.toFixed(3)} ms`);
+      const undo = this.strike(fault);
+      this.load.stage?.struck.add(fault.id);
+      const end = (): void => {
+        if (this.over) return;
+        world.note(`fault ${fault.id} is over`);
+        undo();
+        this.load.stage?.over.add(fault.id);
+      };
+      if (fault.until !== undefined) this.waiting.push({ moment: fault.until, go: end });
+      else if (fault.forMs < Infinity) world.schedule(fault.forMs, undefined, end);
+    });
   }
 
   /** Everything works again: from now on nothing more goes wrong. */
@@ -70,7 +103,7 @@ export class Faults {
   }
 
   /** @returns what undoes it */
-  private strike({ kind, a, b, forMs }: Fault): () => void {
+  private strike({ kind, a, b, forMs, unsynced }: Fault): () => void {
     const { world, nodes, switches } = this.site;
     const node = nodes.get(a),
       aSwitch = switches.get(a),
@@ -118,7 +151,7 @@ export class Faults {
           node!.start();
         };
       case 'node-power-loss':
-        node!.powerLoss();
+        node!.powerLoss(unsynced);
         return () => {
           node!.start();
         };
@@ -126,7 +159,7 @@ export class Faults {
         void node!.stop(forMs);
         return nothing;
       case 'power-loss-everywhere':
-        for (const machine of nodes.values()) machine.powerLoss();
+        for (const machine of nodes.values()) machine.powerLoss(unsynced);
         for (const machine of switches.values()) machine.kill();
         return () => {
           for (const machine of [...nodes.values(), ...switches.values()]) machine.start();
@@ -151,7 +184,11 @@ export class Faults {
         world.breakConnections(a, b);
         return nothing;
       case 'slow-link':
-        return link({ latencyMs: 0.2 + forMs / 50, jitterMs: forMs / 20, bytesPerMs: 500 });
+        return link({
+          latencyMs: 0.2 + Math.min(500, forMs) / 50,
+          jitterMs: Math.min(500, forMs) / 20,
+          bytesPerMs: 500,
+        });
       case 'lossy-link':
         return link({ lossRate: 0.1 });
       case 'damaged-packets':

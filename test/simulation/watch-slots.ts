@@ -16,16 +16,13 @@ interface Watched {
   >;
 }
 
-let accuse: (message: string) => void = () => {};
-let isWatching = false;
-/** By reader: requests whose answer may still be written, and the slot of each. */
-const open = new WeakMap<Watched, Map<number, number>>();
-
-/** From now on `report` is told of each break of the rule. A run has the whole process to itself. */
-export function watchSlots(report: (message: string) => void): void {
-  accuse = report;
-  if (isWatching) return;
-  isWatching = true;
+/**
+ * From now on `report` is told of each break of the rule. A run has the whole process to itself.
+ * @returns what ends the watch
+ */
+export function watchSlots(report: (message: string) => void): () => void {
+  /** By reader: requests whose answer may still be written, and the slot of each. */
+  const open = new WeakMap<Watched, Map<number, number>>();
   const prototype = StripeReader.prototype as unknown as Watched;
   const { linkDown, begin, arrived, failed } = prototype;
   prototype.linkDown = function (this: Watched, link) {
@@ -55,7 +52,10 @@ export function watchSlots(report: (message: string) => void): void {
   };
   prototype.begin = function (this: Watched, job) {
     for (const slot of open.get(this)?.values() ?? [])
-      if (slot === job.slot) accuse(`a reader fills slot ${slot} while a link that may write to it is not flushed`);
+      if (slot === job.slot) report(`a reader fills slot ${slot} while a link that may write to it is not flushed`);
     begin.call(this, job);
+  };
+  return () => {
+    Object.assign(prototype, { linkDown, begin, arrived, failed });
   };
 }
