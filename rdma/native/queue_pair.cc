@@ -40,7 +40,7 @@ bool QueuePair::resolve(const GatherEntry& gather, Piece& piece) {
 }
 
 void QueuePair::post_send(const WorkRequest& request) {
-  if (state_ == State::error) {
+  if (is_flushed()) {
     services_.complete(request.opcode, FLUSHED, qpn, request.wr_id);
     return;
   }
@@ -67,7 +67,7 @@ void QueuePair::post_send(const WorkRequest& request) {
 }
 
 void QueuePair::post_recv(const WorkRequest& request) {
-  if (state_ == State::error) {
+  if (is_flushed()) {
     services_.complete(RECV, FLUSHED, qpn, request.wr_id);
     return;
   }
@@ -97,14 +97,13 @@ void QueuePair::complete_send(SendEntry& entry, uint8_t status) {
 }
 
 void QueuePair::complete_acknowledged() {
-  if (state_ == State::error) return;
+  if (state_ != State::connected) return;
   while (sends_.head() != acked_) {
     SendEntry& entry = sends_.front();
     if (entry.opcode == READ && !entry.answered) return;
     complete_send(entry, SUCCESS);
   }
-  if (state_ == State::connected && sends_.head() == next_ && next_ != sends_.tail() &&
-      sends_.front().status != SUCCESS) {
+  if (sends_.head() == next_ && next_ != sends_.tail() && sends_.front().status != SUCCESS) {
     fail("a request named memory outside its region", sends_.front().status);
   }
 }
@@ -117,6 +116,7 @@ void QueuePair::refuse(uint8_t status, uint32_t seq, const std::string& reason) 
   nak_seq_ = seq;
   leave_connected(reason, FLUSHED);
   state_ = State::draining;
+  drain_by_ms_ = monotonic_ms() + DRAIN_MS;
   services_.set_deadline(this, monotonic_ms() + NAK_DEADLINE_MS);
   drop_unbegun_requests();
   mark_dirty();
@@ -143,15 +143,10 @@ void QueuePair::drop_unbegun_requests() {
 }
 
 void QueuePair::fail(const std::string& reason, uint8_t status) {
-  if (state_ == State::draining) {  // no NAK after all
-    close_stream();
-    flush();
-    return;
-  }
-  if (state_ != State::connected) return;
-  leave_connected(reason, status);
+  if (is_flushed()) return;
+  if (state_ == State::connected) leave_connected(reason, status);  // else: no NAK after all
   close_stream();
-  flush();
+  flush_into(State::closed);
 }
 
 void QueuePair::abandon(const std::string& reason) {
@@ -166,9 +161,9 @@ void QueuePair::leave_connected(const std::string& reason, uint8_t status) {
   services_.emit({EventType::queue_pair_error, 0, qpn, 0, 0, reason});
 }
 
-// Nothing touches memory from here on: the stream is closed, or its last frame is written and input is discarded.
-void QueuePair::flush() {
-  state_ = State::error;
+// Nothing touches memory from here on: the stream is closed, or its last frame is written and input is thrown away.
+void QueuePair::flush_into(State state) {
+  state_ = state;
   for (; out_head_ != out_tail_; out_head_++) {
     OutFrame& frame = out_[out_head_ % OUT_FRAMES];
     services_.release(frame.answered);
@@ -182,9 +177,15 @@ void QueuePair::flush() {
     services_.complete(RECV, FLUSHED, qpn, recvs_.front().wr_id);
     services_.release(recvs_.front().region);
   }
+  // The numbers agree that nothing is under way: whatever is said of a request from now on is said of none.
+  next_ = written_ = acked_ = sends_.head();
+  nak_pending_ = waits_for_map_ = false;
+  maps_.clear();
+  unmaps_.clear();
   report_gone_if_wanted();
 }
 
+// In CONNECTED and DRAINING flush_into(CLOSED) follows at once.
 void QueuePair::close_stream() {
   if (fd_ < 0) return;
   if (is_abandoned_ && transport == TransportKind::tcp) {
@@ -194,6 +195,8 @@ void QueuePair::close_stream() {
   close(fd_);  // leaves the epoll set by itself: no other descriptor refers to it
   fd_ = -1;
   services_.set_deadline(this, 0);
+  if (state_ != State::lingering) return;
+  state_ = State::closed;
   report_gone_if_wanted();
 }
 
@@ -205,7 +208,7 @@ void QueuePair::destroy() {
 
 // While a NAK drains or lingers, destroy() waits: closing at once could reset the connection under it.
 void QueuePair::report_gone_if_wanted() {
-  if (!wants_destroy_ || is_reported_gone_ || state_ != State::error || fd_ >= 0) return;
+  if (!wants_destroy_ || is_reported_gone_ || state_ != State::closed) return;
   is_reported_gone_ = true;
   services_.queue_pairs[qpn] = nullptr;
   services_.emit({EventType::queue_pair_gone, 0, qpn});
@@ -228,58 +231,59 @@ void QueuePair::on_revoke(Region* region) {
 }
 
 void QueuePair::on_deadline() {
-  if (state_ == State::draining) {
-    close_stream();
-    flush();
-  } else {
-    close_stream();  // lingered long enough for the peer to read the NAK
-  }
+  if (state_ == State::draining) return fail("", FLUSHED);
+  if (state_ == State::lingering) close_stream();  // long enough for the peer to read the NAK
 }
 
 void QueuePair::on_ready(uint32_t epoll_events) {
-  if (fd_ < 0) return;
   if (epoll_events & EPOLLOUT) out_blocked_ = false;
-  if (epoll_events & (EPOLLIN | EPOLLHUP | EPOLLERR | EPOLLRDHUP)) {
-    if (state_ != State::connected) {
-      discard_input();
-    } else if (inbound_ == Inbound::header || inbound_ == Inbound::payload) {
-      read_in(1 << 21);
-    } else if (epoll_events & (EPOLLHUP | EPOLLERR | EPOLLRDHUP)) {
-      fail("the peer closed the connection", RETRY_EXCEEDED);  // while its request waited for a receive
-    }
+  const bool has_ended = (epoll_events & (EPOLLHUP | EPOLLERR | EPOLLRDHUP)) != 0;
+  const bool has_input = has_ended || (epoll_events & EPOLLIN) != 0;
+  switch (state_) {
+    case State::connected:
+      if (has_input && (inbound_ == Inbound::header || inbound_ == Inbound::payload))
+        read_in(1 << 21);
+      else if (has_ended)
+        fail("the peer closed the connection", RETRY_EXCEEDED);  // while its request waited for a receive
+      break;
+    case State::draining:
+    case State::lingering:
+      if (has_input) discard_input();
+      break;
+    case State::closed:
+      return;
   }
   pump();
 }
 
 void QueuePair::pump() {
-  if (fd_ < 0) return;
   if (state_ == State::connected) resume();
-  complete_acknowledged();
-  for (int rounds = 0; fd_ >= 0 && !out_blocked_; rounds++) {
-    if (state_ == State::error) break;
-    fill();
-    if (out_head_ == out_tail_) break;
-    if (rounds == 16) {
-      mark_dirty();
-      break;
-    }
-    if (!write_out()) break;
-  }
-  if (fd_ >= 0 && state_ == State::draining && !nak_pending_ && out_head_ == out_tail_) {
+  if (state_ == State::connected) complete_acknowledged();
+  if (state_ == State::connected || state_ == State::draining) send_frames();
+  if (state_ == State::draining && !nak_pending_ && out_head_ == out_tail_) {
     shutdown(fd_, SHUT_WR);
     services_.set_deadline(this, monotonic_ms() + LINGER_MS);
-    flush();
+    flush_into(State::lingering);
   }
-  update_interest();
+  if (state_ != State::closed) update_interest();
+}
+
+// As much as the socket takes, within a budget. A failure in between leaves the loop: its state has none of this.
+void QueuePair::send_frames() {
+  for (int rounds = 0; !out_blocked_ && !is_flushed(); rounds++) {
+    fill();
+    if (out_head_ == out_tail_) return;
+    if (rounds == 16) return mark_dirty();
+    if (!write_out()) return;
+  }
 }
 
 void QueuePair::update_interest() {
-  if (fd_ < 0) return;
-  const bool paused = state_ == State::connected && inbound_ != Inbound::header && inbound_ != Inbound::payload;
-  uint32_t wanted = EPOLLIN;  // in the error state: only to learn that the peer has closed
-  if (state_ != State::error) {
+  uint32_t wanted = EPOLLIN;  // LINGERING: only to learn that the peer has closed
+  if (!is_flushed()) {
+    const bool is_paused = state_ == State::connected && inbound_ != Inbound::header && inbound_ != Inbound::payload;
     wanted = EPOLLRDHUP;
-    if (!paused) wanted |= EPOLLIN;
+    if (!is_paused) wanted |= EPOLLIN;
     if (out_blocked_) wanted |= EPOLLOUT;
   }
   if (wanted == interest_) return;

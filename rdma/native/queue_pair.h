@@ -1,14 +1,26 @@
 // One queue pair: its send and receive queues, and the stream to its peer (TCP, or a Unix socket beside shared memory).
 // queue_pair.cc keeps the queues, states and completions; stream_out.cc and stream_in.cc move frames.
 //
-//            fail() without a NAK                        flush()                  destroy() and flushed
-//   CONNECTED ─────────────────────────────────────────────────────▶ ERROR ─────────────────────────▶ gone
-//       └── fail() with a NAK ──▶ DRAINING ── NAK written, or deadline ──▶┘
+//                  fail(): the stream is closed, everything flushes
+//     CONNECTED ───────────────────────────────────────────────────────────────▶ CLOSED ── destroy() ──▶ gone
+//         │                                                                      ▲    ▲
+//         │ refuse(): a NAK is to be said          deadline, peer closed: flush  │    │ deadline, peer closed
+//         ▼                                                                      │    │
+//     DRAINING ──────────────────────────────────────────────────────────────────┘    │
+//         └────────── NAK written, its direction shut: everything flushes ──▶ LINGERING
 //
-// Engine thread only. In DRAINING no new request starts, but a frame half on its way is completed, so that the NAK
-// behind it can be read: source memory may still be touched, hence no completion is flushed before. In ERROR nothing
-// touches any region any more. Regions named by an outstanding request are held (Services::hold) until its completion
-// is pushed.
+//                   posted work        bytes that arrive   the outgoing stream                        memory
+//     CONNECTED     is queued          are frames          all frames                                 is read and
+//     written DRAINING      is queued, flushes are thrown away     a frame begun, answers to READs, the NAK   is read
+//     LINGERING     flushes at once    are thrown away     is shut                                    is not touched
+//     CLOSED        flushes at once    -                   -                                          is not touched
+//
+// LINGERING and CLOSED are what JavaScript calls the error state once everything has flushed. They have neither send
+// nor receive logic: the queues are empty, nothing is left that could be acknowledged, and nothing is ever added to
+// them. LINGERING exists because closing with input unread would reset the connection under the NAK.
+//
+// Engine thread only. In DRAINING source memory may still be touched, hence no completion is flushed before it ends.
+// Regions named by an outstanding request are held (Services::hold) until its completion is pushed.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -47,7 +59,7 @@ class QueuePair : public Pollable {
   bool is_dirty = false;
 
  private:
-  enum class State { connected, draining, error };
+  enum class State { connected, draining, lingering, closed };
   // What the next inbound bytes are, or what the stream waits for.
   enum class Inbound { header, payload, needs_recv_for_send, needs_recv_for_imm };
 
@@ -88,6 +100,7 @@ class QueuePair : public Pollable {
 
   static constexpr uint32_t OUT_FRAMES = 64;
   static constexpr int64_t NAK_DEADLINE_MS = 1000;  // without progress: the peer then sees a lost connection instead
+  static constexpr int64_t DRAIN_MS = 5000;  // with however much progress: a slow reader holds no memory for ever
 
   // queue_pair.cc
   bool resolve(const GatherEntry& gather, Piece& piece);
@@ -95,9 +108,11 @@ class QueuePair : public Pollable {
   void complete_acknowledged();
   void refuse(uint8_t status, uint32_t seq, const std::string& reason);
   void drop_unbegun_requests();
+  bool is_flushed() const { return state_ == State::lingering || state_ == State::closed; }
   void leave_connected(const std::string& reason, uint8_t status);
-  void flush();
+  void flush_into(State state);
   void close_stream();
+  void send_frames();
   void report_gone_if_wanted();
   void mark_dirty();
 
@@ -133,6 +148,7 @@ class QueuePair : public Pollable {
   Services& services_;
   int fd_;
   State state_ = State::connected;
+  int64_t drain_by_ms_ = 0;
   uint8_t first_status_ = FLUSHED;
   bool wants_destroy_ = false;
   bool is_abandoned_ = false;  // what the kernel still holds need not arrive

@@ -201,7 +201,7 @@ void QueuePair::handle_read() {
 void QueuePair::handle_read_data() {
   // The answers come in the order of the READs: this one belongs to the oldest that is unanswered.
   const uint32_t index = current_.seq;
-  if (index - sends_.head() >= next_ - sends_.head()) return malformed("an answer to nothing");
+  if (index - sends_.head() >= written_ - sends_.head()) return malformed("an answer to nothing");
   SendEntry& entry = sends_.at(index);
   if (entry.opcode != READ || entry.answered || current_.offset != entry.placed ||
       current_.length > entry.length - entry.placed || (current_.length == 0 && entry.length > 0)) {
@@ -294,7 +294,7 @@ void QueuePair::handle_map_fd() {
   if (!peer_memory_.add(current_.rkey, fd, current_.length)) malformed("a mapping that is no sealed region");
 }
 
-// In the error state: throws input away until the peer closes.
+// In DRAINING and LINGERING: throws input away until the peer closes.
 void QueuePair::discard_input() {
   static thread_local uint8_t scratch[65536];
   for (int calls = 0; calls < 64; calls++) {
@@ -303,11 +303,8 @@ void QueuePair::discard_input() {
     if (got > 0) continue;
     if (got < 0 && (errno == EINTR)) continue;
     if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return;
-    if (state_ == State::draining)
-      fail("", FLUSHED);
-    else
-      close_stream();
-    return;
+    if (state_ == State::draining) return fail("", FLUSHED);
+    return close_stream();
   }
 }
 

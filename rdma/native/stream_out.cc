@@ -6,6 +6,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "queue_pair.h"
 
 namespace tartan {
@@ -217,7 +219,7 @@ bool QueuePair::write_out() {
     return false;
   }
   out_sent_ += static_cast<uint32_t>(sent);
-  if (state_ == State::draining) services_.set_deadline(this, monotonic_ms() + NAK_DEADLINE_MS);
+  if (state_ == State::draining) services_.set_deadline(this, std::min(drain_by_ms_, monotonic_ms() + NAK_DEADLINE_MS));
   while (out_head_ != out_tail_) {
     OutFrame& frame = out_[out_head_ % OUT_FRAMES];
     const uint32_t total = sizeof(FrameHeader) + frame.length[0] + frame.length[1];
