@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <system_error>
 
 #include "handshake.h"
 #include "queue_pair.h"
@@ -34,36 +35,48 @@ int64_t monotonic_ns() {
 
 std::unique_ptr<Engine> Engine::open(const WorkRequest* requests, uint32_t request_capacity, Completion* completions,
                                      uint32_t completion_capacity, std::function<void()> wake, std::string& why) {
-  const int epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-  const int doorbell_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-  if (epoll_fd < 0 || doorbell_fd < 0) {
+  Descriptor epoll(epoll_create1(EPOLL_CLOEXEC));
+  Descriptor doorbell(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
+  if (!epoll || !doorbell) {
     why = strerror(errno);
-    if (epoll_fd >= 0) ::close(epoll_fd);
-    if (doorbell_fd >= 0) ::close(doorbell_fd);
     return nullptr;
   }
-  return std::unique_ptr<Engine>(
-      new Engine(requests, request_capacity, completions, completion_capacity, std::move(wake), epoll_fd, doorbell_fd));
+  std::unique_ptr<Engine> engine(new Engine(requests, request_capacity, completions, completion_capacity,
+                                            std::move(wake), std::move(epoll), std::move(doorbell)));
+  if (!engine->start(why)) return nullptr;
+  return engine;
 }
 
 Engine::Engine(const WorkRequest* requests, uint32_t request_capacity, Completion* completions,
-               uint32_t completion_capacity, std::function<void()> wake, int epoll_fd, int doorbell_fd)
+               uint32_t completion_capacity, std::function<void()> wake, Descriptor epoll, Descriptor doorbell)
     : submissions_(requests, request_capacity),
       completions_(completions, completion_capacity, counters),
       wake_(std::move(wake)),
-      epoll_fd_(epoll_fd),
-      services_(completions_, events_, counters, next_qpn_, epoll_fd),
+      epoll_(std::move(epoll)),
+      services_(completions_, events_, counters, next_qpn_, epoll_.get()),
       encodes_(services_),
       packets_(services_) {
-  doorbell_.fd = doorbell_fd;
-  services_.watch(doorbell_fd, &doorbell_, EPOLLIN, true);
+  doorbell_.fd = std::move(doorbell);
+}
+
+// False and `why` when the kernel refuses.
+bool Engine::start(std::string& why) {
+  if (!services_.watch(doorbell_.fd, &doorbell_, EPOLLIN)) {
+    why = strerror(errno);
+    return false;
+  }
   // Signals are for the threads that Node has set up for them.
   sigset_t all, before;
   sigfillset(&all);
   pthread_sigmask(SIG_BLOCK, &all, &before);
-  thread_ = std::thread([this] { run(); });
-  pthread_setname_np(thread_.native_handle(), "tartan-rdma");
+  try {
+    thread_ = std::thread([this] { run(); });
+    pthread_setname_np(thread_.native_handle(), "tartan-rdma");
+  } catch (const std::system_error& error) {
+    why = std::string("no thread can be started: ") + error.what();
+  }
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  return thread_.joinable();
 }
 
 Engine::~Engine() { close(); }
@@ -73,8 +86,8 @@ void Engine::close() {
   stopping_.store(true);
   kick();
   thread_.join();
-  ::close(epoll_fd_);
-  ::close(doorbell_.fd);
+  doorbell_.fd.reset();
+  epoll_.reset();
 }
 
 uint32_t Engine::ring(uint32_t count) {
@@ -102,12 +115,12 @@ void Engine::submit(Command command) {
 
 void Engine::kick() {
   const uint64_t one = 1;
-  [[maybe_unused]] ssize_t written = write(doorbell_.fd, &one, sizeof one);  // EAGAIN: it is ringing already
+  [[maybe_unused]] ssize_t written = write(doorbell_.fd.get(), &one, sizeof one);  // EAGAIN: it is ringing already
 }
 
 void Engine::Doorbell::on_ready(uint32_t) {
   uint64_t count;
-  [[maybe_unused]] ssize_t got = read(fd, &count, sizeof count);
+  [[maybe_unused]] ssize_t got = read(fd.get(), &count, sizeof count);
 }
 
 // ---- engine thread ----
@@ -148,13 +161,13 @@ void Engine::run() {
 // Waits for the network and the doorbell. JavaScript is woken when there is nothing else to do.
 int Engine::wait(epoll_event* ready, bool busy) {
   publish();
-  if (busy) return epoll_wait(epoll_fd_, ready, READY_EVENTS, 0);
+  if (busy) return epoll_wait(epoll_.get(), ready, READY_EVENTS, 0);
   if (wake_due_ns_ != 0) {
-    const int count = epoll_wait(epoll_fd_, ready, READY_EVENTS, 0);
+    const int count = epoll_wait(epoll_.get(), ready, READY_EVENTS, 0);
     if (count != 0) return count;
     wake();
   }
-  return epoll_wait(epoll_fd_, ready, READY_EVENTS, sleep_ms());
+  return epoll_wait(epoll_.get(), ready, READY_EVENTS, sleep_ms());
 }
 
 // Shows JavaScript what has completed, and wakes it when it is time.
@@ -287,13 +300,12 @@ void Engine::deregister(Region* region) {
   services_.release(region);  // reports region_gone now if nothing refers to it
 }
 
-QueuePair* Services::adopt(int fd, TransportKind transport, std::string remote, bool is_watched) {
+QueuePair* Services::adopt(Descriptor fd, TransportKind transport, std::string remote) {
   const uint32_t qpn = next_qpn.fetch_add(1);
-  QueuePair* pair = new QueuePair(*this, qpn, fd, transport, std::move(remote));
+  auto pair = std::make_unique<QueuePair>(*this, qpn, std::move(fd), transport, std::move(remote));
+  if (!pair->start()) return nullptr;
   if (qpn >= queue_pairs.size()) queue_pairs.resize(qpn + 1, nullptr);
-  queue_pairs[qpn] = pair;
-  watch(fd, pair, EPOLLIN | EPOLLRDHUP, !is_watched);
-  return pair;
+  return queue_pairs[qpn] = pair.release();
 }
 
 void Engine::pump_dirty() {

@@ -48,11 +48,12 @@ class Engine {
   // The eventfd by which JavaScript wakes a sleeping engine.
   struct Doorbell : Pollable {
     void on_ready(uint32_t) override;
-    int fd = -1;
+    Descriptor fd;
   };
 
   Engine(const WorkRequest* requests, uint32_t request_capacity, Completion* completions, uint32_t completion_capacity,
-         std::function<void()> wake, int epoll_fd, int doorbell_fd);
+         std::function<void()> wake, Descriptor epoll, Descriptor doorbell);
+  bool start(std::string& why);
   void run();
   void kick();
   void take_submissions();
@@ -76,7 +77,7 @@ class Engine {
   Mailbox<Event> events_;
   std::function<void()> wake_;
   std::atomic<uint32_t> next_qpn_{1};
-  const int epoll_fd_;
+  Descriptor epoll_;  // after the doorbell is gone: it is registered there
   Doorbell doorbell_;
   Services services_;
   EncodeQueue encodes_;

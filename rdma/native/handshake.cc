@@ -23,19 +23,22 @@ void tune_tcp(int fd) {
   setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
 }
 
-Handshake::Handshake(Services& services, Listener& listener, int fd, TransportKind transport, std::string remote)
-    : services_(services), listener_(&listener), fd_(fd), transport_(transport), remote_(std::move(remote)) {
-  services_.watch(fd_, this, EPOLLIN, true);
+Handshake::Handshake(Services& services, Listener& listener, Descriptor fd, TransportKind transport, std::string remote)
+    : services_(services),
+      listener_(&listener),
+      fd_(std::move(fd)),
+      transport_(transport),
+      remote_(std::move(remote)) {}
+
+bool Handshake::start() {
+  if (!services_.watch(fd_, this, EPOLLIN)) return false;
   services_.set_deadline(this, monotonic_ms() + PREAMBLE_DEADLINE_MS);
+  return true;
 }
 
 Handshake::Handshake(Services& services, uint32_t request, Address address, ConnectMode mode, int64_t timeout_ms)
     : services_(services), request_(request), address_(address), mode_(mode), timeout_ms_(timeout_ms) {
   remote_ = address_.text();
-}
-
-Handshake::~Handshake() {
-  if (fd_ >= 0) close(fd_);
 }
 
 void Handshake::begin() {
@@ -53,58 +56,59 @@ bool Handshake::connect_shm() {
     if (&candidate == &candidates[1] && (candidate.length == 0 || !is_local(address_))) break;
     sockaddr_un name;
     const socklen_t length = abstract_name(candidate, name);
-    fd_ = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (fd_ < 0) break;
-    if (connect(fd_, reinterpret_cast<const sockaddr*>(&name), length) == 0 && is_trusted_peer(fd_, nullptr)) {
+    fd_ = Descriptor(socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+    if (!fd_) break;
+    if (connect(fd_.get(), reinterpret_cast<const sockaddr*>(&name), length) == 0 &&
+        is_trusted_peer(fd_.get(), nullptr) && services_.watch(fd_, this, EPOLLIN)) {
       transport_ = TransportKind::shm;
-      services_.watch(fd_, this, EPOLLIN, true);
       say_preamble();
       return true;
     }
-    close(fd_);
-    fd_ = -1;
+    fd_.reset();
   }
   return false;
 }
 
 bool Handshake::connect_tcp() {
   transport_ = TransportKind::tcp;
-  fd_ = socket(address_.family(), SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-  if (fd_ < 0) {
+  fd_ = Descriptor(socket(address_.family(), SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  if (!fd_) {
     give_up(strerror(errno));
     return false;
   }
-  tune_tcp(fd_);
-  if (connect(fd_, address_.get(), address_.length) < 0 && errno != EINPROGRESS) {
+  tune_tcp(fd_.get());
+  if (connect(fd_.get(), address_.get(), address_.length) < 0 && errno != EINPROGRESS) {
     give_up(strerror(errno));
     return false;
   }
   connecting_ = true;
-  services_.watch(fd_, this, EPOLLOUT, true);
-  return true;
+  if (services_.watch(fd_, this, EPOLLOUT)) return true;
+  give_up(strerror(errno));
+  return false;
 }
 
 void Handshake::say_preamble() {
   const Preamble mine = Preamble::make(transport_);
-  if (send(fd_, &mine, sizeof mine, MSG_NOSIGNAL | MSG_DONTWAIT) != sizeof mine) give_up("the connection broke");
+  if (send(fd_.get(), &mine, sizeof mine, MSG_NOSIGNAL | MSG_DONTWAIT) != sizeof mine) give_up("the connection broke");
 }
 
 void Handshake::on_ready(uint32_t) {
-  if (fd_ < 0) return;
+  if (!fd_) return;
   if (connecting_) {
     int error = 0;
     socklen_t length = sizeof error;
-    getsockopt(fd_, SOL_SOCKET, SO_ERROR, &error, &length);
+    getsockopt(fd_.get(), SOL_SOCKET, SO_ERROR, &error, &length);
     if (error != 0) return give_up(strerror(error));
     connecting_ = false;
-    services_.watch(fd_, this, EPOLLIN, false);
+    if (!services_.watch(fd_, this, EPOLLIN)) return give_up(strerror(errno));
     return say_preamble();
   }
   read_preamble();
 }
 
 void Handshake::read_preamble() {
-  const ssize_t got = recv(fd_, reinterpret_cast<char*>(&preamble_) + got_, sizeof preamble_ - got_, MSG_DONTWAIT);
+  const ssize_t got =
+      recv(fd_.get(), reinterpret_cast<char*>(&preamble_) + got_, sizeof preamble_ - got_, MSG_DONTWAIT);
   if (got < 0 && (errno == EAGAIN || errno == EINTR)) return;
   if (got <= 0) return give_up("it closed the connection instead of answering");
   got_ += static_cast<uint32_t>(got);
@@ -124,11 +128,10 @@ void Handshake::read_preamble() {
 void Handshake::succeed() {
   if (listener_) {
     say_preamble();
-    if (fd_ < 0) return;
+    if (!fd_) return;
   }
-  const int fd = fd_;
-  fd_ = -1;
-  QueuePair* pair = services_.adopt(fd, transport_, remote_, true);
+  QueuePair* pair = services_.adopt(std::move(fd_), transport_, remote_);
+  if (!pair) return give_up("it cannot be watched");
   Event event{listener_ ? EventType::accepted : EventType::connected,
               listener_ ? listener_->id : request_,
               pair->qpn,
@@ -143,8 +146,7 @@ void Handshake::succeed() {
 void Handshake::give_up(const std::string& observation) {
   if (buried) return;
   services_.counters.errors.add(1);  // before the close: who sees that finds it counted
-  if (fd_ >= 0) close(fd_);
-  fd_ = -1;
+  fd_.reset();
   if (listener_)
     listener_->forget(this);
   else
@@ -154,8 +156,7 @@ void Handshake::give_up(const std::string& observation) {
 
 void Handshake::abandon() {
   if (buried) return;
-  if (fd_ >= 0) close(fd_);
-  fd_ = -1;
+  fd_.reset();
   services_.bury(this);
 }
 

@@ -16,12 +16,12 @@ class Listener;
 class Handshake : public Pollable {
  public:
   // The passive side, for a stream accepted by `listener`.
-  Handshake(Services& services, Listener& listener, int fd, TransportKind transport, std::string remote);
+  Handshake(Services& services, Listener& listener, Descriptor fd, TransportKind transport, std::string remote);
   // The active side; begin() connects.
   Handshake(Services& services, uint32_t request, Address address, ConnectMode mode, int64_t timeout_ms);
-  ~Handshake() override;
 
   void begin();
+  bool start();  // of the passive side; false when the kernel refuses to watch the stream
   void on_ready(uint32_t epoll_events) override;
   void on_deadline() override;
   void abandon();  // the listener closes
@@ -40,7 +40,7 @@ class Handshake : public Pollable {
   Address address_;
   const ConnectMode mode_ = ConnectMode::automatic;
   const int64_t timeout_ms_ = 0;
-  int fd_ = -1;
+  Descriptor fd_;
   TransportKind transport_ = TransportKind::tcp;
   std::string remote_;
   bool connecting_ = false;

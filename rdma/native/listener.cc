@@ -24,8 +24,11 @@ bool Listener::open(const std::string& host, uint32_t& port, std::string& why) {
   for (int attempts = 0; attempts < (port == 0 ? 8 : 1); attempts++) {
     if (!open_tcp(wanted, why)) return false;
     if (open_shm(why)) {
-      services_.watch(tcp_fd_, this, EPOLLIN, true);
-      services_.watch(shm_fd_, &shm_, EPOLLIN, true);
+      if (!services_.watch(tcp_fd_, this, EPOLLIN) || !services_.watch(shm_fd_, &shm_, EPOLLIN)) {
+        why = strerror(errno);
+        close_all();
+        return false;
+      }
       port = address_.port();
       return true;
     }
@@ -36,12 +39,12 @@ bool Listener::open(const std::string& host, uint32_t& port, std::string& why) {
 
 bool Listener::open_tcp(const Address& wanted, std::string& why) {
   address_ = wanted;
-  tcp_fd_ = socket(address_.family(), SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+  tcp_fd_ = Descriptor(socket(address_.family(), SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   const int on = 1;
-  if (tcp_fd_ >= 0) setsockopt(tcp_fd_, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+  if (tcp_fd_) setsockopt(tcp_fd_.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
   address_.length = sizeof address_.storage;
-  if (tcp_fd_ < 0 || bind(tcp_fd_, wanted.get(), wanted.length) < 0 || listen(tcp_fd_, BACKLOG) < 0 ||
-      getsockname(tcp_fd_, address_.get(), &address_.length) < 0) {
+  if (!tcp_fd_ || bind(tcp_fd_.get(), wanted.get(), wanted.length) < 0 || listen(tcp_fd_.get(), BACKLOG) < 0 ||
+      getsockname(tcp_fd_.get(), address_.get(), &address_.length) < 0) {
     why = strerror(errno);
     close_all();
     return false;
@@ -52,18 +55,17 @@ bool Listener::open_tcp(const Address& wanted, std::string& why) {
 bool Listener::open_shm(std::string& why) {
   sockaddr_un name;
   const socklen_t length = abstract_name(address_, name);
-  shm_fd_ = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-  if (shm_fd_ >= 0 && bind(shm_fd_, reinterpret_cast<const sockaddr*>(&name), length) == 0 &&
-      listen(shm_fd_, BACKLOG) == 0)
+  shm_fd_ = Descriptor(socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  if (shm_fd_ && bind(shm_fd_.get(), reinterpret_cast<const sockaddr*>(&name), length) == 0 &&
+      listen(shm_fd_.get(), BACKLOG) == 0)
     return true;
   why = std::string("its shared-memory name: ") + strerror(errno);
   return false;
 }
 
 void Listener::close_all() {
-  if (tcp_fd_ >= 0) close(tcp_fd_);
-  if (shm_fd_ >= 0) close(shm_fd_);
-  tcp_fd_ = shm_fd_ = -1;
+  tcp_fd_.reset();
+  shm_fd_.reset();
   for (Handshake* handshake : handshakes_) handshake->abandon();
   handshakes_.clear();
 }
@@ -77,14 +79,14 @@ void Listener::forget(Handshake* handshake) {
   }
 }
 
-void Listener::on_ready(uint32_t) { accept_from(tcp_fd_, TransportKind::tcp); }
+void Listener::on_ready(uint32_t) { accept_from(tcp_fd_.get(), TransportKind::tcp); }
 
 void Listener::accept_from(int listening_fd, TransportKind transport) {
   for (int accepted = 0; listening_fd >= 0 && accepted < 64; accepted++) {
     Address peer;
     peer.length = sizeof peer.storage;
-    const int fd = accept4(listening_fd, peer.get(), &peer.length, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    if (fd < 0) {
+    Descriptor fd(accept4(listening_fd, peer.get(), &peer.length, SOCK_NONBLOCK | SOCK_CLOEXEC));
+    if (!fd) {
       if (errno == EINTR || errno == ECONNABORTED) continue;
       if (errno == EMFILE || errno == ENFILE) {
         // Nothing can be accepted or refused; without a pause the readable listener would keep this thread busy.
@@ -94,15 +96,19 @@ void Listener::accept_from(int listening_fd, TransportKind transport) {
       return;
     }
     uint32_t pid = 0;
-    if (handshakes_.size() >= MAX_HANDSHAKES || (transport == TransportKind::shm && !is_trusted_peer(fd, &pid))) {
+    if (handshakes_.size() >= MAX_HANDSHAKES || (transport == TransportKind::shm && !is_trusted_peer(fd.get(), &pid))) {
       services_.counters.errors.add(1);
-      close(fd);
       continue;
     }
-    if (transport == TransportKind::tcp) tune_tcp(fd);
-    handshakes_.push_back(
-        new Handshake(services_, *this, fd, transport,
-                      transport == TransportKind::tcp ? peer.text() : "local:" + std::to_string(pid)));
+    if (transport == TransportKind::tcp) tune_tcp(fd.get());
+    auto handshake =
+        std::make_unique<Handshake>(services_, *this, std::move(fd), transport,
+                                    transport == TransportKind::tcp ? peer.text() : "local:" + std::to_string(pid));
+    if (!handshake->start()) {
+      services_.counters.errors.add(1);
+      continue;
+    }
+    handshakes_.push_back(handshake.release());
   }
 }
 

@@ -29,7 +29,7 @@ class Listener : public Pollable {
   // The Unix socket's own place in the epoll set.
   struct ShmSide : Pollable {
     explicit ShmSide(Listener& listener) : listener(listener) {}
-    void on_ready(uint32_t) override { listener.accept_from(listener.shm_fd_, TransportKind::shm); }
+    void on_ready(uint32_t) override { listener.accept_from(listener.shm_fd_.get(), TransportKind::shm); }
     Listener& listener;
   };
 
@@ -40,8 +40,8 @@ class Listener : public Pollable {
   Services& services_;
   ShmSide shm_;
   Address address_;
-  int tcp_fd_ = -1;
-  int shm_fd_ = -1;
+  Descriptor tcp_fd_;
+  Descriptor shm_fd_;
   std::vector<Handshake*> handshakes_;
 };
 

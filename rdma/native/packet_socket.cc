@@ -44,25 +44,25 @@ bool PacketSocket::open(const std::string& host, uint32_t& port, std::string& wh
     why = "it is no numeric IPv4 address and port";
     return false;
   }
-  fd_ = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-  timer_.fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
+  fd_ = Descriptor(socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  timer_.fd = Descriptor(timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC));
   const int no_fragments = IP_PMTUDISC_DO;
-  if (fd_ >= 0) {
-    setsockopt(fd_, IPPROTO_IP, IP_MTU_DISCOVER, &no_fragments, sizeof no_fragments);
+  if (fd_) {
+    setsockopt(fd_.get(), IPPROTO_IP, IP_MTU_DISCOVER, &no_fragments, sizeof no_fragments);
     for (int option : {SO_RCVBUFFORCE, SO_SNDBUFFORCE, SO_RCVBUF, SO_SNDBUF}) {
-      if (setsockopt(fd_, SOL_SOCKET, option, &BUFFER_SPACE, sizeof BUFFER_SPACE) == 0 && option == SO_SNDBUFFORCE)
+      if (setsockopt(fd_.get(), SOL_SOCKET, option, &BUFFER_SPACE, sizeof BUFFER_SPACE) == 0 &&
+          option == SO_SNDBUFFORCE)
         break;
     }
   }
   address.length = sizeof(sockaddr_in);
-  if (fd_ < 0 || timer_.fd < 0 || bind(fd_, address.get(), address.length) < 0 ||
-      getsockname(fd_, address.get(), &address.length) < 0) {
+  if (!fd_ || !timer_.fd || bind(fd_.get(), address.get(), address.length) < 0 ||
+      getsockname(fd_.get(), address.get(), &address.length) < 0 || !services_.watch(fd_, this, EPOLLIN) ||
+      !services_.watch(timer_.fd, &timer_, EPOLLIN)) {
     why = strerror(errno);
     close_all();
     return false;
   }
-  services_.watch(fd_, this, EPOLLIN, true);
-  services_.watch(timer_.fd, &timer_, EPOLLIN, true);
   port = address.port();
   return true;
 }
@@ -71,9 +71,8 @@ void PacketSocket::close_all() {
   sender_.reset();
   answering_.clear();
   receivers_.clear();
-  if (fd_ >= 0) close(fd_);
-  if (timer_.fd >= 0) close(timer_.fd);
-  fd_ = timer_.fd = -1;
+  fd_.reset();
+  timer_.fd.reset();
 }
 
 void PacketSocket::add_sender(uint32_t qpn, uint32_t most_packets) {
@@ -113,7 +112,7 @@ void PacketSocket::on_ready(uint32_t) {
   mmsghdr messages[BATCH];
   iovec pieces[BATCH];
   sockaddr_in from[BATCH];
-  for (int round = 0; round < 4 && fd_ >= 0; round++) {
+  for (int round = 0; round < 4 && fd_; round++) {
     for (uint32_t i = 0; i < BATCH; i++) {
       pieces[i] = {buffers_.data() + i * BUFFER_BYTES, BUFFER_BYTES};
       messages[i] = {};
@@ -122,7 +121,7 @@ void PacketSocket::on_ready(uint32_t) {
       messages[i].msg_hdr.msg_iov = &pieces[i];
       messages[i].msg_hdr.msg_iovlen = 1;
     }
-    const int count = recvmmsg(fd_, messages, BATCH, 0, nullptr);
+    const int count = recvmmsg(fd_.get(), messages, BATCH, 0, nullptr);
     if (count <= 0) break;
     for (int i = 0; i < count; i++) {
       const auto* packet = static_cast<const uint8_t*>(pieces[i].iov_base);
@@ -204,7 +203,7 @@ void PacketSocket::answer(bool all) {
       to.sin_addr.s_addr = htonl(receiver->options.peer_address);
       to.sin_port = htons(static_cast<uint16_t>(receiver->options.peer_port));
       // Lost like any other when it can't be sent: the writer's next packet brings another.
-      if (sendto(fd_, packet, bytes, MSG_NOSIGNAL, reinterpret_cast<const sockaddr*>(&to), sizeof to) > 0)
+      if (sendto(fd_.get(), packet, bytes, MSG_NOSIGNAL, reinterpret_cast<const sockaddr*>(&to), sizeof to) > 0)
         counters_->acks_sent.add(1);
     }
   }
@@ -218,8 +217,8 @@ void PacketSocket::answer(bool all) {
 }
 
 void PacketSocket::pump() {
-  if (!sender_ || fd_ < 0) return;
-  send_due_us_ = sender_->pump(fd_, monotonic_us());
+  if (!sender_ || !fd_) return;
+  send_due_us_ = sender_->pump(fd_.get(), monotonic_us());
   if (send_due_us_ != 0) set_timer(send_due_us_);
 }
 
@@ -229,12 +228,12 @@ void PacketSocket::set_timer(int64_t due_us) {
   itimerspec spec{};
   spec.it_value.tv_sec = due_us / 1'000'000;
   spec.it_value.tv_nsec = due_us % 1'000'000 * 1000;
-  timerfd_settime(timer_.fd, TFD_TIMER_ABSTIME, &spec, nullptr);
+  timerfd_settime(timer_.fd.get(), TFD_TIMER_ABSTIME, &spec, nullptr);
 }
 
 void PacketSocket::Timer::on_ready(uint32_t) {
   uint64_t expirations;
-  [[maybe_unused]] ssize_t got = read(fd, &expirations, sizeof expirations);
+  [[maybe_unused]] ssize_t got = read(fd.get(), &expirations, sizeof expirations);
   due_us = 0;
   const int64_t now = monotonic_us();
   if (socket.held_due_us_ != 0 && socket.held_due_us_ <= now) {

@@ -49,7 +49,7 @@ class PacketSocket : public Pollable {
     explicit Timer(PacketSocket& socket) : socket(socket) {}
     void on_ready(uint32_t) override;
     PacketSocket& socket;
-    int fd = -1;
+    Descriptor fd;
     int64_t due_us = 0;
   };
   static constexpr uint32_t BATCH = 32;
@@ -67,7 +67,7 @@ class PacketSocket : public Pollable {
   Impairment impairment_;
   uint64_t random_;
   Timer timer_;
-  int fd_ = -1;
+  Descriptor fd_;
   std::unique_ptr<PacketSender> sender_;
   // by the peer's address and port
   std::unordered_map<uint64_t, std::vector<std::unique_ptr<PacketReceiver>>> receivers_;

@@ -28,7 +28,6 @@ bool PeerMemory::add(uint32_t rkey, int memfd, uint32_t size) {
   if (sealed && size > 0 && fstat(memfd, &status) == 0 && mapped_bytes(size) <= static_cast<size_t>(status.st_size)) {
     base = mmap(nullptr, mapped_bytes(size), PROT_READ | PROT_WRITE, MAP_SHARED, memfd, 0);
   }
-  close(memfd);
   if (base == MAP_FAILED) return false;
   drop(rkey);
   madvise(base, mapped_bytes(size), MADV_DONTFORK);

@@ -18,8 +18,8 @@ class PeerMemory {
  public:
   ~PeerMemory() { clear(); }
   const PeerRegion* find(uint32_t rkey) const;
-  // Maps `memfd` (and closes it). `size`: the region's, at most the file's. False when it is not what a region should
-  // be.
+  // Maps `memfd`; the descriptor stays the caller's. `size`: the region's, at most the file's. False when it is not
+  // what a region should be.
   bool add(uint32_t rkey, int memfd, uint32_t size);
   void drop(uint32_t rkey);
   void clear();

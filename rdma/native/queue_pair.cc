@@ -11,24 +11,19 @@ constexpr uint32_t QUEUE_ENTRIES = 256;  // per queue at first; the rings grow
 constexpr int64_t LINGER_MS = 1000;
 }  // namespace
 
-QueuePair::QueuePair(Services& services, uint32_t qpn, int fd, TransportKind transport, std::string remote)
+QueuePair::QueuePair(Services& services, uint32_t qpn, Descriptor fd, TransportKind transport, std::string remote)
     : qpn(qpn),
       transport(transport),
       remote(std::move(remote)),
       services_(services),
-      fd_(fd),
+      fd_(std::move(fd)),
       sends_(QUEUE_ENTRIES, services.counters.allocations),
       recvs_(QUEUE_ENTRIES, services.counters.allocations),
-      answers_(MAX_OUTSTANDING_READS, services.counters.allocations) {
-  interest_ = EPOLLIN | EPOLLRDHUP;
-}
+      answers_(MAX_OUTSTANDING_READS, services.counters.allocations) {}
 
-QueuePair::~QueuePair() {
-  for (int fd : received_fds_) close(fd);
-  for (; out_head_ != out_tail_; out_head_++) {
-    if (out_[out_head_ % OUT_FRAMES].fd >= 0) close(out_[out_head_ % OUT_FRAMES].fd);
-  }
-  if (fd_ >= 0) close(fd_);
+bool QueuePair::start() {
+  interest_ = EPOLLIN | EPOLLRDHUP;
+  return services_.watch(fd_, this, interest_);
 }
 
 bool QueuePair::resolve(const GatherEntry& gather, Piece& piece) {
@@ -127,7 +122,7 @@ void QueuePair::refuse(uint8_t status, uint32_t seq, const std::string& reason) 
 void QueuePair::drop_unbegun_requests() {
   uint32_t to = out_sent_ > 0 ? out_head_ + 1 : out_head_;
   for (uint32_t from = to; from != out_tail_; from++) {
-    OutFrame frame = out_[from % OUT_FRAMES];
+    OutFrame& frame = out_[from % OUT_FRAMES];
     if (frame.is_request) {
       if (frame.length[0] + frame.length[1] > 0) continue;
       const FrameHeader promised = frame.header;
@@ -137,7 +132,8 @@ void QueuePair::drop_unbegun_requests() {
       frame.header.ack = promised.ack;
       frame.is_request = false;
     }
-    out_[to++ % OUT_FRAMES] = frame;
+    if (to != from) out_[to % OUT_FRAMES] = std::move(frame);
+    to++;
   }
   out_tail_ = to;
 }
@@ -167,12 +163,11 @@ void QueuePair::flush_into(State state) {
   for (; out_head_ != out_tail_; out_head_++) {
     OutFrame& frame = out_[out_head_ % OUT_FRAMES];
     services_.release(frame.answered);
-    if (frame.fd >= 0) close(frame.fd);
+    frame.fd.reset();
   }
   for (; !answers_.empty(); answers_.pop()) services_.release(answers_.front().region);
   peer_memory_.clear();
   for (uint8_t status = first_status_; !sends_.empty(); status = FLUSHED) complete_send(sends_.front(), status);
-  next_ = written_ = acked_ = sends_.head();  // nothing is left to acknowledge
   for (; !recvs_.empty(); recvs_.pop()) {
     services_.complete(RECV, FLUSHED, qpn, recvs_.front().wr_id);
     services_.release(recvs_.front().region);
@@ -187,13 +182,12 @@ void QueuePair::flush_into(State state) {
 
 // In CONNECTED and DRAINING flush_into(CLOSED) follows at once.
 void QueuePair::close_stream() {
-  if (fd_ < 0) return;
+  if (!fd_) return;
   if (is_abandoned_ && transport == TransportKind::tcp) {
     const linger reset{1, 0};
-    setsockopt(fd_, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+    setsockopt(fd_.get(), SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
   }
-  close(fd_);  // leaves the epoll set by itself: no other descriptor refers to it
-  fd_ = -1;
+  fd_.reset();
   services_.set_deadline(this, 0);
   if (state_ != State::lingering) return;
   state_ = State::closed;
@@ -261,7 +255,7 @@ void QueuePair::pump() {
   if (state_ == State::connected) complete_acknowledged();
   if (state_ == State::connected || state_ == State::draining) send_frames();
   if (state_ == State::draining && !nak_pending_ && out_head_ == out_tail_) {
-    shutdown(fd_, SHUT_WR);
+    shutdown(fd_.get(), SHUT_WR);
     services_.set_deadline(this, monotonic_ms() + LINGER_MS);
     flush_into(State::lingering);
   }
@@ -288,7 +282,7 @@ void QueuePair::update_interest() {
   }
   if (wanted == interest_) return;
   interest_ = wanted;
-  services_.watch(fd_, this, wanted, false);
+  services_.watch(fd_, this, wanted);
 }
 
 }  // namespace tartan

@@ -27,6 +27,7 @@
 #include <vector>
 
 #include "frame.h"
+#include "descriptor.h"
 #include "growable_ring.h"
 #include "peer_memory.h"
 #include "records.h"
@@ -36,8 +37,9 @@ namespace tartan {
 
 class QueuePair : public Pollable {
  public:
-  QueuePair(Services& services, uint32_t qpn, int fd, TransportKind transport, std::string remote);
-  ~QueuePair() override;
+  QueuePair(Services& services, uint32_t qpn, Descriptor fd, TransportKind transport, std::string remote);
+
+  bool start();  // false when the kernel refuses to watch the stream
 
   void post_send(const WorkRequest& request);  // WRITE, WRITE_WITH_IMM, READ, SEND
   void post_recv(const WorkRequest& request);
@@ -93,7 +95,7 @@ class QueuePair : public Pollable {
     FrameHeader header;
     const uint8_t* at[2];
     uint32_t length[2];
-    int fd;  // a copy of a memfd that travels with the frame, or -1
+    Descriptor fd;  // a copy of a memfd that travels with the frame
     bool is_request;
     Region* answered;  // the last part of an answer to a READ: its region, to release
   };
@@ -146,7 +148,7 @@ class QueuePair : public Pollable {
   long receive(struct iovec* pieces, int count);
 
   Services& services_;
-  int fd_;
+  Descriptor fd_;
   State state_ = State::connected;
   int64_t drain_by_ms_ = 0;
   uint8_t first_status_ = FLUSHED;
@@ -196,7 +198,7 @@ class QueuePair : public Pollable {
   Region* placing_ = nullptr;  // the region of a remote WRITE being received; not held: revoking it refuses the WRITE
   uint32_t headers_allowed_ = 1;
   uint32_t staged_from_ = 0, staged_to_ = 0;  // bytes in staging_
-  std::vector<int> received_fds_;
+  std::vector<Descriptor> received_fds_;
   alignas(8) uint8_t staging_[(MAX_FOLLOW + 1) * sizeof(FrameHeader)];
 };
 

@@ -1,6 +1,5 @@
 #include "services.h"
 
-#include <sys/epoll.h>
 #include <time.h>
 
 namespace tartan {
@@ -9,13 +8,6 @@ int64_t monotonic_ms() {
   timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
   return static_cast<int64_t>(now.tv_sec) * 1000 + now.tv_nsec / 1000000;
-}
-
-void Services::watch(int fd, Pollable* pollable, uint32_t epoll_events, bool is_new) {
-  epoll_event event{};
-  event.events = epoll_events;
-  event.data.ptr = pollable;
-  epoll_ctl(epoll_fd, is_new ? EPOLL_CTL_ADD : EPOLL_CTL_MOD, fd, &event);
 }
 
 void Services::set_deadline(Pollable* pollable, int64_t deadline_ms) {

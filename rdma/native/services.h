@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "completion_queue.h"
+#include "descriptor.h"
 #include "frame.h"
 #include "mailbox.h"
 #include "pollable.h"
@@ -37,12 +38,15 @@ class Services {
     if (region && --region->references == 0 && region->revoked) emit({EventType::region_gone, region->lkey});
   }
 
-  void watch(int fd, Pollable* pollable, uint32_t epoll_events, bool is_new);
+  // Registers a descriptor, or changes what it is registered for; false when the kernel refuses.
+  bool watch(Descriptor& fd, Pollable* pollable, uint32_t epoll_events) {
+    return fd.watch(epoll_fd, pollable, epoll_events);
+  }
   void set_deadline(Pollable* pollable, int64_t deadline_ms);
   void bury(Pollable* pollable);
 
-  // Hands an established stream to a new queue pair; `is_watched`: the descriptor is in the epoll set already.
-  QueuePair* adopt(int fd, TransportKind transport, std::string remote, bool is_watched);
+  // Hands an established stream to a new queue pair; nullptr when the kernel refuses to watch it.
+  QueuePair* adopt(Descriptor fd, TransportKind transport, std::string remote);
 
   CompletionQueue& completions;
   Mailbox<Event>& events;

@@ -17,14 +17,14 @@ constexpr size_t MAX_FDS_QUEUED = 4;
 }  // namespace
 
 long QueuePair::receive(iovec* pieces, int count) {
-  if (transport == TransportKind::tcp) return readv(fd_, pieces, count);
+  if (transport == TransportKind::tcp) return readv(fd_.get(), pieces, count);
   msghdr message{};
   message.msg_iov = pieces;
   message.msg_iovlen = static_cast<size_t>(count);
   alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int) * MAX_FDS_QUEUED)];
   message.msg_control = control;
   message.msg_controllen = sizeof control;
-  ssize_t got = recvmsg(fd_, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+  ssize_t got = recvmsg(fd_.get(), &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
   if (got < 0) return got;
   for (cmsghdr* header = CMSG_FIRSTHDR(&message); header; header = CMSG_NXTHDR(&message, header)) {
     if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
@@ -32,10 +32,9 @@ long QueuePair::receive(iovec* pieces, int count) {
     for (size_t i = 0; i < fds; i++) {
       int fd;
       memcpy(&fd, CMSG_DATA(header) + i * sizeof(int), sizeof(int));
+      Descriptor passed(fd);
       if (state_ == State::connected && received_fds_.size() < MAX_FDS_QUEUED)
-        received_fds_.push_back(fd);
-      else
-        close(fd);
+        received_fds_.push_back(std::move(passed));
     }
   }
   return got;
@@ -44,7 +43,7 @@ long QueuePair::receive(iovec* pieces, int count) {
 void QueuePair::read_in(uint32_t budget) {
   uint64_t taken = 0;
   for (int calls = 0; calls < 128 && taken < budget; calls++) {
-    if (fd_ < 0 || state_ != State::connected) return;
+    if (state_ != State::connected) return;
     if (inbound_ != Inbound::header && inbound_ != Inbound::payload) return;
     // Between frames the staging area is empty or holds the beginning of one header.
     if (staged_from_ > 0) {
@@ -289,9 +288,9 @@ void QueuePair::handle_map_fd() {
   waits_for_map_ = false;
   if (current_.length == 0) return;  // revoked meanwhile: the request asks again and is refused
   if (received_fds_.empty()) return malformed("a mapping without its descriptor");
-  const int fd = received_fds_.front();
+  const Descriptor fd = std::move(received_fds_.front());
   received_fds_.erase(received_fds_.begin());
-  if (!peer_memory_.add(current_.rkey, fd, current_.length)) malformed("a mapping that is no sealed region");
+  if (!peer_memory_.add(current_.rkey, fd.get(), current_.length)) malformed("a mapping that is no sealed region");
 }
 
 // In DRAINING and LINGERING: throws input away until the peer closes.

@@ -1,6 +1,7 @@
 // The outgoing half of a queue pair's stream: frames are appended to a small ring in the order of the wire, payloads
 // stay where they are (gathered by sendmsg), and one sendmsg takes as many frames as the socket has room for.
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
@@ -24,7 +25,6 @@ QueuePair::OutFrame& QueuePair::append(uint8_t type, uint32_t seq) {
   frame.header.seq = seq;
   frame.header.ack = executed_;
   frame.header.recvs = recvs_announced_ = recvs_.tail();
-  frame.fd = -1;
   acked_to_peer_ = executed_;
   return frame;
 }
@@ -45,11 +45,11 @@ void QueuePair::fill() {
     } else if (!maps_.empty()) {
       Region* region = services_.regions.remote(maps_.front().rkey);
       // Revoked meanwhile: the request that wanted the mapping is refused when it asks again.
-      const int fd = region ? dup(region->memfd) : -1;
+      Descriptor fd(region ? fcntl(region->memfd, F_DUPFD_CLOEXEC, 0) : -1);
       OutFrame& frame = append(FRAME_MAP_FD, 0);
       frame.header.rkey = maps_.front().rkey;
-      frame.header.length = fd >= 0 ? static_cast<uint32_t>(region->size) : 0;
-      frame.fd = fd;
+      frame.header.length = fd ? static_cast<uint32_t>(region->size) : 0;
+      frame.fd = std::move(fd);
       maps_.erase(maps_.begin());
     } else if (!answers_.empty() &&
                (answers_turn_ || state_ != State::connected || next_ == sends_.tail() || waits_for_map_)) {
@@ -163,8 +163,7 @@ void QueuePair::append_answer() {
 
 void QueuePair::frame_written(OutFrame& frame) {
   if (frame.is_request) written_++;
-  if (frame.fd >= 0) close(frame.fd);
-  frame.fd = -1;
+  frame.fd.reset();
   services_.release(frame.answered);
 }
 
@@ -175,9 +174,9 @@ bool QueuePair::write_out() {
   uint32_t skip = out_sent_;
   for (uint32_t i = out_head_; i != out_tail_; i++) {
     OutFrame& frame = out_[i % OUT_FRAMES];
-    if (frame.fd >= 0) {
+    if (frame.fd) {
       if (i != out_head_) break;  // a descriptor travels with the first byte of its own message
-      if (out_sent_ == 0) fd_to_pass = frame.fd;
+      if (out_sent_ == 0) fd_to_pass = frame.fd.get();
     }
     const uint8_t* at[3] = {reinterpret_cast<const uint8_t*>(&frame.header), frame.at[0], frame.at[1]};
     const uint32_t length[3] = {sizeof(FrameHeader), frame.length[0], frame.length[1]};
@@ -189,7 +188,7 @@ bool QueuePair::write_out() {
         skip = 0;
       }
     }
-    if (frame.fd >= 0) break;
+    if (frame.fd) break;
   }
 
   msghdr message{};
@@ -205,7 +204,7 @@ bool QueuePair::write_out() {
     rights->cmsg_len = CMSG_LEN(sizeof(int));
     memcpy(CMSG_DATA(rights), &fd_to_pass, sizeof(int));
   }
-  ssize_t sent = sendmsg(fd_, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+  ssize_t sent = sendmsg(fd_.get(), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
   if (sent < 0) {
     if (errno == EINTR) return true;
     if (errno == EAGAIN || errno == EWOULDBLOCK || errno == ETOOMANYREFS || errno == ENOBUFS) {
