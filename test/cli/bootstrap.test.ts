@@ -8,12 +8,13 @@ import { join, resolve } from 'node:path';
 
 const CLI = resolve(import.meta.dirname, '../../cli');
 
-/** A checkout that holds nothing but the two scripts. */
+/** A checkout that holds nothing but the scripts. */
 function checkout(
   dir: string,
 ): (task: string[], env?: NodeJS.ProcessEnv) => { status: number | null; stdout: string; stderr: string } {
   mkdirSync(join(dir, 'cli'));
-  for (const name of ['bootstrap.mjs', 'run-tap.mjs']) copyFileSync(join(CLI, name), join(dir, 'cli', name));
+  for (const name of ['bootstrap.mjs', 'lint.mjs', 'run-tap.mjs'])
+    copyFileSync(join(CLI, name), join(dir, 'cli', name));
   const { NODE_OPTIONS: _, ...own } = process.env;
   return (task, env = {}) =>
     spawnSync(process.execPath, [join(dir, 'cli/bootstrap.mjs'), ...task], {

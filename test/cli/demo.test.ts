@@ -35,7 +35,7 @@ function folders(t: { testdir(): string }): { file: string; temporary: string } 
   return { file, temporary };
 }
 
-t.test('the demo survives each fault with every byte equal, and cleans up', { timeout: 180_000 }, async (t) => {
+t.test('the demo survives each fault with every byte equal, and cleans up', async (t) => {
   const { file, temporary } = folders(t);
   const result = await new Promise<{ status: number; stdout: string; stderr: string }>((resolve) => {
     execFile(process.execPath, [MAIN, 'demo', file], { env: environment(temporary) }, (error, stdout, stderr) => {
@@ -63,7 +63,7 @@ t.test('the demo survives each fault with every byte equal, and cleans up', { ti
   t.same(processesIn(temporary), []);
 });
 
-t.test('an interrupted demo leaves no process and no file', { timeout: 60_000 }, async (t) => {
+t.test('an interrupted demo leaves no process and no file', async (t) => {
   const { file, temporary } = folders(t);
   const child = spawn(process.execPath, [MAIN, 'demo', file], {
     env: environment(temporary),

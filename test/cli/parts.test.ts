@@ -165,16 +165,39 @@ t.test('stopping ends the process that was meant, obedient or not, and no other'
   t.equal(await stopProcess(await start(''), 0), 'killed');
 });
 
-t.test("tap's output becomes a line a file, the failures in full, the skips, and totals", async (t) => {
+t.test("tap's output becomes a line a file, the failures in full, the skips, and totals of tests", async (t) => {
   const printed: string[] = [];
   const reader = new runTap.TapReader((line) => {
     printed.push(line);
   });
+  // As tap prints it: two tests pass, of them one in another; one is skipped as a whole, one from within, one is still
+  // to be written; two fail, of them one that ended its process; and an assertion fails that is in no test.
   const output = `TAP version 14
 # Subtest: test/a.test.ts
+    # Subtest: fine
+        ok 1 - one
+        ok 2 - two
+        1..2
     ok 1 - fine # time=5ms
+    
     ok 2 - not here # SKIP no compiler
-    1..2
+    # Subtest: skips within
+        ok 1 - because # SKIP
+        1..1
+    ok 3 - skips within # time=1ms
+    
+    # Subtest: has another
+        # Subtest: inner
+            ok 1 - fine
+            1..1
+        ok 1 - inner # time=1ms
+        
+        ok 2 - fine
+        1..2
+    ok 4 - has another # time=4ms
+    
+    ok 5 - to do # TODO
+    1..5
 ok 1 - test/a.test.ts # time=1500ms
 
 # Subtest: test/b.test.ts
@@ -183,6 +206,9 @@ ok 1 - test/a.test.ts # time=1500ms
         not ok 2 - should be equal
           ---
           diff: this is it
+          source: |
+            # Subtest: not one
+            ok 1 - nor this
           ...
         1..2
     not ok 1 - bad # time=50ms
@@ -195,11 +221,33 @@ not ok 2 - test/b.test.ts # time=66ms
   exitCode: 1
   ...
 
-1..2
-# { total: 9, pass: 6, fail: 1, skip: 1, todo: 1 }
+# Subtest: test/c.test.ts
+    # Subtest: never ends
+        not ok 1 - test unfinished
+          ---
+          test: never ends
+          ...
+        1..1
+    1..0 # no tests found
+not ok 3 - test/c.test.ts # time=29.442ms
+  ---
+  exitCode: 3
+  ...
+
+# Subtest: test/d.test.ts
+    # Subtest: fine
+        ok 1 - one
+        1..1
+    ok 1 - fine
+    not ok 2 - alone
+    1..2
+not ok 4 - test/d.test.ts # time=2ms
+
+1..4
+# { total: 20, pass: 6, fail: 1, skip: 1, todo: 1 }
 # time=3796ms`;
   for (const line of output.split('\n')) reader.line(line);
-  t.same(reader.totals, { passed: 6, failed: 1, skipped: 2 });
+  t.same(reader.totals, { passed: 3, failed: 3, skipped: 3 });
   t.ok(printed.includes('ok     test/a.test.ts (1.5 s)'));
   t.ok(printed.includes('       not here # SKIP no compiler'));
   t.ok(printed.some((line) => line.includes('diff: this is it')));

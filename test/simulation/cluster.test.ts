@@ -63,6 +63,9 @@ async function writeAround(
   if (at > 0.8) throw new Error(`the fault came late, when ${Math.round(at * 100)} % was acknowledged`);
 }
 
+/** Worlds that each story is told in. */
+const SEEDS = process.env['TARTAN_LONG'] === '1' ? 3 : 1;
+
 const faults: {
   name: string;
   inject: (cluster: SimCluster) => void | Promise<void>;
@@ -127,8 +130,8 @@ for (const fault of faults) {
     ['copies(1,2)', 3, 512],
   ] as const) {
     void t.test(`nothing is lost when ${fault.name} in the middle of a write with ${code}`, async (t) => {
-      for (let seed = 1; seed <= 3; seed++) {
-        const cluster = await withCluster({ seed, nodes, network: { bytesPerMs: 5_000 } }, async (cluster) => {
+      for (let seed = 1; seed <= SEEDS; seed++) {
+        await withCluster({ seed, nodes, network: { bytesPerMs: 5_000 } }, async (cluster) => {
           const client = await cluster.client('w1', { ringMemoryBytes: 1 << 20 });
           const data = randomBytes(cluster.world, 'data', (code === 'copies(1,2)' ? 100_000 : 400_000) + seed * 977);
           const writer = await client.create('a', { code, unitBytes });
@@ -141,7 +144,6 @@ for (const fault of faults) {
             t.ok(reader.progress.degradedStripes > 0, `seed ${seed}: some stripes were decoded`);
           await client.close();
         });
-        t.ok(cluster.world.now() > 0);
       }
     });
   }

@@ -1,6 +1,6 @@
 /**
  * Real processes: rounds of SIGKILL at random moments of a random process (a node, the switch, the writer) under load,
- * each verified by reading everything back. 10 rounds; TARTAN_LONG=1: 200. The seed is printed.
+ * each verified by reading everything back. 4 rounds; TARTAN_LONG=1: 200. The seed is printed.
  */
 import t from 'tap';
 import { spawn, type ChildProcess } from 'node:child_process';
@@ -16,9 +16,9 @@ import { connect } from '../../writer/index.js';
 import { bytesAt } from './place-bytes.js';
 
 const LONG = process.env['TARTAN_LONG'] === '1';
-const ROUNDS = LONG ? 200 : 10;
+const ROUNDS = LONG ? 200 : 4;
 /** A new file now and then, so that reading everything back stays short. */
-const ROUNDS_PER_FILE = 5;
+const ROUNDS_PER_FILE = LONG ? 5 : 2;
 const CODES = ['xor(2+1)', 'rs(2,2)', 'copies(1,2)'];
 const NODES = ['n1', 'n2', 'n3', 'n4'];
 const seed = Number(process.env['TARTAN_SEED'] ?? Date.now() % 1_000_000);
@@ -93,7 +93,6 @@ function startSwitch(): Promise<void> {
 
 void t.test(
   `${ROUNDS} rounds of SIGKILL at random moments, everything acknowledged reads back after each (TARTAN_SEED=${seed})`,
-  { timeout: LONG ? 3_600_000 : 300_000 },
   async (t) => {
     t.teardown(async () => {
       for (const id of [...processes.keys()]) await kill(id);

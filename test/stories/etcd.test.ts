@@ -27,7 +27,7 @@ async function until(condition: () => Promise<boolean>, what: string): Promise<v
 
 void t.test(
   'etcd is gone for longer than any lease: open files go on, creating says why not, and nothing is lost',
-  { timeout: 600_000, skip: etcdMissing() },
+  { skip: etcdMissing() },
   async (t) => {
     const { etcd, cluster, location } = await start(t);
     const client = await cluster.client({ cluster: location });
@@ -81,7 +81,7 @@ void t.test(
 void t.test(
   'a node that sleeps past its lease is written around, and comes back; a writer that was replaced is fenced; ' +
     'wiping leaves no key',
-  { timeout: 600_000, skip: etcdMissing() },
+  { skip: etcdMissing() },
   async (t) => {
     const { etcd, cluster, location } = await start(t);
     const client = await cluster.client({ cluster: location }),

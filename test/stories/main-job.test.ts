@@ -128,21 +128,20 @@ async function tell(t: Test, cluster: RunningCluster, story: Case, number: numbe
 
 void t.test('pairs of parameters are all met', async (t) => {
   const cases = pairwise(PARAMETERS);
+  const missing: string[] = [];
   const names = Object.keys(PARAMETERS) as (keyof typeof PARAMETERS)[];
   for (const a of names)
     for (const b of names) {
       if (a >= b) continue;
       for (const x of PARAMETERS[a])
         for (const y of PARAMETERS[b])
-          t.ok(
-            cases.some((each) => each[a] === x && each[b] === y),
-            `${a} ${x}, ${b} ${y}`,
-          );
+          if (!cases.some((each) => each[a] === x && each[b] === y)) missing.push(`${a} ${x}, ${b} ${y}`);
     }
+  t.same(missing, []);
   t.ok(cases.length <= 40, `${cases.length} cases`);
 });
 
-void t.test('the main job, pairwise', { timeout: 1_800_000 }, async (t) => {
+void t.test('the main job, pairwise', async (t) => {
   const cluster = new RunningCluster(['--nodes', '11', '--size', LONG ? '4GiB' : '1GiB']);
   await cluster.up();
   t.teardown(() => cluster.end());

@@ -62,7 +62,7 @@ t.test('every host has a port of the switch, and the agent knows all of them', (
 
 t.test(
   'the demo on BMv2: its program goes and comes, it dies, a node dies, and every byte comes back',
-  { skip: lacking, timeout: 300_000 },
+  { skip: lacking },
   async (t) => {
     const folder = t.testdir(),
       file = join(folder, 'bytes'),
@@ -75,7 +75,7 @@ t.test(
         execFile(
           process.execPath,
           [MAIN, 'demo', '--switch', 'bmv2', file],
-          { env: { ...env, TMPDIR: temporary }, timeout: 240_000 },
+          { env: { ...env, TMPDIR: temporary } },
           (error, out, err) => {
             resolve({ status: error ? Number(error.code ?? 255) : 0, stdout: out, stderr: err });
           },

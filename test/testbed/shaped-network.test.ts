@@ -37,7 +37,7 @@ const lacking = (() => {
     return (error as Error).message;
   }
 })();
-const needs = { skip: lacking ?? false, timeout: 300_000 };
+const needs = { skip: lacking ?? false };
 
 /** Slow enough that two busy CPUs keep up with it. */
 const RATE_MBIT = 40;

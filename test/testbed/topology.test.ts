@@ -28,7 +28,7 @@ const MAIN = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
 function tartan(...args: string[]): Promise<{ status: number; out: string; err: string }> {
   return new Promise((resolve) => {
     const { NODE_OPTIONS: _, ...env } = process.env;
-    execFile(process.execPath, [MAIN, ...args], { env, timeout: 60_000 }, (error, out, err) => {
+    execFile(process.execPath, [MAIN, ...args], { env }, (error, out, err) => {
       resolve({ status: error === null ? 0 : Number(error.code ?? -1), out, err });
     });
   });
