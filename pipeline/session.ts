@@ -236,8 +236,9 @@ export function acceptSession(
           const grant = await decide(hello, channel);
           channel.sendControl({ kind: { $case: 'grant', value: grant } });
         } catch (error) {
-          if (!(error instanceof TartanError)) throw error;
-          refuse(error.code, error.message);
+          const code = codeOf(error);
+          if (code === undefined) throw error;
+          refuse(code, (error as Error).message);
         }
       })();
     } else {

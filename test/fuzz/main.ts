@@ -5,12 +5,20 @@
  * last line is `N passed, N failed, N skipped`.
  */
 import { spawn } from 'node:child_process';
-import { mkdirSync, readFileSync } from 'node:fs';
+import { mkdirSync, readFileSync, rmSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { parseArgs } from 'node:util';
 import type { buildFuzzer } from '../../rdma/native/fuzz/build.mjs';
-import { outcomeOf, SANITIZERS } from '../sanitize/sanitizers.js';
+import {
+  buildAddon,
+  outcomeOf,
+  readReports,
+  reportFolder,
+  SANITIZERS,
+  startSanitized,
+  type Sanitizer,
+} from '../sanitize/sanitizers.js';
 
 interface Finding {
   readonly name: string;
@@ -39,7 +47,11 @@ process.stdout.write(`fuzz: seed ${values.seed}, ${values.seconds} s, ${sanitize
 const script = pathToFileURL(join(root, 'rdma/native/fuzz/build.mjs')).href;
 const builder = (await import(script)) as { buildFuzzer: typeof buildFuzzer };
 const program = await builder.buildFuzzer(sanitizer);
-const findings = [await canary(), ...(await Promise.all(['stream', 'packets'].map((target) => native(target))))];
+buildAddon(sanitizer);
+const findings = [
+  await canary(),
+  ...(await Promise.all([native('stream'), native('packets'), forgedRings(sanitizer)])),
+];
 for (const { name, isGood, output } of findings)
   process.stdout.write(`${isGood ? 'ok    ' : 'NOT OK'} ${name}\n${output}\n`);
 const failed = findings.filter(({ isGood }) => !isGood).length;
@@ -66,4 +78,19 @@ async function native(target: string): Promise<Finding> {
   if (status === 0) return { name: target, isGood: true, output };
   const last = readFileSync(transcript, 'utf8').split('\n').slice(0, 3).join('\n');
   return { name: target, isGood: false, output: `${output}\n${last}\nfuzz: replay it with --replay ${transcript}` };
+}
+
+/** Nodes and a switch in one Node process, with the sanitized addon below them. */
+async function forgedRings(sanitizer: Sanitizer): Promise<Finding> {
+  const reports = reportFolder();
+  const peers = join(root, 'dist/test/fuzz', 'forged-rings.js');
+  const { status, output } = await outcomeOf(startSanitized(sanitizer, [peers, values.seconds, values.seed], reports));
+  const found = readReports(reports);
+  const isGood = status === 0 && found.length === 0;
+  rmSync(reports, { recursive: true });
+  return {
+    name: 'forged rings',
+    isGood,
+    output: [...found, output, ...(isGood ? [] : [`status ${status}`])].join('\n'),
+  };
 }
