@@ -53,7 +53,8 @@ async function main(task, args) {
     process.exit(prepared);
   }
   if (task === 'start')
-    process.exit(await run(process.execPath, [at('dist/cli/main.js'), 'demo', ...args], process.env.INIT_CWD)); // npm changes to the root: paths mean the caller's folder
+    // npm changes to the root: paths mean the caller's folder.
+    process.exit(await run(process.execPath, [at('dist/cli/main.js'), 'demo', ...args], process.env.INIT_CWD));
   const program = {
     bench: 'dist/test/bench/main.js',
     simulate: 'dist/test/simulation/main.js',

@@ -71,14 +71,19 @@ export async function status(state: StateDirectory, secret: string | undefined, 
   ]);
   process.stdout.write(`${table([['ID', 'ROLE', 'PID', 'PORT', 'STATE'], ...rows])}\n`);
   process.stdout.write(
-    `map epoch ${map.epoch}, ${files.length} file${files.length === 1 ? '' : 's'}, ${formatBytes(bytes)}${agent ? `, switch ${agent.state}${agent.program === '' ? '' : ` (${agent.program})`}` : ''}\n`,
+    `map epoch ${map.epoch}, ${files.length} file${files.length === 1 ? '' : 's'}, ` +
+      `${formatBytes(bytes)}` +
+      (agent ? `, switch ${agent.state}${agent.program === '' ? '' : ` (${agent.program})`}` : '') +
+      '\n',
   );
   if (scrub) {
     const { last } = scrub,
       found = last.unitsDamaged + last.unitsMissing + last.parityMismatches;
     process.stdout.write(
       `last scrub ended ${last.endedAt}: ${last.unitsChecked} units checked, ${found} found damaged, missing ` +
-        `or unfit, ${last.unitsRestored} restored${last.stripesLost > 0 ? `, ${last.stripesLost} stripes lost` : ''}; ${scrub.passes} in ` +
+        (`or unfit, ${last.unitsRestored} restored` +
+          (last.stripesLost > 0 ? `, ${last.stripesLost} stripes lost` : '') +
+          `; ${scrub.passes} in `) +
         `all\n`,
     );
   }
@@ -90,7 +95,8 @@ export async function status(state: StateDirectory, secret: string | undefined, 
         : `about ${Math.ceil((seconds * (repair.stripes - repair.stripesDone)) / repair.stripesDone)} s left`;
     process.stdout.write(
       `${repair.what}: ${percentOf(repair)} % ` +
-        `(${repair.stripesDone} of ${repair.stripes} stripes, ${formatBytes(repair.bytesRestored)} restored), ${left}; ` +
+        (`(${repair.stripesDone} of ${repair.stripes} stripes, ` +
+          `${formatBytes(repair.bytesRestored)} restored), ${left}; `) +
         `process ${repair.pid} on ${repair.host}\n`,
     );
   }

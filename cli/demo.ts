@@ -121,7 +121,8 @@ class Story {
       strike,
     );
     say(
-      `   stored ${name}: ${formatRate(stored.bytes, stored.ms)}${stored.struck ? `, the fault struck at ${percent(stored.struck.before)}` : ''}`,
+      `   stored ${name}: ${formatRate(stored.bytes, stored.ms)}` +
+        (stored.struck ? `, the fault struck at ${percent(stored.struck.before)}` : ''),
     );
     this.rows.push([
       `store ${name}`,
@@ -151,7 +152,9 @@ class Story {
     const read = await readBack(client, name, this.source.bytes);
     const equal = read.sha256 === this.source.sha256;
     say(
-      `   read ${name}: ${formatRate(read.bytes, read.ms)}${degraded ? `, ${read.degradedStripes} stripes restored from parity` : ''}, ` +
+      `   read ${name}: ${formatRate(read.bytes, read.ms)}` +
+        (degraded ? `, ${read.degradedStripes} stripes restored from parity` : '') +
+        ', ' +
         `sha256 ${equal ? 'equal' : 'DIFFERENT'}`,
     );
     this.rows.push([

@@ -72,7 +72,11 @@ async function runOne(
     progress.finish();
     process.stderr.write(`${line}\n`);
   };
-  const command = `tartan experiment ${each.name}${options.quick ? ' --quick' : ''}${options.switchKind === 'bmv2' ? ' --switch bmv2' : ''}${options.rate === undefined ? '' : ` --rate ${options.rate}`}${options.codes === undefined ? '' : ` --code ${options.codes.map((code) => `'${code}'`).join(' ')}`}`;
+  const command =
+    `tartan experiment ${each.name}${options.quick ? ' --quick' : ''}` +
+    (options.switchKind === 'bmv2' ? ' --switch bmv2' : '') +
+    (options.rate === undefined ? '' : ` --rate ${options.rate}`) +
+    (options.codes === undefined ? '' : ` --code ${options.codes.map((code) => `'${code}'`).join(' ')}`);
   let result: Result;
   try {
     result = await each.run({
@@ -93,7 +97,16 @@ async function runOne(
   if (options.json) process.stdout.write(`${JSON.stringify(result)}\n`);
   else
     process.stdout.write(
-      `${result.summary}\n${result.goals.map((goal) => `  ${goal.met === null ? 'not measured' : goal.met ? 'met' : 'short'}: ${goal.goal}: ${goal.reached}\n`).join('')}  ${files.join(' ')}\n`,
+      `${result.summary}\n` +
+        result.goals
+          .map(
+            (goal) =>
+              '  ' +
+              (goal.met === null ? 'not measured' : goal.met ? 'met' : 'short') +
+              `: ${goal.goal}: ${goal.reached}\n`,
+          )
+          .join('') +
+        `  ${files.join(' ')}\n`,
     );
   return result;
 }

@@ -95,7 +95,8 @@ export async function put(
       });
     else
       process.stdout.write(
-        `${target}: ${formatBytes(stored)} as ${codeName}, ${formatRate(stored, ms)}, ${describeParity(writer.parityMode)}\n`,
+        `${target}: ${formatBytes(stored)} as ${codeName}, ${formatRate(stored, ms)}, ` +
+          `${describeParity(writer.parityMode)}\n`,
       );
   });
 }
@@ -146,7 +147,10 @@ export async function get(
     if (options.json) print({ name, file: target, bytes, ms: Math.round(ms), degradedStripes, checksumFailures });
     else
       process.stdout.write(
-        `${target}: ${formatBytes(bytes)}, ${formatRate(bytes, ms)}${degradedStripes > 0 ? `, ${degradedStripes} stripes restored from parity` : ''}${checksumFailures > 0 ? `, ${checksumFailures} checksums failed` : ''}\n`,
+        `${target}: ${formatBytes(bytes)}, ${formatRate(bytes, ms)}` +
+          (degradedStripes > 0 ? `, ${degradedStripes} stripes restored from parity` : '') +
+          (checksumFailures > 0 ? `, ${checksumFailures} checksums failed` : '') +
+          '\n',
       );
   });
 }
@@ -160,7 +164,17 @@ export function list(options: ClientOptions): Promise<void> {
     }
     if (files.length > 0)
       process.stdout.write(
-        `${table([['NAME', 'BYTES', 'CODE', 'UNIT', 'STATE', 'MODIFIED'], ...files.map((each) => [each.name, String(each.length), each.code, formatBytes(each.unitBytes), each.state, each.modified])])}\n`,
+        table([
+          ['NAME', 'BYTES', 'CODE', 'UNIT', 'STATE', 'MODIFIED'],
+          ...files.map((each) => [
+            each.name,
+            String(each.length),
+            each.code,
+            formatBytes(each.unitBytes),
+            each.state,
+            each.modified,
+          ]),
+        ]) + '\n',
       );
   });
 }
@@ -173,7 +187,8 @@ export function stat(name: string, options: ClientOptions): Promise<void> {
       return;
     }
     process.stdout.write(
-      `${table(Object.entries(file).map(([key, value]) => [key, Array.isArray(value) ? value.join(' ') : String(value)]))}\n`,
+      table(Object.entries(file).map(([key, value]) => [key, Array.isArray(value) ? value.join(' ') : String(value)])) +
+        '\n',
     );
   });
 }

@@ -1,6 +1,6 @@
 /**
- * The mechanical reading of every source file, as `npm run lint`, `npm run format` and `npm test` do it: ESLint for bugs,
- * Biome (TypeScript, JavaScript) and clang-format (C++) for the shape of lines. Versions are package-lock.json's.
+ * The mechanical reading of every source file, as `npm run lint`, `npm run format` and `npm test` do it: ESLint for
+ * bugs, Biome (TypeScript, JavaScript) and clang-format (C++) for the shape of lines. Versions are package-lock.json's.
  */
 import { spawnSync } from 'node:child_process';
 import { existsSync } from 'node:fs';

@@ -49,7 +49,8 @@ export async function drainNodeFor(
       if (options.json) process.stdout.write(`${JSON.stringify(report)}\n`);
       else
         process.stdout.write(
-          `${id} holds nothing any more: ${report.filesMoved} file${report.filesMoved === 1 ? '' : 's'} moved, ${formatBytes(report.bytesRestored)}; ` +
+          `${id} holds nothing any more: ${report.filesMoved} file` +
+            `${report.filesMoved === 1 ? '' : 's'} moved, ${formatBytes(report.bytesRestored)}; ` +
             `\`tartan node remove ${id}\` takes it out\n`,
         );
     },
@@ -77,7 +78,14 @@ export async function rebalanceNodes(
       if (options.json) process.stdout.write(`${JSON.stringify(report)}\n`);
       else
         process.stdout.write(
-          `${table([['ID', 'BEFORE', 'AFTER'], ...[...report.nodes].sort((a, b) => a.id.localeCompare(b.id, 'en', { numeric: true })).map((each) => [each.id, formatBytes(Math.round(each.before)), formatBytes(Math.round(each.after))])])}\n${report.filesMoved} share${report.filesMoved === 1 ? '' : 's'} moved, ${formatBytes(report.bytesRestored)}\n`,
+          table([
+            ['ID', 'BEFORE', 'AFTER'],
+            ...[...report.nodes]
+              .sort((a, b) => a.id.localeCompare(b.id, 'en', { numeric: true }))
+              .map((each) => [each.id, formatBytes(Math.round(each.before)), formatBytes(Math.round(each.after))]),
+          ]) +
+            `\n${report.filesMoved} share${report.filesMoved === 1 ? '' : 's'} moved, ` +
+            `${formatBytes(report.bytesRestored)}\n`,
         );
       if (report.waiting.length > 0)
         process.stderr.write(`left where they are, for they are being written: ${named(report.waiting)}\n`);

@@ -42,7 +42,19 @@ export async function listNodes(state: StateDirectory, json: boolean): Promise<v
   if (json) process.stdout.write(`${JSON.stringify(rows)}\n`);
   else
     process.stdout.write(
-      `${table([['ID', 'STATE', 'ADDRESS', 'PID', 'FILES', 'STORE'], ...rows.map((each) => [each.id, [each.state, ...(each.present ? [] : ['silent']), ...(each.purpose === 'member' ? [] : [each.purpose])].join(', '), `${each.host}:${each.port}`, String(each.pid ?? '-'), String(each.files), each.store ?? '-'])])}\n`,
+      table([
+        ['ID', 'STATE', 'ADDRESS', 'PID', 'FILES', 'STORE'],
+        ...rows.map((each) => [
+          each.id,
+          [each.state, ...(each.present ? [] : ['silent']), ...(each.purpose === 'member' ? [] : [each.purpose])].join(
+            ', ',
+          ),
+          `${each.host}:${each.port}`,
+          String(each.pid ?? '-'),
+          String(each.files),
+          each.store ?? '-',
+        ]),
+      ]) + '\n',
     );
 }
 
@@ -67,7 +79,9 @@ export async function addNode(
     if (json) process.stdout.write(`${JSON.stringify(record)}\n`);
     else
       process.stdout.write(
-        `${id} runs on port ${record.port}; ${options.spare ? 'it waits as a spare' : 'files made from now on use it'}\n`,
+        `${id} runs on port ${record.port}; ` +
+          (options.spare ? 'it waits as a spare' : 'files made from now on use it') +
+          '\n',
       );
     return id;
   });

@@ -48,7 +48,10 @@ export async function testbed(options: TestbedCommandOptions): Promise<void> {
         if (options.json) process.stdout.write(`${JSON.stringify({ cluster: running.cluster, rateMbit, hosts })}\n`);
         else {
           process.stdout.write(
-            `${table([['HOST', 'ROLE', 'PROCESS', 'TO RUN SOMETHING THERE'], ...hosts.map((each) => [each.name, each.role, String(each.process ?? '-'), `${each.enter} COMMAND`])])}\n`,
+            table([
+              ['HOST', 'ROLE', 'PROCESS', 'TO RUN SOMETHING THERE'],
+              ...hosts.map((each) => [each.name, each.role, String(each.process ?? '-'), `${each.enter} COMMAND`]),
+            ]) + '\n',
           );
           const writer = hosts.find((each) => each.role === 'writer');
           if (writer !== undefined)
@@ -93,11 +96,19 @@ export async function verbsTestbed(options: {
           .map(({ id, role, identity, host, port }) => ({ id, role, pid: identity.pid, host, port }));
         if (options.json)
           process.stdout.write(
-            `${JSON.stringify({ dir: running.state.path, device: `verbs:${RDMA_DEVICE}`, secretFile: running.secretFile, processes })}\n`,
+            JSON.stringify({
+              dir: running.state.path,
+              device: `verbs:${RDMA_DEVICE}`,
+              secretFile: running.secretFile,
+              processes,
+            }) + '\n',
           );
         else {
           process.stdout.write(
-            `${table([['ID', 'ROLE', 'PID', 'HOST', 'PORT'], ...processes.map((each) => [each.id, each.role, String(each.pid), each.host, String(each.port)])])}\n`,
+            table([
+              ['ID', 'ROLE', 'PID', 'HOST', 'PORT'],
+              ...processes.map((each) => [each.id, each.role, String(each.pid), each.host, String(each.port)]),
+            ]) + '\n',
           );
           process.stdout.write(
             `to store a file: npx tartan --dir ${running.state.path} --secret-file ${running.secretFile} put ` +

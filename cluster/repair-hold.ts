@@ -104,7 +104,10 @@ export class RepairHold {
         await lease.revoke();
         throw new TartanError(
           'ERR_IN_USE',
-          `Cannot ${what}: ${other === undefined ? 'another has just ended, or is about to begin; try again' : `process ${other.pid} on ${other.host} is at it (${other.what}, ${percentOf(other)} %)`}`,
+          `Cannot ${what}: ` +
+            (other === undefined
+              ? 'another has just ended, or is about to begin; try again'
+              : `process ${other.pid} on ${other.host} is at it (${other.what}, ${percentOf(other)} %)`),
         );
       }
       await store.transact(

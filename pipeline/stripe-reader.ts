@@ -769,7 +769,14 @@ export class StripeReader {
   private giveUp(job: Job): void {
     const reasons = [...job.lost].map(
       ([unit, reason]) =>
-        `unit ${unit}: ${reason === BAD_UNIT ? 'ERR_CHECKSUM' : reason === ROLLED_BACK ? 'rolled back' : reason === AVOIDED ? 'not to be read' : refusalCode(reason)}`,
+        `unit ${unit}: ` +
+        (reason === BAD_UNIT
+          ? 'ERR_CHECKSUM'
+          : reason === ROLLED_BACK
+            ? 'rolled back'
+            : reason === AVOIDED
+              ? 'not to be read'
+              : refusalCode(reason)),
     );
     const down = Array.from({ length: this.units }, (_, unit) => unit).filter(
       (unit) => !job.lost.has(unit) && this.linkFor(job, unit) === undefined,

@@ -51,7 +51,9 @@ export function formatKernels(result) {
 }
 
 function cell({ median: middle, min, max, ratio }) {
-  return `${middle.toFixed(1)} (${min.toFixed(1)}–${max.toFixed(1)})${ratio === undefined ? '' : `  ${ratio.toFixed(2)}×`}`;
+  return (
+    `${middle.toFixed(1)} (${min.toFixed(1)}–${max.toFixed(1)})` + (ratio === undefined ? '' : `  ${ratio.toFixed(2)}×`)
+  );
 }
 
 function spread(values, reference) {

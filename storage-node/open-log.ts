@@ -159,7 +159,9 @@ async function loadCheckpoint(
   }
   throw new TartanError(
     'ERR_CHECKSUM',
-    `Cannot open the store: ${pointers.length === 0 ? 'neither pointer block holds' : 'no checkpoint that a pointer names holds'}; ` +
+    'Cannot open the store: ' +
+      (pointers.length === 0 ? 'neither pointer block holds' : 'no checkpoint that a pointer names holds') +
+      '; ' +
       'what the store held cannot be told',
     { cause: why },
   );

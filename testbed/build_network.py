@@ -5,8 +5,10 @@ All of Mininet stays in here: namespaces, veth pairs, bridges, htb. It knows not
 the namespaces by who started this, which must give it a network namespace of its own (`unshare --net`): then nothing
 that is built shows outside, and nothing remains when this process ends, however it ends.
 
-    in   {"hosts": [{"name", "forwards", "addresses": [on lo], "routes": [arguments of `ip route add`]}], "bridges": [name],
-          "links": [{"ends": [{"host", "interface", "address" or null, "mac"?}, ...], "rateMbit"?, "mtu"?, "plain"?: no offloads, no IPv6}]}
+    in   {"hosts": [{"name", "forwards", "addresses": [on lo], "routes": [arguments of `ip route add`]}],
+          "bridges": [name],
+          "links": [{"ends": [{"host", "interface", "address" or null, "mac"?}, ...], "rateMbit"?, "mtu"?,
+                     "plain"?: no offloads, no IPv6}]}
     out  {"ready": true, "pids": {host: pid of its shell}}, or {"error": one line}
     in   {"link": index, "up": bool}    one link's carrier, on both sides
     out  {"done": true}, or {"error": ...}
@@ -71,7 +73,8 @@ def build(spec):
             node = net[host["name"]]
             run(node, "ip link set lo up")
             # A route whose link lost its carrier is none: the next one is taken.
-            run(node, "sysctl -qw net.ipv4.conf.all.ignore_routes_with_linkdown=1 net.ipv4.conf.default.ignore_routes_with_linkdown=1")
+            run(node, "sysctl -qw net.ipv4.conf.all.ignore_routes_with_linkdown=1 "
+                      "net.ipv4.conf.default.ignore_routes_with_linkdown=1")
             for link in spec["links"]:
                 for end in link["ends"]:
                     if end["host"] == host["name"]:
@@ -96,7 +99,8 @@ def prepare(node, link, end):
     if link.get("plain"):
         run(node, f"sysctl -qw net.ipv6.conf.{end['interface']}.disable_ipv6=1")
         # ethtool lists what it changed.
-        run(node, f"ethtool -K {end['interface']} tx off rx off gso off tso off gro off > /dev/null 2>&1 || echo offloads stay on")
+        run(node, f"ethtool -K {end['interface']} tx off rx off gso off tso off gro off > /dev/null 2>&1 "
+                  "|| echo offloads stay on")
 
 
 def set_link(net, link, is_up):

@@ -176,11 +176,17 @@ export class CephCluster {
     };
     writeFileSync(
       config,
-      `[global]\n${Object.entries(settings)
-        .map(([name, value]) => `${name} = ${value}`)
-        .join(
-          '\n',
-        )}\n${nodes.map((name, i) => `[osd.${i}]\npublic addr = ${testbed.address(name)}\ncluster addr = ${testbed.address(name)}\n`).join('')}`,
+      '[global]\n' +
+        Object.entries(settings)
+          .map(([name, value]) => `${name} = ${value}`)
+          .join('\n') +
+        '\n' +
+        nodes
+          .map(
+            (name, i) =>
+              `[osd.${i}]\npublic addr = ${testbed.address(name)}\ncluster addr = ` + `${testbed.address(name)}\n`,
+          )
+          .join(''),
     );
     await run([
       'monmaptool',

@@ -51,7 +51,8 @@ for (const rateMbit of RATES) {
       process.stdout.write(
         `${formatMbit(rateMbit).padEnd(11)} ring ${spread(rates.ring).median.toFixed(2)} MB/s, ` +
           `packets ${spread(rates.packets).median.toFixed(2)}; packets / ` +
-          `ring ${ratio.median.toFixed(2)} (${ratio.least.toFixed(2)}-${ratio.most.toFixed(2)}), ${share.toFixed(2)} of ` +
+          (`ring ${ratio.median.toFixed(2)} (${ratio.least.toFixed(2)}-${ratio.most.toFixed(2)}` +
+            `), ${share.toFixed(2)} of `) +
           `what the link's bits allow\n`,
       );
     },

@@ -21,7 +21,10 @@ export class ProgressLine implements Progress {
   step(what: string): void {
     this.done++;
     const left = this.done > 0 ? (((performance.now() - this.begun) / this.done) * (this.steps - this.done)) / 1000 : 0;
-    const line = `${this.name} ${this.done + 1}/${this.steps}${this.done > 0 ? `, about ${duration(left)} left` : ''}: ${what}`;
+    const line =
+      `${this.name} ${this.done + 1}/${this.steps}` +
+      (this.done > 0 ? `, about ${duration(left)} left` : '') +
+      `: ${what}`;
     this.stream.write(this.stream.isTTY ? `\r${line.slice(0, (this.stream.columns ?? 80) - 1)}\x1b[K` : `${line}\n`);
   }
 

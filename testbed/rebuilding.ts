@@ -47,7 +47,12 @@ for (const nodes of values.nodes.split(',').map(Number)) {
   process.stderr.write(`${JSON.stringify(figures.at(-1))}\n`);
 }
 process.stdout.write(
-  `${JSON.stringify({ megabytes: Number(values.megabytes), rate: values.rate, repetitions: Number(values.repetitions), figures })}\n`,
+  JSON.stringify({
+    megabytes: Number(values.megabytes),
+    rate: values.rate,
+    repetitions: Number(values.repetitions),
+    figures,
+  }) + '\n',
 );
 
 interface Nodes {

@@ -55,7 +55,11 @@ export async function drainNode(
     if (shares.length === 0 && stuck[0] !== undefined)
       throw new TartanError(
         'ERR_NOT_ENOUGH_NODES',
-        `Cannot empty node ${id}: ${to === undefined ? `'${stuck[0].name}' uses every node that is up` : `'${stuck[0].name}' uses ${to} already`}; ` +
+        `Cannot empty node ${id}: ` +
+          (to === undefined
+            ? `'${stuck[0].name}' uses every node that is up`
+            : `'${stuck[0].name}' uses ${to} already`) +
+          '; ' +
           'add a node first',
       );
     if (shares.length === 0) break;

@@ -194,7 +194,12 @@ class Repairer {
 
   private async moveAll(shares: readonly Share[]): Promise<void> {
     this.say(
-      `${shares.length} ${shares.length === 1 ? 'file moves' : 'files move'} from ${[...new Set(shares.map(({ file, index }) => file.nodes[index]))].join(', ')} to ${[...new Set(shares.map(({ to }) => (to === NOBODY ? 'those that are left' : to)))].join(', ')}`,
+      `${shares.length} ` +
+        (shares.length === 1 ? 'file moves' : 'files move') +
+        ' from ' +
+        [...new Set(shares.map(({ file, index }) => file.nodes[index]))].join(', ') +
+        ' to ' +
+        [...new Set(shares.map(({ to }) => (to === NOBODY ? 'those that are left' : to)))].join(', '),
     );
     this.mayEnlist = true;
     this.planAt = -Infinity;
@@ -240,8 +245,12 @@ class Repairer {
       if (left.has(file.name)) this.later(file.id);
       else this.patience.delete(file.id);
     this.say(
-      `${report.filesMoved} ${report.filesMoved === 1 ? 'file has' : 'files have'} moved, ${report.unitsRestored} units ` +
-        `restored${report.waiting.length > 0 ? `, ${report.waiting.length} wait until they are closed` : ''}${report.failed.map(({ name, why }) => `; '${name}': ${why}`).join('')}`,
+      `${report.filesMoved} ` +
+        (report.filesMoved === 1 ? 'file has' : 'files have') +
+        ` moved, ${report.unitsRestored} units ` +
+        ('restored' +
+          (report.waiting.length > 0 ? `, ${report.waiting.length} wait until they are closed` : '') +
+          report.failed.map(({ name, why }) => `; '${name}': ${why}`).join('')),
     );
   }
 

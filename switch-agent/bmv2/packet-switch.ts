@@ -360,7 +360,8 @@ export class PacketSwitch {
       if (controller === undefined || !controller.primary)
         throw new TartanError(
           'ERR_NOT_PROGRAMMABLE',
-          `Cannot ${verb} the program of switch ${id}: ${controller === undefined ? 'it is down' : 'another controller is primary'}`,
+          `Cannot ${verb} the program of switch ${id}: ` +
+            (controller === undefined ? 'it is down' : 'another controller is primary'),
         );
       if (this.#wanted !== wanted || !this.#isReconciled) {
         this.#wanted = wanted;

@@ -114,7 +114,10 @@ function commit(): string {
       stdio: ['ignore', 'pipe', 'ignore'],
     }).trim();
   try {
-    return `${git('rev-parse', '--short', 'HEAD')}${git('status', '--porcelain', '--untracked-files=no') === '' ? '' : ' with changes'}`;
+    return (
+      `${git('rev-parse', '--short', 'HEAD')}` +
+      (git('status', '--porcelain', '--untracked-files=no') === '' ? '' : ' with changes')
+    );
   } catch {
     return 'unknown';
   }

@@ -117,7 +117,8 @@ t.test(
       t.ok(most < before * 0.65, 'twice the nodes, about half the time');
       before = most;
       lines.push(
-        `${n} nodes: spread ${most}, rotated ${Math.max(...rotated)} over ${rotated.filter((count) => count > 0).length} nodes`,
+        `${n} nodes: spread ${most}, rotated ${Math.max(...rotated)} over ` +
+          `${rotated.filter((count) => count > 0).length} nodes`,
       );
     }
     t.comment(`units that the busiest survivor reads for a lost node of ${stripesPerNode} units: ${lines.join('; ')}`);

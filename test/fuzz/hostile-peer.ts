@@ -1,7 +1,7 @@
 /**
- * A peer that knows the cluster's secret and abuses what it is granted: it opens sessions with nodes and the switch, asks
- * for what makes no sense, writes headers, immediates and payloads that lie straight into the ring it was given, writes
- * to a slot again while it is being checked, and sends records, control messages and frames that nobody would.
+ * A peer that knows the cluster's secret and abuses what it is granted: it opens sessions with nodes and the switch,
+ * asks for what makes no sense, writes headers, immediates and payloads that lie straight into the ring it was given,
+ * writes to a slot again while it is being checked, and sends records, control messages and frames that nobody would.
  *
  * Nothing that it does may cost more than its own connection.
  */

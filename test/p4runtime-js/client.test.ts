@@ -60,13 +60,17 @@ const program = Program.fromText(`
   }
   actions { preamble { id: 16777218 name: "drop" alias: "drop" } }
   counters { preamble { id: 301989900 name: "Ingress.seen" alias: "seen" } spec { unit: PACKETS } size: 16 }
-  direct_counters { preamble { id: 301989889 name: "Ingress.hits" alias: "hits" } spec { unit: BOTH } direct_table_id: 33554433 }
+  direct_counters {
+    preamble { id: 301989889 name: "Ingress.hits" alias: "hits" } spec { unit: BOTH } direct_table_id: 33554433
+  }
   controller_packet_metadata {
     preamble { id: 67108865 name: "packet_out" alias: "packet_out" annotations: "@controller_header(\\"packet_out\\")" }
     metadata { id: 1 name: "port" bitwidth: 9 }
   }
   type_info {
-    serializable_enums { key: "kind_t" value { underlying_type { bitwidth: 8 } members { name: "A" value: "\\000\\x7f" } } }
+    serializable_enums {
+      key: "kind_t" value { underlying_type { bitwidth: 8 } members { name: "A" value: "\\000\\x7f" } }
+    }
     new_types { key: "vrf_t" value { translated_type { uri: "tartan/vrf" sdn_string { } } } }
   }
 `);

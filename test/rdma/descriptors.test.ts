@@ -1,4 +1,4 @@
-/** What the engine's descriptors owe to processes that are forked beside it, and what forked processes can't do to it. */
+/** What the engine's descriptors owe to processes forked beside it, and what forked processes can't do to it. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { readdirSync, readFileSync, readlinkSync } from 'node:fs';

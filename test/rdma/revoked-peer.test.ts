@@ -12,8 +12,11 @@ import { Access, Flag, Status, openSoftDevice, type Device, type MemoryRegion, t
 const BYTES = 1 << 20;
 const SCRIBBLE = 0x5c;
 /** Writes over the whole segment, again and again, until it is killed; says so once a round. */
-const SCRIBBLER = `const { writeSync } = require('fs'); const junk = Buffer.alloc(65536, ${SCRIBBLE});
-for (;;) { for (let at = 0; at < ${BYTES}; at += junk.length) writeSync(3, junk, 0, junk.length, at); writeSync(1, '.'); }`;
+const SCRIBBLER =
+  `const { writeSync } = require('fs'); const junk = Buffer.alloc(65536, ${SCRIBBLE}` +
+  `);
+for (;;) { for (let at = 0; at < ${BYTES}; at += junk.length) writeSync(3, junk, ` +
+  `0, junk.length, at); writeSync(1, '.'); }`;
 
 /**
  * A descriptor of its own for a region's segment, as a peer would keep one: found by a mark that is taken away again.

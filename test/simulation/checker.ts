@@ -333,7 +333,9 @@ function same(a: Uint8Array, b: Uint8Array): boolean {
 function describe(version: StripeVersion): string {
   return (
     `version ${version.epoch}.${version.counter} has units ` +
-    `{${[...version.units.keys()].sort().join(' ')}}${version.damaged.size > 0 ? `, damaged {${[...version.damaged].join(' ')}}` : ''}, ` +
+    (`{${[...version.units.keys()].sort().join(' ')}}` +
+      (version.damaged.size > 0 ? `, damaged {${[...version.damaged].join(' ')}}` : '') +
+      ', ') +
     `missing mask ${version.missing.toString(2)}`
   );
 }

@@ -18,8 +18,10 @@ import type { Plan } from './plan.js';
 import { simulate, type RunResult } from './run.js';
 import { shrink } from './shrink.js';
 
-const CRISIS =
-  /fault \d+|everything heals|marked down| is (writing|taking|creating|closing|removing|opening)|could not start|Cannot |kill |partition |pause |resume /;
+const CRISIS = new RegExp(
+  'fault \\d+|everything heals|marked down| is (writing|taking|creating|closing|removing|opening)|could not start|' +
+    'Cannot |kill |partition |pause |resume ',
+);
 /** Most of what a run allocates is gone a moment later: a large nursery spares copying it. */
 const resourceLimits = { maxYoungGenerationSizeMb: 128 };
 
@@ -73,7 +75,9 @@ async function main(): Promise<number> {
   const file = join(tmpdir(), `tartan-simulation-${failed.seed}.txt`);
   process.stdout.write(
     `${kept.length} faults are enough. To replay it:\n\n    npm run simulate -- ` +
-      `--seed ${failed.seed} --only ${kept.join(',') || "''"}${values.mutant === undefined ? '' : ` --mutant ${values.mutant}`} --trace ${file}\n\n`,
+      (`--seed ${failed.seed} --only ${kept.join(',') || "''"}` +
+        (values.mutant === undefined ? '' : ` --mutant ${values.mutant}`) +
+        ` --trace ${file}\n\n`),
   );
   await replay(failed.seed, new Set(kept), file);
   return 1;
@@ -99,7 +103,9 @@ async function replay(
   });
   const { plan } = result;
   process.stdout.write(
-    `seed ${seed}: ${plan.codes.join(' and ')} on ${plan.nodes.length} nodes, ${plan.switches.length} switches, ${plan.writers.length} writers, ${plan.readers.length} readers; ` +
+    `seed ${seed}: ${plan.codes.join(' and ')} on ${plan.nodes.length} nodes, ` +
+      `${plan.switches.length} switches, ${plan.writers.length} writers, ${plan.readers.length}` +
+      ' readers; ' +
       `${result.operations} stripe operations in ${(result.virtualMs / 1000).toFixed(1)} virtual s; ` +
       `trace ${result.hash.slice(0, 16)}\n${result.violation?.message ?? 'nothing failed'}\n`,
   );

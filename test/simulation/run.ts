@@ -393,7 +393,10 @@ class Run {
       if (error instanceof Violation) throw error;
       throw new Violation(
         'file lost',
-        `reading '${record.name}' when ${degraded === 0 ? 'everything works' : `${degraded} nodes are gone`}: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}`,
+        `reading '${record.name}' when ` +
+          (degraded === 0 ? 'everything works' : `${degraded} nodes are gone`) +
+          ': ' +
+          (error instanceof Error ? (error.stack ?? error.message) : String(error)),
       );
     }
   }

@@ -74,8 +74,8 @@ const FOUND: Readonly<Record<number, string>> = {
 };
 
 /**
- * Few seeds whose plans have every kind of fault: of the candidates, always the one that adds most kinds for the virtual
- * time it takes.
+ * Few seeds whose plans have every kind of fault: of the candidates, always the one that adds most kinds for the
+ * virtual time it takes.
  */
 function covering(candidates: readonly number[]): number[] {
   const missing = new Set<string>(Object.keys(faultKinds)),

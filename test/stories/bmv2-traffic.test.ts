@@ -267,9 +267,11 @@ t.test('traffic that is not ours does not notice that the program is swapped', {
     await pause(500);
     const client = network.spawn(
       'w1',
-      `const s = require('node:dgram').createSocket('udp4'); let sent = 0, received = 0; s.on('message', () => { received++; });
+      `const s = require('node:dgram').createSocket('udp4'); let sent = 0, received = 0;
+s.on('message', () => { received++; });
       const timer = setInterval(() => { s.send('not ours', 9000, '${NODES[1]}'); sent++; }, 2);
-      process.stdin.resume().on('end', () => { clearInterval(timer); setTimeout(() => { console.log(JSON.stringify({ sent, received })); process.exit(); }, 1000); });`,
+      process.stdin.resume().on('end', () => { clearInterval(timer);
+  setTimeout(() => { console.log(JSON.stringify({ sent, received })); process.exit(); }, 1000); });`,
     );
     let text = '';
     client.stdout!.on('data', (chunk: Buffer) => {

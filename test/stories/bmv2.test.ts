@@ -26,9 +26,11 @@ const pause = (ms: number): Promise<void> =>
 const ECHO =
   `const s = require('node:dgram').createSocket('udp4'); s.on('message', (m, { port, address }) => s.send(m, ` +
   'port, address)); s.bind(9000);';
-const CLIENT = `const s = require('node:dgram').createSocket('udp4'); let sent = 0, received = 0; s.on('message', () => { received++; });
+const CLIENT = `const s = require('node:dgram').createSocket('udp4'); let sent = 0, received = 0;
+s.on('message', () => { received++; });
 const timer = setInterval(() => { s.send('not ours', 9000, '10.5.0.12'); sent++; }, 20);
-process.stdin.resume().on('end', () => { clearInterval(timer); setTimeout(() => { console.log(JSON.stringify({ sent, received })); process.exit(); }, 500); });`;
+process.stdin.resume().on('end', () => { clearInterval(timer);
+  setTimeout(() => { console.log(JSON.stringify({ sent, received })); process.exit(); }, 500); });`;
 
 /**
  * Writes a file while `meanwhile` goes on, and compares what reads back, with `gone` nodes killed before the second

@@ -204,7 +204,9 @@ t.test('updates come in an order in which no group ever leads to copies that are
 function name({ entity }: v1.Entity): string {
   if (entity?.$case === 'tableEntry') {
     const { table, match } = readTableEntry(program, entity.value);
-    return `${table} ${JSON.stringify(match, (_, value: unknown) => (typeof value === 'bigint' ? String(value) : value))}`;
+    return (
+      `${table} ` + JSON.stringify(match, (_, value: unknown) => (typeof value === 'bigint' ? String(value) : value))
+    );
   }
   const engine = entity?.$case === 'packetReplicationEngineEntry' ? entity.value.type : undefined;
   return engine?.$case === 'multicastGroupEntry' ? `multicast ${engine.value.multicastGroupId}` : '?';

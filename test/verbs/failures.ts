@@ -201,9 +201,14 @@ export function run(t: Test): void {
   });
 
   t.test('memory that may not be locked is refused, naming `ulimit -l`', async (t) => {
-    const code = `import('${new URL('../../../rdma/dist/index.js', import.meta.url).pathname}').then(async ({ openVerbsDevice }) => {
-      const device = openVerbsDevice({ device: '${DEVICE}' });
-      try { device.allocate(8 << 20); } catch (error) { console.log(error.code, error.message); }
+    const code =
+      `import('` +
+      new URL('../../../rdma/dist/index.js', import.meta.url).pathname +
+      `').then(async ({ openVerbsDevice }) => {
+      const device = openVerbsDevice({ ` +
+      `device: '${DEVICE}' });
+      try { device.allocate(8 << 20); } catch (error) { ` +
+      `console.log(error.code, error.message); }
       await device.close(); })`;
     const said = sh(
       'chmod a+rw /dev/infiniband/*; ulimit -l 1024; HOME=/tmp setpriv --reuid 65534 --regid 65534 ' +

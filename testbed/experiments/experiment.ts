@@ -62,7 +62,9 @@ export function settingOf(
     machine:
       `${cpus()[0]?.model ?? 'unknown CPU'}, ${cpus().length} CPUs, Node ${process.version}; writers, switch and ` +
       'nodes share them',
-    links: `${more.links ?? `${formatMbit(context.rateMbit)} each, htb, both directions`}${context.switchKind === 'bmv2' ? '; the switch is BMv2' : ''}`,
+    links:
+      (more.links ?? `${formatMbit(context.rateMbit)} each, htb, both directions`) +
+      (context.switchKind === 'bmv2' ? '; the switch is BMv2' : ''),
     durability: more.durability,
     repetitions: more.repetitions,
     loadBefore: loadavg()[0]!,

@@ -360,12 +360,14 @@ function resultOf({ setting, plan, steps, isBmv2, rateMbit, naive, idle, runs, k
     setting,
     rows,
     goals,
-    summary: `fallback: longest gap ${steps
-      .filter((step) => step.goalMs(plan) !== undefined || isBmv2)
-      .map(({ event }) => `${longest(event).toFixed(0)} ms (${event})`)
-      .join(
-        ', ',
-      )}; deadline ${plan.deadlineMs} ms; ${kept.isWhole ? `all ${(kept.bytes / 1e6).toFixed(0)} MB read back` : 'BYTES WERE LOST'}`,
+    summary:
+      'fallback: longest gap ' +
+      steps
+        .filter((step) => step.goalMs(plan) !== undefined || isBmv2)
+        .map(({ event }) => `${longest(event).toFixed(0)} ms (${event})`)
+        .join(', ') +
+      `; deadline ${plan.deadlineMs} ms; ` +
+      (kept.isWhole ? `all ${(kept.bytes / 1e6).toFixed(0)} MB read back` : 'BYTES WERE LOST'),
     columns: [
       { name: 'ms', unit: 'ms', about: 'time into the first round' },
       { name: 'mbPerS', unit: 'MB/s', about: 'acknowledged since the row before' },

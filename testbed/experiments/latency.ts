@@ -123,7 +123,8 @@ async function run(context: ExperimentContext): Promise<Result> {
       `latency: p50 ${digits(Number(of('switch', 'idle')['p50']))} ms in the ` +
       `switch, ${digits(Number(of('host', 'idle')['p50']))} ms on the host; ` +
       `p99 ${digits(Number(of('switch', 'idle')['p99']))} and ${digits(Number(of('host', 'idle')['p99']))} ms; ` +
-      `under load p50 ${digits(Number(of('switch', 'loaded')['p50']))} and ${digits(Number(of('host', 'loaded')['p50']))} ms`,
+      (`under load p50 ${digits(Number(of('switch', 'loaded')['p50']))} and ` +
+        `${digits(Number(of('host', 'loaded')['p50']))} ms`),
     columns: [
       { name: 'parity', unit: '', about: 'where it was computed' },
       {

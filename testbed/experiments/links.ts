@@ -103,7 +103,10 @@ async function run(context: ExperimentContext): Promise<Result> {
     summary:
       `links: ${count} links carry ${digits(Number(last['mbPerS']))} MB/s both directions ` +
       `together, ${digits(Number(last['ofProportional']))} of ${count} × one link ` +
-      `(least ${digits(Number(worst['ofProportional']))} at ${String(worst['links'])})${rows.some((row) => row['counts'] === false) ? '; some points do not count, the CPUs were not idle enough' : ''}`,
+      (`(least ${digits(Number(worst['ofProportional']))} at ${String(worst['links'])})` +
+        (rows.some((row) => row['counts'] === false)
+          ? '; some points do not count, the CPUs were not idle enough'
+          : '')),
     columns: [
       { name: 'links', unit: '', about: 'of the switch host, used at once' },
       { name: 'mbPerS', unit: 'MB/s', about: 'both directions together, median' },

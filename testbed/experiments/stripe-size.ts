@@ -142,7 +142,12 @@ export async function runStripeSize(context: ExperimentContext, plan: StripeSize
       `stripe-size: parity in the switch up to ${digits(Number(best['ratio']))} × parity on the host ` +
       `(${String(best['code'])}, ${String(best['unitKiB'])} KiB; ` +
       `ceiling ${digits(Number(best['ceiling']))} ×), ${digits(Number(best['ofLink']) * 100)} % of ` +
-      `iperf3's ${digits(Number(best['iperfMbPerS']))} MB/s${uncounted > 0 ? `; ${uncounted} of ${rows.length} points do not count: less than ${LEAST_IDLE * 100} % of the CPUs was ` + 'idle' : ''}`,
+      (`iperf3's ${digits(Number(best['iperfMbPerS']))} MB/s` +
+        (uncounted > 0
+          ? `; ${uncounted} of ${rows.length} points do not count: less than ${LEAST_IDLE * 100} ` +
+            '% of the CPUs was ' +
+            'idle'
+          : '')),
     columns: [
       { name: 'code', unit: '', about: 'code; copies(1,2) is 3-way replication' },
       { name: 'unitKiB', unit: 'KiB', about: 'stripe unit' },

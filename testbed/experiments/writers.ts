@@ -111,7 +111,10 @@ async function run(context: ExperimentContext): Promise<Result> {
       `writers: one switch carries at most ${digits(Number(one['mbPerS']))} MB/s ` +
       `(${String(one['writers'])} writers), two ${digits(Number(two['mbPerS']))} MB/s ` +
       `(${String(two['writers'])} writers), on links ` +
-      `of ${digits(link / 1e6)} MB/s${rows.some((row) => row['counts'] === false) ? '; some points do not count, the CPUs were not idle enough' : ''}`,
+      (`of ${digits(link / 1e6)} MB/s` +
+        (rows.some((row) => row['counts'] === false)
+          ? '; some points do not count, the CPUs were not idle enough'
+          : '')),
     columns: [
       { name: 'switches', unit: '', about: 'switch hosts; writer i is linked to switch i modulo switches' },
       { name: 'writers', unit: '', about: 'at once' },

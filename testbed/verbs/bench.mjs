@@ -161,7 +161,9 @@ say('   bytes  allocate µs   deregister µs   one WRITE µs');
       sent.push((performance.now() - begin) * 1000);
     }
     say(
-      `${String(bytes).padStart(9)} ${median(made).toFixed(0).padStart(11)} ${median(gone).toFixed(0).padStart(15)} ${(sent.length > 0 ? median(sent).toFixed(0) : '-').padStart(14)}`,
+      `${String(bytes).padStart(9)} ${median(made).toFixed(0).padStart(11)} ` +
+        `${median(gone).toFixed(0).padStart(15)} ` +
+        (sent.length > 0 ? median(sent).toFixed(0) : '-').padStart(14),
     );
   }
   await device.close();

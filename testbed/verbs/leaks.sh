@@ -8,14 +8,18 @@ addon=.tartan/leaks/tartan_rdma_verbs.node
 if [[ ${1:-} == build ]]; then
   mkdir -p "${addon%/*}"
   # shellcheck disable=SC2046
-  g++ -std=c++20 -O1 -g -fPIC -fsanitize=address -fno-omit-frame-pointer -Wno-missing-field-initializers -DNAPI_VERSION=8 -isystem node_modules/node-api-headers/include \
+  g++ -std=c++20 -O1 -g -fPIC -fsanitize=address -fno-omit-frame-pointer \
+    -Wno-missing-field-initializers -DNAPI_VERSION=8 \
+    -isystem node_modules/node-api-headers/include \
     -shared $(ls rdma/native/verbs/*.cc | grep -v stub) rdma/native/address.cc -ldl -o "$addon"
   exit
 fi
 [[ -e $addon ]] || { echo 'leaks.sh: first, outside the machine: testbed/verbs/leaks.sh build' >&2; exit 127; }
 cp "$addon" rdma/build/tartan_rdma_verbs.node  # this machine's overlay only
 status=0
-LD_PRELOAD=$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=1:exitcode=23:log_path=/tmp/asan:fast_unwind_on_malloc=0 node dist/test/verbs/main.js "$@" || status=$?
+LD_PRELOAD=$(gcc -print-file-name=libasan.so) \
+  ASAN_OPTIONS=detect_leaks=1:exitcode=23:log_path=/tmp/asan:fast_unwind_on_malloc=0 \
+  node dist/test/verbs/main.js "$@" || status=$?
 # Node leaves things of its own behind; what counts is what has passed through the addon or rdma-core on its behalf.
 blocks=0
 for report in /tmp/asan*; do

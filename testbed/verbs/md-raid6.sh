@@ -12,10 +12,13 @@ disk=0
 for k in ${MD_DATA_DISKS:-2 3 4}; do
   n=$((k + 2)) members=()
   for ((i = 0; i < n; i++)); do members+=("/dev/ram$((disk++))"); done
-  mdadm --create "/dev/md$k" --run --level=6 --raid-devices="$n" --chunk=4 --layout=left-symmetric --metadata=1.0 --bitmap=none "${members[@]}" </dev/null 2>&1 | grep -v '^$' || true
+  mdadm --create "/dev/md$k" --run --level=6 --raid-devices="$n" --chunk=4 \
+    --layout=left-symmetric --metadata=1.0 --bitmap=none "${members[@]}" </dev/null 2>&1 | grep -v '^$' || true
   mdadm --wait "/dev/md$k" || true
   dd if="/out/data-$k" of="/dev/md$k" bs=4096 oflag=direct conv=fsync status=none
   mdadm --detail "/dev/md$k" | grep -E 'Level|Layout|Chunk|State :'
   mdadm --stop "/dev/md$k"
-  for ((i = 0; i < n; i++)); do dd if="${members[i]}" of="/out/member-$k-$i" bs=4096 count="$n" iflag=direct status=none; done
+  for ((i = 0; i < n; i++)); do
+    dd if="${members[i]}" of="/out/member-$k-$i" bs=4096 count="$n" iflag=direct status=none
+  done
 done

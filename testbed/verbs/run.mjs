@@ -90,7 +90,8 @@ async function test(suites) {
     );
   }
   process.stdout.write(
-    `test:verbs took ${((Date.now() - started) / 1000).toFixed(0)} s\n${totals.passed} passed, ${totals.failed} failed, ${totals.skipped} skipped\n`,
+    `test:verbs took ${((Date.now() - started) / 1000).toFixed(0)} s\n${totals.passed} ` +
+      `passed, ${totals.failed} failed, ${totals.skipped} skipped\n`,
   );
   return totals.failed === 0 && totals.passed > 0 ? 0 : 1;
 }

@@ -5,7 +5,10 @@ set -euo pipefail
 (($# == 1)) || { echo 'usage: uml-build.sh OUTPUT' >&2; exit 127; }
 here=$(cd "$(dirname "$0")" && pwd)
 for tool in gcc make flex bison bc xz dpkg; do
-  command -v "$tool" >/dev/null || { echo "uml-build.sh: $tool is missing: apt-get install gcc make flex bison bc libelf-dev xz-utils" >&2; exit 127; }
+  command -v "$tool" >/dev/null || {
+    echo "uml-build.sh: $tool is missing: apt-get install gcc make flex bison bc libelf-dev xz-utils" >&2
+    exit 127
+  }
 done
 mkdir -p "$(dirname "$1")"
 output=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")

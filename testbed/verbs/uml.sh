@@ -18,7 +18,8 @@ mkdir -p "$cache"
 exec 9> "$cache/uml.lock"
 flock 9
 [[ -x $cache/linux-uml ]] || "$scripts/uml-build.sh" "$cache/linux-uml" || exit 127
-[[ $cache/uml-ptrace.so -nt $scripts/uml-ptrace.c ]] || gcc -O2 -shared -fPIC -o "$cache/uml-ptrace.so" "$scripts/uml-ptrace.c" || exit 127
+[[ $cache/uml-ptrace.so -nt $scripts/uml-ptrace.c ]] ||
+  gcc -O2 -shared -fPIC -o "$cache/uml-ptrace.so" "$scripts/uml-ptrace.c" || exit 127
 flock -u 9
 
 own_out=
@@ -52,7 +53,8 @@ chmod +x "$out/.init"
 } > "$out/.stage2"
 
 # A group of its own: this kernel ignores TERM, and its processes are ours to end with it.
-TMPDIR=/dev/shm LD_PRELOAD="$cache/uml-ptrace.so" setsid nice -n 5 "$cache/linux-uml" mem="$mem" root=/dev/root rootfstype=hostfs rootflags=/ ro init="$out/.init" quiet \
+TMPDIR=/dev/shm LD_PRELOAD="$cache/uml-ptrace.so" setsid nice -n 5 \
+  "$cache/linux-uml" mem="$mem" root=/dev/root rootfstype=hostfs rootflags=/ ro init="$out/.init" quiet \
   con=null con0=null,fd:1 out="$out" </dev/null 9>&- &
 pid=$!
 trap 'kill -9 -- "-$pid" 2>/dev/null || true' EXIT
@@ -67,7 +69,13 @@ rm -f "$out/.late"
 watch=$!
 wait "$pid" 2>/dev/null || true
 kill "$watch" 2>/dev/null || true
-if [[ -e $out/.status ]]; then result=$(cat "$out/.status"); elif [[ -e $out/.late ]]; then result=124; else result=125; fi
+if [[ -e $out/.status ]]; then
+  result=$(cat "$out/.status")
+elif [[ -e $out/.late ]]; then
+  result=124
+else
+  result=125
+fi
 rm -f "$out/.status" "$out/.stage2" "$out/.init" "$out/.late"
 [[ -z $own_out ]] || rm -rf "$out"
 exit "$result"

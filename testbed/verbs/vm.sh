@@ -94,7 +94,8 @@ rm -f "$out/.status"
   # The machine has a /tmp and a /run of its own: what lies there on this one is shown again where it is needed.
   echo 'mkdir -p /mnt; mount --bind / /mnt'
   for path in "$here" "$cache"; do printf 'mkdir -p %q; mount --bind %q %q\n' "$path" "/mnt$path" "$path"; done
-  printf 'mkdir -p /lib/modules/%s; mount --bind %q /lib/modules/%s\n' "$kernel" "$cache/unpacked/lib/modules/$kernel" "$kernel"
+  printf 'mkdir -p /lib/modules/%s; mount --bind %q /lib/modules/%s\n' \
+    "$kernel" "$cache/unpacked/lib/modules/$kernel" "$kernel"
   echo 'stty -F /dev/console -opost 2>/dev/null; ip link set lo up; ulimit -l unlimited'
   printf 'cd %q; setsid -w' "$here"
   printf ' %q' "$@"
@@ -104,13 +105,21 @@ rm -f "$out/.status"
 } > "$out/.stage2"
 
 status=0
-timeout -k 5 "$limit" nice -n 10 qemu-system-x86_64 -accel tcg,thread=multi,tb-size=512 -cpu "${CPU:-qemu64}" -machine q35 \
+timeout -k 5 "$limit" nice -n 10 qemu-system-x86_64 \
+  -accel tcg,thread=multi,tb-size=512 -cpu "${CPU:-qemu64}" -machine q35 \
   -smp "$smp" -m "$mem" -nodefaults -no-reboot -display none -monitor none -serial stdio \
   -kernel "$cache/vmlinux" -initrd "$cache/ramdisk.cpio" \
   -append 'console=ttyS0 quiet panic=-1 mitigations=off nokaslr clocksource=hpet tsc=unstable' \
   -virtfs local,path=/,security_model=none,readonly=on,mount_tag=hostroot,multidevs=remap \
-  -virtfs local,path="$out",security_model=none,mount_tag=out,multidevs=remap ${QEMU_ARGS:-} </dev/null 9>&- || status=$?
-if [[ -e $out/.status ]]; then result=$(cat "$out/.status"); elif ((status == 124)); then result=124; else result=125; fi
+  -virtfs local,path="$out",security_model=none,mount_tag=out,multidevs=remap ${QEMU_ARGS:-} \
+  </dev/null 9>&- || status=$?
+if [[ -e $out/.status ]]; then
+  result=$(cat "$out/.status")
+elif ((status == 124)); then
+  result=124
+else
+  result=125
+fi
 rm -f "$out/.status" "$out/.stage2"
 [[ -z $own_out ]] || rm -rf "$out"
 exit "$result"

@@ -1,7 +1,8 @@
 /**
  * Builds the fuzzer beside this file: the engine's sources and the harness, with AddressSanitizer and
- * UndefinedBehaviorSanitizer or with ThreadSanitizer, under rdma/build/fuzz-address or rdma/build/fuzz-thread; or without
- * any, from the addon's own objects, for a quick replay of transcripts. Objects newer than every source are kept. The instruction sets by file name are those of build-addon.mjs.
+ * UndefinedBehaviorSanitizer or with ThreadSanitizer, under rdma/build/fuzz-address or rdma/build/fuzz-thread; or
+ * without any, from the addon's own objects, for a quick replay of transcripts. Objects newer than every source are
+ * kept. The instruction sets by file name are those of build-addon.mjs.
  */
 import { execFile } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, renameSync, statSync } from 'node:fs';

@@ -196,7 +196,9 @@ export class SimCodingQueue implements CodingQueue {
     work.advance(from, to);
     if (world.trace)
       world.note(
-        `${name} cq${this.qpn} ${request.opcode === Opcode.ENCODE ? 'ENCODE' : 'VERIFY'} ${request.wrId} ${from}..${to}`,
+        `${name} cq${this.qpn} ` +
+          (request.opcode === Opcode.ENCODE ? 'ENCODE' : 'VERIFY') +
+          ` ${request.wrId} ${from}..${to}`,
       );
     request.index++;
     if (request.index + 1 === bounds.length) this.#end(request, work.finish());

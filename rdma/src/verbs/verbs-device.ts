@@ -166,7 +166,7 @@ export class VerbsDevice implements Device, QueuePairOwner, SharedReceiveQueueOw
       void this.#coder.close();
       throw new RdmaError(
         'ERR_NO_VERBS',
-        `Cannot open the verbs device${options.device === undefined ? '' : ` '${options.device}'`}: ${(cause as Error).message}`,
+        `Cannot open the verbs device ${options.device ?? ''}: ${(cause as Error).message}`.replace(' :', ':'),
         { cause },
       );
     }
