@@ -154,6 +154,8 @@ void Handshake::give_up(const std::string& observation) {
   services_.bury(this);
 }
 
+void Handshake::evict() { give_up("it said nothing while many others came"); }
+
 void Handshake::abandon() {
   if (buried) return;
   fd_.reset();

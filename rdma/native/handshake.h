@@ -25,6 +25,8 @@ class Handshake : public Pollable {
   void on_ready(uint32_t epoll_events) override;
   void on_deadline() override;
   void abandon();  // the listener closes
+  void evict();    // another stream needs its place
+  TransportKind transport() const { return transport_; }
 
  private:
   bool connect_shm();

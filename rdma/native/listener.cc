@@ -11,7 +11,7 @@ namespace tartan {
 
 namespace {
 constexpr int BACKLOG = 512;
-constexpr size_t MAX_HANDSHAKES = 256;  // streams that have not yet said who they are; further ones are closed at once
+constexpr size_t MAX_HANDSHAKES = 256;  // of each kind of stream
 }  // namespace
 
 bool Listener::open(const std::string& host, uint32_t& port, std::string& why) {
@@ -66,18 +66,13 @@ bool Listener::open_shm(std::string& why) {
 void Listener::close_all() {
   tcp_fd_.reset();
   shm_fd_.reset();
-  for (Handshake* handshake : handshakes_) handshake->abandon();
-  handshakes_.clear();
-}
-
-void Listener::forget(Handshake* handshake) {
-  for (Handshake*& entry : handshakes_) {
-    if (entry != handshake) continue;
-    entry = handshakes_.back();
-    handshakes_.pop_back();
-    return;
+  for (auto& handshakes : handshakes_) {
+    for (Handshake* handshake : handshakes) handshake->abandon();
+    handshakes.clear();
   }
 }
+
+void Listener::forget(Handshake* handshake) { std::erase(handshakes(handshake->transport()), handshake); }
 
 void Listener::on_ready(uint32_t) { accept_from(tcp_fd_.get(), TransportKind::tcp); }
 
@@ -89,14 +84,19 @@ void Listener::accept_from(int listening_fd, TransportKind transport) {
     if (!fd) {
       if (errno == EINTR || errno == ECONNABORTED) continue;
       if (errno == EMFILE || errno == ENFILE) {
-        // Nothing can be accepted or refused; without a pause the readable listener would keep this thread busy.
         services_.counters.errors.add(1);
+        std::vector<Handshake*>& silent = handshakes(handshakes_[0].empty() ? TransportKind::shm : TransportKind::tcp);
+        if (!silent.empty()) {
+          silent.front()->evict();
+          continue;
+        }
+        // Nothing can be accepted or refused; without a pause the readable listener would keep this thread busy.
         usleep(1000);
       }
       return;
     }
     uint32_t pid = 0;
-    if (handshakes_.size() >= MAX_HANDSHAKES || (transport == TransportKind::shm && !is_trusted_peer(fd.get(), &pid))) {
+    if (transport == TransportKind::shm && !is_trusted_peer(fd.get(), &pid)) {
       services_.counters.errors.add(1);
       continue;
     }
@@ -108,7 +108,9 @@ void Listener::accept_from(int listening_fd, TransportKind transport) {
       services_.counters.errors.add(1);
       continue;
     }
-    handshakes_.push_back(handshake.release());
+    std::vector<Handshake*>& silent = handshakes(transport);
+    if (silent.size() >= MAX_HANDSHAKES) silent.front()->evict();
+    silent.push_back(handshake.release());
   }
 }
 

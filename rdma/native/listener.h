@@ -1,5 +1,8 @@
 // A listening address: a TCP socket and, beside it, an abstract Unix socket for shared memory. Engine thread only.
-// It owns the handshakes it accepted until they become queue pairs.
+// It owns the handshakes it accepted until they become queue pairs. Streams that have not yet said who they are have a
+// bounded number of places, those of each kind their own: whoever comes when all are taken gets that of the oldest,
+// which has had the most time to speak. A crowd that says nothing shortens the time of its own kind and locks nobody
+// out.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -42,7 +45,9 @@ class Listener : public Pollable {
   Address address_;
   Descriptor tcp_fd_;
   Descriptor shm_fd_;
-  std::vector<Handshake*> handshakes_;
+  std::vector<Handshake*>& handshakes(TransportKind transport) { return handshakes_[transport == TransportKind::shm]; }
+
+  std::vector<Handshake*> handshakes_[2];  // over TCP, over shared memory; the oldest first
 };
 
 }  // namespace tartan

@@ -118,3 +118,17 @@ for (const [name, breach] of Object.entries(BREACHES)) {
     peer.destroy();
   });
 }
+
+t.test('a crowd that connects and says nothing locks nobody out: its oldest goes first', async (t) => {
+  const server = await Server.start();
+  t.teardown(() => server.device.close());
+  const crowd: RawPeer[] = [];
+  for (let i = 0; i < 300; i++) crowd.push(await RawPeer.silent(server.port));
+  t.ok(await server.servesOthers());
+  await crowd[0]!.closed();
+  t.notOk(crowd.at(-1)!.isClosed, 'the youngest may still speak');
+  const client = openSoftDevice({ name: 'neighbour' });
+  t.equal((await client.connect('127.0.0.1', server.port, { transport: 'shm' })).transport, 'shm');
+  await client.close();
+  for (const peer of crowd) peer.destroy();
+});
