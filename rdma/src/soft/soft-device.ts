@@ -23,6 +23,7 @@ import {
 } from '../device.js';
 import type { PacketSocket, PacketSocketOptions } from '../packets.js';
 import { CQE_WORDS, Opcode } from '../records.js';
+import { rethrow } from '../rethrow.js';
 import { SoftCoder } from './coder.js';
 import { SoftCodingQueue } from './coding-queue.js';
 import { SoftMemoryRegion } from './memory-region.js';
@@ -313,8 +314,9 @@ export class SoftDevice implements Device {
         this.#dispatch();
         this.onBatchEnd?.();
       } catch (error) {
-        setImmediate(() => this.#drain()); // a handler's bug surfaces, the other completions still come
-        throw error;
+        rethrow(error);
+        setImmediate(() => this.#drain());
+        return;
       } finally {
         this.isDispatching = false;
         if (!this.#isClosed) this.ring();

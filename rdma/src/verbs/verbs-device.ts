@@ -23,6 +23,7 @@ import {
   RdmaError,
 } from '../device.js';
 import { CQE_WORDS } from '../records.js';
+import { rethrow } from '../rethrow.js';
 import { COUNTER_NAMES, OPCODE_EVENT } from '../soft/native.js';
 import { type QueuePairOwner, SoftQueuePair as RingQueuePair } from '../soft/queue-pair.js';
 import { SendQueue } from '../soft/send-queue.js';
@@ -405,10 +406,11 @@ export class VerbsDevice implements Device, QueuePairOwner, SharedReceiveQueueOw
         this.#dispatch();
         this.onBatchEnd?.();
       } catch (error) {
+        rethrow(error);
         setImmediate(() => {
           this.#drain();
-        }); // a handler's bug surfaces, the other completions still come
-        throw error;
+        });
+        return;
       } finally {
         if (!this.#isClosed) this.ring();
       }
