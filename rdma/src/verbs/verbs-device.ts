@@ -28,52 +28,13 @@ import { COUNTER_NAMES, OPCODE_EVENT } from '../soft/native.js';
 import { type QueuePairOwner, SoftQueuePair as RingQueuePair } from '../soft/queue-pair.js';
 import { SendQueue } from '../soft/send-queue.js';
 import { SoftDevice } from '../soft/soft-device.js';
+import { powerOfTwo, within, type AsyncEvent, type VerbsDeviceOptions } from './options.js';
 import { closeDoor, knock, openDoor } from './door.js';
 import { VerbsMemoryRegion } from './memory-region.js';
 import { SharedReceiveQueue, type SharedReceiveQueueOwner } from './shared-receive-queue.js';
 import { EventType, loadVerbsAddon, type NativeAdapter, type NativeEvent } from './native.js';
 
-/** Something the adapter said of itself rather than of a connection. */
-export interface AsyncEvent {
-  /** The number of libibverbs's ibv_event_type. */
-  readonly type: number;
-  /** 0: the event is not of a port. */
-  readonly port: number;
-  /** As libibverbs says it, e.g. 'port error', 'local catastrophic error'. */
-  readonly text: string;
-}
-
-export interface VerbsDeviceOptions {
-  /** An RDMA device, e.g. 'rxe0'. Default: the first with an active port. */
-  readonly device?: string;
-  /** For messages and metrics. Default: the RDMA device's name. */
-  readonly name?: string;
-  /** A power of two. Default 4096. */
-  readonly sendQueueEntries?: number;
-  /** A power of two. Default 8192. */
-  readonly completionQueueEntries?: number;
-  /** Requests of one queue pair that the adapter has at a time; more wait in memory. Default 128. */
-  readonly sendDepth?: number;
-  /** Receives of one queue pair that the adapter has at a time; more wait in memory. Default 512. */
-  readonly receiveDepth?: number;
-  /** Requests up to this length are copied when posted. Default 64. */
-  readonly inlineBytes?: number;
-  /**
-   * An unanswered packet is sent again after 4.096 µs · 2^ackTimeout, six times. Default 16: a dead peer shows in 2 s.
-   */
-  readonly ackTimeout?: number;
-  /** How long to look for completions before sleeping, in microseconds. Default 0: sleep at once and be woken. */
-  readonly busyPollMicros?: number;
-  /** Entries of each of the adapter's completion queues, which several queue pairs share. Default 8192. */
-  readonly adapterCompletions?: number;
-  /**
-   * Whether a queue pair reserves a completion's room for all that it can have outstanding: none overruns. Default
-   * true. Without it more queue pairs share a queue; should it overrun all the same, each of them ends with an error.
-   */
-  readonly reserveCompletions?: boolean;
-  /** Coding kernel, as of the soft device. */
-  readonly kernel?: string;
-}
+export type { AsyncEvent, VerbsDeviceOptions };
 
 const MAX_REGION_BYTES = 2 ** 31;
 /** Batches handled before timers, disks and microtasks get their turn. */
@@ -92,19 +53,6 @@ type Target = RingQueuePair | SharedReceiveQueue;
 interface Waiter {
   resolve(event: NativeEvent): void;
   reject(error: Error): void;
-}
-
-function powerOfTwo(name: string, entries: number): number {
-  if (!Number.isInteger(entries) || entries < 2 || entries > 2 ** 20 || (entries & (entries - 1)) !== 0) {
-    throw new RangeError(`Cannot open a verbs device: ${name} is ${entries}, a power of two up to 2^20 is expected`);
-  }
-  return entries;
-}
-
-function within(name: string, value: number, least: number, most: number): number {
-  if (!Number.isInteger(value) || value < least || value > most)
-    throw new RangeError(`Cannot open a verbs device: ${name} is ${value}, ${least} to ${most} is expected`);
-  return value;
 }
 
 export class VerbsDevice implements Device, QueuePairOwner, SharedReceiveQueueOwner {
