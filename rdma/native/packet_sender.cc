@@ -57,7 +57,9 @@ bool PacketSender::prepare_stripe(Operation& operation, const WorkRequest& reque
   const auto& wr = request.send_stripe;
   Region* region = services_.regions.local(wr.lkey);
   if (!region || !region->contains(wr.headers_offset, packet::MAX_K * packet::DATA_HEADER_BYTES)) return false;
-  const uint8_t* headers = region->base + wr.headers_offset;
+  // What is judged is what is used, whatever happens to the memory meanwhile.
+  uint8_t headers[packet::MAX_K * packet::DATA_HEADER_BYTES];
+  memcpy(headers, region->base + wr.headers_offset, sizeof headers);
   const UnitView first{headers};
   if (!first.is_plausible() || first.unit() != 0 || wr.chunk == 0 || wr.chunk > packet::MAX_BYTES) return false;
   const uint32_t k = operation.k = first.k();
@@ -69,7 +71,10 @@ bool PacketSender::prepare_stripe(Operation& operation, const WorkRequest& reque
   for (uint32_t c = 0; c < k; c++, descriptor += packet::DESCRIPTOR_BYTES) {
     const UnitView header{headers + c * packet::DATA_HEADER_BYTES};
     const uint64_t at = wr.units_offset + uint64_t{c} * wr.stride;
-    if (!header.is_plausible() || header.unit() != c || at > UINT32_MAX ||
+    // All of one stripe: otherwise a unit could be longer than the first, by which the chunks are counted.
+    const bool is_of_it =
+        header.k() == k && header.shift() == first.shift() && header.stripe_length() == first.stripe_length();
+    if (!header.is_plausible() || header.unit() != c || !is_of_it || at > UINT32_MAX ||
         !region->contains(static_cast<uint32_t>(at), header.unit_length()))
       return false;
     operation.data[c] = region->base + at;
@@ -109,14 +114,14 @@ bool PacketSender::prepare_unit(Operation& operation, const WorkRequest& request
     return false;
   if (!region->contains(wr.header_offset, wr.header_bytes) || !region->contains(wr.payload_offset, wr.payload_bytes))
     return false;
-  const UnitView header{region->base + wr.header_offset};
+  memcpy(operation.prefix, region->base + wr.header_offset, wr.header_bytes);
+  const UnitView header{operation.prefix};
   if (!header.is_plausible() || header.header_bytes() != wr.header_bytes || header.unit_length() != wr.payload_bytes ||
       wr.most_chunk < packet::MIN_CHUNK_BYTES || wr.most_chunk > packet::MAX_BYTES)
     return false;
   if (packet::HEADER_BYTES + wr.header_bytes + wr.most_chunk > packet::MAX_BYTES) return false;
   operation.k = header.k();
   operation.m = header.m();
-  memcpy(operation.prefix, header.at, wr.header_bytes);
   operation.prefix_bytes = wr.header_bytes;
   operation.group = 0;
   operation.data[0] = region->base + wr.payload_offset;

@@ -5,7 +5,7 @@
  * last line is `N passed, N failed, N skipped`.
  */
 import { spawn } from 'node:child_process';
-import { mkdirSync, readFileSync, rmSync } from 'node:fs';
+import { mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { parseArgs } from 'node:util';
@@ -50,6 +50,7 @@ const program = await builder.buildFuzzer(sanitizer);
 buildAddon(sanitizer);
 const findings = [
   await canary(),
+  await regressions(),
   ...(await Promise.all([native('stream'), native('packets'), forgedRings(sanitizer)])),
 ];
 for (const { name, isGood, output } of findings)
@@ -69,6 +70,15 @@ async function canary(): Promise<Finding> {
   const { status, output } = await start(['--canary']);
   const isGood = status !== 0 && /runtime error|WARNING: ThreadSanitizer/.test(output);
   return { name: 'the canary is caught', isGood, output: isGood ? '' : output };
+}
+
+/** What was found before, once more. */
+async function regressions(): Promise<Finding> {
+  const kept = join(root, 'rdma/native/fuzz/regressions');
+  const outcomes = await Promise.all(readdirSync(kept).map((name) => start(['--replay', join(kept, name)])));
+  const bad = outcomes.filter(({ status }) => status !== 0);
+  const output = bad.map(({ output }) => output).join('\n');
+  return { name: `${outcomes.length} transcripts of earlier findings`, isGood: bad.length === 0, output };
 }
 
 async function native(target: string): Promise<Finding> {

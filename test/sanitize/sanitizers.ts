@@ -62,7 +62,7 @@ export function readReports(folder: string): string[] {
   return readdirSync(folder).flatMap((name) => {
     const text = readFileSync(join(folder, name), 'utf8');
     if (!text.includes('LeakSanitizer')) return text.trim() === '' ? [] : [text];
-    return text.split(/\n\n+/).filter((block) => /leak of/.test(block) && /tartan_rdma/.test(block));
+    return text.split(/\n\n+/).filter((block) => /leak of/.test(block) && /\btartan::|\/rdma\/native\//.test(block));
   });
 }
 

@@ -185,6 +185,7 @@ void Owner::on_completion(const Completion& completion) {
   if (found == outstanding_.end())
     fail("request " + std::to_string(completion.wr_id) + " completed that is not outstanding");
   const Outstanding request = found->second;
+  last_status = completion.status;
   outstanding_.erase(found);
   if (request.qpn != completion.qpn) fail("a request completed on another queue pair than it was posted to");
   if (!request.is_signaled && completion.status == SUCCESS) fail("an unsignalled request completed with success");

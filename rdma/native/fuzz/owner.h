@@ -85,6 +85,7 @@ class Owner {
   std::map<uint32_t, bool> receivers;                // packet receivers' queue pair numbers
   std::map<uint32_t, uint32_t> listening;            // packet sockets: id → port, 0: failed
   Tally tally;
+  uint8_t last_status = SUCCESS;  // of a request
   Counters& counters() { return engine_->counters; }
   std::vector<Completion> received;  // receives that succeeded, the last few
 

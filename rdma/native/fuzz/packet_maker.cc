@@ -26,7 +26,8 @@ void PacketMaker::step() {
   const uint32_t what = random_.below(1000);
   if (what < 40 || world_.receivers().empty()) {
     const uint64_t file = random_.chance(500) ? 1 + random_.below(3) : random_.next();
-    return world_.run(say("receiver", socket, random_.below(PacketWorld::PEERS), region, file, random_.below(4),
+    const uint32_t into = random_.pick({4u, 5u});  // not where the owner itself writes
+    return world_.run(say("receiver", socket, random_.below(PacketWorld::PEERS), into, file, random_.below(4),
                           random_.below(8), random_.below(6)));
   }
   if (what < 140) return begin_unit(random_.below(world_.receivers().size()));

@@ -132,6 +132,7 @@ void PacketWorld::run(const std::string& line) {
     const uint32_t region = number(), offset = number();
     in >> word;
     const std::vector<uint8_t> bytes = unhex(word);
+    owner_->sync();  // requests that name these headers have been read
     Region* into = region % Owner::REGIONS == Owner::SOURCE ? nullptr : owner_->region(region);
     if (into && into->contains(offset, static_cast<uint32_t>(bytes.size())))
       memcpy(into->base + offset, bytes.data(), bytes.size());
@@ -162,6 +163,10 @@ void PacketWorld::run(const std::string& line) {
   } else if (verb == "alloc") {
     const uint32_t index = number() % Owner::HONEST, bytes = number();
     owner_->allocate(index, std::min(std::max(bytes, 1u), 1u << 20), number());
+  } else if (verb == "expect") {
+    const uint32_t status = number();
+    if (owner_->last_status != status)
+      fail("a request ended with status " + std::to_string(owner_->last_status) + ", not " + std::to_string(status));
   } else if (verb == "calm") {
     owner_->expect_calm();
   } else if (verb == "sync") {

@@ -10,6 +10,7 @@
 //   unit S R header headerBytes payload payloadBytes most U
 //   cancel S back               the request so many before the last
 //   say U S bytes               a datagram
+//   expect status               with which the last request ended that has completed
 //   dereg R, alloc R bytes access, sync, calm
 #pragma once
 #include <memory>
