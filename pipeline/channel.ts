@@ -3,7 +3,8 @@
  *
  * A queue pair's receives are consumed in order by messages and by ring writes alike, so every receive has room for a
  * message; `receives` must cover the ring's slots plus the messages the peer may have under way. Receives are posted
- * again before the handler that consumed them returns, so credits alone bound the peer.
+ * again before the handler that consumed them returns, so credits alone bound the peer; unless so much is queued for it
+ * that it does not take: then its receives are withheld, and nothing more comes from it until it does.
  *
  * Work request ids: messages use the top bit; all others belong to the owner (`onWritten`).
  */
@@ -23,6 +24,8 @@ import type { Flushable, Hub } from './hub.js';
 
 const MESSAGE_BIT = 0x8000_0000;
 const SEND_BUFFERS = 32;
+/** Messages and records that may wait for send buffers before nothing more is received: a few hundred KiB. */
+export const MAX_QUEUED = 4096;
 
 /** Records of one type that wait for a send buffer. */
 class RecordQueue {
@@ -78,6 +81,8 @@ export class MessageChannel implements Flushable {
   private readonly freeSends: number[] = [];
   private readonly queues: (RecordQueue | undefined)[] = [];
   private readonly controls: Uint8Array[] = [];
+  /** Receives that are posted again when the peer has taken what is queued for it. */
+  private readonly withheld: number[] = [];
   private destroyed: Promise<void> | undefined;
 
   /** @param receives receives kept posted: ring slots granted to the peer plus 32 is the rule */
@@ -142,6 +147,15 @@ export class MessageChannel implements Flushable {
         this.postSend(buffer, (FRAME_WORDS + count * queue.each) * 4);
       }
     }
+    if (this.withheld.length > 0 && this.queued() <= MAX_QUEUED / 2)
+      for (const receive of this.withheld.splice(0)) this.postReceive(receive);
+  }
+
+  /** @returns messages and records that wait for a send buffer */
+  queued(): number {
+    let count = this.controls.length;
+    for (const queue of this.queues) if (queue !== undefined) count += queue.count;
+    return count;
   }
 
   /** Ends the connection; the memory is given back when everything has flushed. */
@@ -181,12 +195,17 @@ export class MessageChannel implements Flushable {
     }
     if (this.closed) return;
     if (opcode === Opcode.RECV_WRITE_WITH_IMM) {
-      this.postReceive(buffer);
+      this.giveBack(buffer);
       this.onWrite(imm, byteLength);
       return;
     }
     this.receive(buffer, byteLength);
-    if (!this.closed) this.postReceive(buffer);
+    if (!this.closed) this.giveBack(buffer);
+  }
+
+  private giveBack(receive: number): void {
+    if (this.queued() > MAX_QUEUED) this.withheld.push(receive);
+    else this.postReceive(receive);
   }
 
   private receive(buffer: number, byteLength: number): void {

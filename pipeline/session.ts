@@ -17,7 +17,7 @@ import type { Device, QueuePair } from 'tartan-rdma';
 import type { Clock, TimerHandle } from '../wire/clock.js';
 import type { ErrorCode } from '../wire/errors.js';
 import { TartanError, codeOf } from '../wire/errors.js';
-import type { Control, Grant, Hello } from '../wire/generated/ring.js';
+import { type Control, type Grant, Hello } from '../wire/generated/ring.js';
 import { PROTOCOL_VERSION } from '../wire/ring-messages.js';
 import { MessageChannel } from './channel.js';
 import type { Hub } from './hub.js';
@@ -25,6 +25,10 @@ import type { Hub } from './hub.js';
 /** Receives beyond the ring's slots: the messages a peer may have under way. */
 export const MESSAGE_RECEIVES = 40;
 const HANDSHAKE_MS = 5000;
+/** Connections over one transport that have not proved themselves; whoever comes when all are there ends the oldest. */
+export const MAX_UNPROVEN = 64;
+/** Of a refusal's message, which may quote what the peer said of itself: UTF-8 of it fits a message. */
+const MAX_REFUSAL_CHARS = 1000;
 
 export interface SessionContext {
   readonly device: Device;
@@ -41,17 +45,32 @@ export interface Session {
   readonly grant: Grant;
 }
 
-function proofOf(
+/** Over all that the Hello says, so that nobody between the two changes what is asked for. */
+export function proofOf(
   secret: string | undefined,
   side: 'server' | 'client',
-  clientNonce: Uint8Array,
+  hello: Hello,
   serverNonce: Uint8Array,
 ): Uint8Array {
+  const said = Hello.encode(hello).finish();
   return createHmac('sha256', secret ?? '')
-    .update(side)
-    .update(clientNonce)
+    .update(`${side} ${said.length} `)
+    .update(said)
     .update(serverNonce)
     .digest();
+}
+
+/** Channels of each device whose peers have not proved themselves, in the order of their coming. */
+const unproven = new WeakMap<Device, Map<MessageChannel, (reason: string) => void>>();
+
+/** Gives a newcomer a place among them: a crowd of one transport costs its own oldest member, nobody else. */
+function admit(device: Device, channel: MessageChannel, close: (reason: string) => void): () => void {
+  let waiting = unproven.get(device);
+  if (waiting === undefined) unproven.set(device, (waiting = new Map()));
+  const alike = [...waiting.keys()].filter((one) => one.qp.transport === channel.qp.transport);
+  if (alike.length >= MAX_UNPROVEN) waiting.get(alike[0]!)!('it did not prove itself while many others came');
+  waiting.set(channel, close);
+  return () => void waiting.delete(channel);
 }
 
 function sameProof(a: Uint8Array, b: Uint8Array): boolean {
@@ -92,7 +111,21 @@ export async function connectSession(
     });
   }
   const channel = new MessageChannel(hub, device, qp, (options.receiveSlots ?? 0) + MESSAGE_RECEIVES);
-  const nonce = nonceFrom(context);
+  const hello: Hello = {
+    protocol: PROTOCOL_VERSION,
+    clusterId: context.clusterId,
+    nonce: asBuffer(nonceFrom(context)),
+    mapEpoch: 0,
+    k: 0,
+    m: 0,
+    unitBytes: 0,
+    slots: 0,
+    fileId: 0,
+    nodes: [],
+    tags: 0,
+    code: '',
+    ...wishes,
+  };
   return await new Promise<Session>((resolve, reject) => {
     const give = (code: ErrorCode, message: string): void => {
       clock.clearTimer(timer);
@@ -114,7 +147,7 @@ export async function connectSession(
     channel.onControl = (message) => {
       const kind = message.kind;
       if (kind?.$case === 'challenge') {
-        if (!sameProof(kind.value.proof, proofOf(secret, 'server', nonce, kind.value.nonce))) {
+        if (!sameProof(kind.value.proof, proofOf(secret, 'server', hello, kind.value.nonce))) {
           give(
             'ERR_AUTHENTICATION',
             `Cannot open a session with ${host}:${port}: it does not know this cluster's secret`,
@@ -122,7 +155,7 @@ export async function connectSession(
           return;
         }
         channel.sendControl({
-          kind: { $case: 'proof', value: { proof: asBuffer(proofOf(secret, 'client', nonce, kind.value.nonce)) } },
+          kind: { $case: 'proof', value: { proof: asBuffer(proofOf(secret, 'client', hello, kind.value.nonce)) } },
         });
       } else if (kind?.$case === 'grant') {
         clock.clearTimer(timer);
@@ -139,26 +172,7 @@ export async function connectSession(
         );
       }
     };
-    channel.sendControl({
-      kind: {
-        $case: 'hello',
-        value: {
-          protocol: PROTOCOL_VERSION,
-          clusterId: context.clusterId,
-          nonce: asBuffer(nonce),
-          mapEpoch: 0,
-          k: 0,
-          m: 0,
-          unitBytes: 0,
-          slots: 0,
-          fileId: 0,
-          nodes: [],
-          tags: 0,
-          code: '',
-          ...wishes,
-        },
-      },
-    });
+    channel.sendControl({ kind: { $case: 'hello', value: hello } });
   });
 }
 
@@ -183,16 +197,18 @@ export function acceptSession(
   const channel = new MessageChannel(hub, device, qp, maxSlots + MESSAGE_RECEIVES);
   const close = (reason: string): void => {
     clock.clearTimer(timer);
+    proven();
     void channel.destroy(reason);
   };
   const timer: TimerHandle = clock.setTimer(HANDSHAKE_MS, () => {
     close(`no handshake within ${HANDSHAKE_MS} ms`);
   });
   channel.onClosed = close;
+  const proven = admit(device, channel, close);
   const refuse = (code: string, message: string): void => {
     clock.clearTimer(timer);
     channel.onControl = () => {};
-    channel.sendControl({ kind: { $case: 'refuse', value: { code, message } } });
+    channel.sendControl({ kind: { $case: 'refuse', value: { code, message: message.slice(0, MAX_REFUSAL_CHARS) } } });
     clock.setTimer(200, () => {
       close(message);
     });
@@ -213,11 +229,11 @@ export function acceptSession(
       channel.sendControl({
         kind: {
           $case: 'challenge',
-          value: { nonce: asBuffer(nonce), proof: asBuffer(proofOf(secret, 'server', hello.nonce, nonce)) },
+          value: { nonce: asBuffer(nonce), proof: asBuffer(proofOf(secret, 'server', hello, nonce)) },
         },
       });
     } else if (kind?.$case === 'proof' && hello !== undefined) {
-      if (!sameProof(kind.value.proof, proofOf(secret, 'client', hello.nonce, nonce))) {
+      if (!sameProof(kind.value.proof, proofOf(secret, 'client', hello, nonce))) {
         refuse('ERR_AUTHENTICATION', `Cannot serve '${hello.name}': it does not know this cluster's secret`);
         return;
       }
@@ -230,6 +246,7 @@ export function acceptSession(
         return;
       }
       clock.clearTimer(timer);
+      proven();
       channel.onControl = () => {};
       void (async () => {
         try {
