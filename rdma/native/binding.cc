@@ -6,16 +6,15 @@
 // by close(), or by the environment's cleanup hook, which is added after the threadsafe function was made and therefore
 // runs before that one is torn down. The rings' typed arrays are referenced until the engine's thread has been joined.
 #include <node_api.h>
-#include <sys/random.h>
 
 #include <algorithm>
 #include <cstring>
 #include <map>
 #include <memory>
 #include <string>
-#include <unordered_set>
 
 #include "engine.h"
+#include "key_sequence.h"
 #include "packet_counters.h"
 #include "unit_header.h"
 
@@ -28,7 +27,7 @@ struct Device {
   napi_threadsafe_function wake = nullptr;
   napi_ref rings[2] = {nullptr, nullptr};
   std::map<uint32_t, Region*> regions;  // by lkey; those whose ArrayBuffer is not detached yet
-  std::unordered_set<uint32_t> rkeys;   // ever given out
+  KeySequence rkeys;
   uint32_t next_lkey = 1;
   uint32_t next_coder = 1;
   std::map<uint32_t, std::shared_ptr<PacketCounters>> packet_counters;  // by socket
@@ -56,6 +55,17 @@ napi_value string(napi_env env, const std::string& text) {
 napi_value fail(napi_env env, const std::string& message) {
   napi_throw_error(env, nullptr, message.c_str());
   return nullptr;
+}
+
+// Every function that JavaScript calls goes through here: what C++ throws (there is no memory) becomes a JavaScript
+// error.
+template <napi_callback function>
+napi_value guarded(napi_env env, napi_callback_info info) {
+  try {
+    return function(env, info);
+  } catch (const std::exception& error) {
+    return fail(env, std::string("no memory: ") + error.what());
+  }
 }
 
 // The arguments of one call and the device that its function belongs to.
@@ -149,22 +159,29 @@ void count_as_heap(napi_env env, int64_t bytes) {
 napi_value allocate(napi_env env, napi_callback_info info) {
   Call call(env, info);
   Device& device = *call.device;
-  uint32_t rkey = 0;
-  do {
-    if (getrandom(&rkey, sizeof rkey, 0) != sizeof rkey) return fail(env, "getrandom failed");
-  } while (rkey == 0 || !device.rkeys.insert(rkey).second);
+  const uint32_t rkey = device.rkeys.next();
+  if (rkey == 0) return fail(env, "there is no key left");
+  // Whatever throws or fails before the engine knows of the region gives its memory and its place in the list back.
   std::string why;
-  Region* region = Region::allocate(static_cast<size_t>(call.f64(0)), call.u32(1), device.next_lkey, rkey, why);
-  if (!region) return fail(env, why);
+  std::unique_ptr<Region> owned(
+      Region::allocate(static_cast<size_t>(call.f64(0)), call.u32(1), device.next_lkey, rkey, why));
+  if (!owned) return fail(env, why);
+  Region* const region = owned.get();
+  const auto listed = device.regions.emplace(region->lkey, region).first;
   napi_value buffer;
-  if (napi_create_external_arraybuffer(env, region->base, region->size, keep_memory, nullptr, &buffer) != napi_ok) {
-    delete region;
-    return fail(env, "this runtime allows no external ArrayBuffers");
+  try {
+    if (napi_create_external_arraybuffer(env, region->base, region->size, keep_memory, nullptr, &buffer) != napi_ok) {
+      device.regions.erase(listed);
+      return fail(env, "this runtime allows no external ArrayBuffers");
+    }
+    device.engine->submit({CommandType::add_region, 0, 0, 0, ConnectMode::automatic, region});
+  } catch (...) {
+    device.regions.erase(listed);
+    throw;
   }
+  owned.release();
   count_as_heap(env, -static_cast<int64_t>(region->size));
   device.next_lkey++;
-  device.regions[region->lkey] = region;
-  device.engine->submit({CommandType::add_region, 0, 0, 0, ConnectMode::automatic, region});
   napi_value result;
   napi_create_array_with_length(env, 3, &result);
   napi_set_element(env, result, 0, uint32(env, region->lkey));
@@ -401,32 +418,32 @@ napi_value open(napi_env env, napi_callback_info info) {
     const char* name;
     napi_callback function;
   } methods[] = {
-      {"ring", ring},
-      {"poll", poll},
-      {"arm", arm},
-      {"takeEvent", take_event},
-      {"allocate", allocate},
-      {"deregister", deregister},
-      {"release", release},
-      {"createCoder", create_coder},
-      {"removeCoder", command_with_fence<CommandType::remove_coder>},
-      {"createCodingQueue", create_coding_queue},
-      {"destroyCodingQueue", command_with_fence<CommandType::remove_coding_queue>},
-      {"listen", listen},
-      {"closeListener", command_with_fence<CommandType::close_listener>},
-      {"connect", connect},
-      {"toError", to_error},
-      {"destroyQueuePair", command_with_fence<CommandType::destroy_queue_pair>},
-      {"fence", command_with_fence<CommandType::fence>},
-      {"openPacketSocket", open_packet_socket},
-      {"addPacketSender", add_to_packet_socket<CommandType::add_packet_sender>},
-      {"addPacketReceiver", add_to_packet_socket<CommandType::add_packet_receiver>},
-      {"removePacketReceiver", remove_packet_receiver},
-      {"closePacketSocket", close_packet_socket},
-      {"packetCounters", packet_counters},
-      {"keepAlive", keep_alive},
-      {"counters", counters},
-      {"close", close},
+      {"ring", guarded<ring>},
+      {"poll", guarded<poll>},
+      {"arm", guarded<arm>},
+      {"takeEvent", guarded<take_event>},
+      {"allocate", guarded<allocate>},
+      {"deregister", guarded<deregister>},
+      {"release", guarded<release>},
+      {"createCoder", guarded<create_coder>},
+      {"removeCoder", guarded<command_with_fence<CommandType::remove_coder>>},
+      {"createCodingQueue", guarded<create_coding_queue>},
+      {"destroyCodingQueue", guarded<command_with_fence<CommandType::remove_coding_queue>>},
+      {"listen", guarded<listen>},
+      {"closeListener", guarded<command_with_fence<CommandType::close_listener>>},
+      {"connect", guarded<connect>},
+      {"toError", guarded<to_error>},
+      {"destroyQueuePair", guarded<command_with_fence<CommandType::destroy_queue_pair>>},
+      {"fence", guarded<command_with_fence<CommandType::fence>>},
+      {"openPacketSocket", guarded<open_packet_socket>},
+      {"addPacketSender", guarded<add_to_packet_socket<CommandType::add_packet_sender>>},
+      {"addPacketReceiver", guarded<add_to_packet_socket<CommandType::add_packet_receiver>>},
+      {"removePacketReceiver", guarded<remove_packet_receiver>},
+      {"closePacketSocket", guarded<close_packet_socket>},
+      {"packetCounters", guarded<packet_counters>},
+      {"keepAlive", guarded<keep_alive>},
+      {"counters", guarded<counters>},
+      {"close", guarded<close>},
   };
   napi_value object;
   napi_create_object(env, &object);
@@ -446,7 +463,7 @@ napi_value kernels(napi_env env, napi_callback_info) { return string(env, coding
 
 NAPI_MODULE_INIT() {
   napi_value function;
-  napi_create_function(env, "open", NAPI_AUTO_LENGTH, tartan::open, nullptr, &function);
+  napi_create_function(env, "open", NAPI_AUTO_LENGTH, tartan::guarded<tartan::open>, nullptr, &function);
   napi_set_named_property(env, exports, "open", function);
   napi_create_function(env, "kernels", NAPI_AUTO_LENGTH, tartan::kernels, nullptr, &function);
   napi_set_named_property(env, exports, "kernels", function);

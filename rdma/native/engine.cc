@@ -211,7 +211,7 @@ void Engine::execute(const WorkRequest& shared) {
   const WorkRequest request = shared;  // JavaScript could still write to its ring: judge and use the same bytes
   if (request.opcode == ENCODE || request.opcode == VERIFY) return encodes_.post(request);
   if (request.opcode >= SEND_STRIPE && request.opcode <= RELEASE_SLOT) return packets_.post(request);
-  QueuePair* pair = request.qpn < services_.queue_pairs.size() ? services_.queue_pairs[request.qpn] : nullptr;
+  QueuePair* pair = services_.queue_pair(request.qpn);
   if (!pair) return services_.complete(request.opcode, FLUSHED, request.qpn, request.wr_id);
   switch (request.opcode) {
     case WRITE:
@@ -227,7 +227,7 @@ void Engine::execute(const WorkRequest& shared) {
 }
 
 void Engine::execute(Command& command) {
-  QueuePair* pair = command.id < services_.queue_pairs.size() ? services_.queue_pairs[command.id] : nullptr;
+  QueuePair* pair = services_.queue_pair(command.id);
   switch (command.type) {
     case CommandType::add_region:
       return services_.regions.add(command.region);
@@ -293,9 +293,7 @@ void Engine::start_connecting(Command& command) {
 
 void Engine::deregister(Region* region) {
   services_.regions.revoke(region);
-  for (size_t i = 0; i < services_.queue_pairs.size(); i++) {
-    if (services_.queue_pairs[i]) services_.queue_pairs[i]->on_revoke(region);
-  }
+  for (const auto& [qpn, pair] : services_.queue_pairs) pair->on_revoke(region);
   services_.hold(region);
   services_.release(region);  // reports region_gone now if nothing refers to it
 }
@@ -304,8 +302,8 @@ QueuePair* Services::adopt(Descriptor fd, TransportKind transport, std::string r
   const uint32_t qpn = next_qpn.fetch_add(1);
   auto pair = std::make_unique<QueuePair>(*this, qpn, std::move(fd), transport, std::move(remote));
   if (!pair->start()) return nullptr;
-  if (qpn >= queue_pairs.size()) queue_pairs.resize(qpn + 1, nullptr);
-  return queue_pairs[qpn] = pair.release();
+  queue_pairs.emplace(qpn, pair.get());
+  return pair.release();
 }
 
 void Engine::pump_dirty() {
@@ -362,9 +360,7 @@ void Engine::tear_down() {
   for (Pollable* pollable : services_.timers) {
     if (dynamic_cast<Handshake*>(pollable)) services_.bury(pollable);
   }
-  for (QueuePair* pair : services_.queue_pairs) {
-    if (pair) services_.bury(pair);
-  }
+  for (const auto& [qpn, pair] : services_.queue_pairs) services_.bury(pair);
   packets_.close_all();
   empty_graveyard();
 }

@@ -204,12 +204,13 @@ void QueuePair::destroy() {
 void QueuePair::report_gone_if_wanted() {
   if (!wants_destroy_ || is_reported_gone_ || state_ != State::closed) return;
   is_reported_gone_ = true;
-  services_.queue_pairs[qpn] = nullptr;
+  services_.queue_pairs.erase(qpn);
   services_.emit({EventType::queue_pair_gone, 0, qpn});
   services_.bury(this);
 }
 
 void QueuePair::on_revoke(Region* region) {
+  if (is_flushed()) return;
   if (transport == TransportKind::shm) {
     for (size_t i = 0; i < mapped_by_peer_.size(); i++) {
       if (mapped_by_peer_[i] != region->rkey) continue;

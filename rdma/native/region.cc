@@ -6,6 +6,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <new>
+
 namespace tartan {
 
 Region* Region::allocate(size_t bytes, uint32_t access, uint32_t lkey, uint32_t rkey, std::string& why) {
@@ -32,7 +34,13 @@ Region* Region::allocate(size_t bytes, uint32_t access, uint32_t lkey, uint32_t 
   }
   madvise(base, mapped, MADV_HUGEPAGE);  // a hint: needs shmem_enabled=advise
   madvise(base, mapped, MADV_DONTFORK);  // a forked child must not keep revoked memory alive
-  return new Region(static_cast<uint8_t*>(base), bytes, access, lkey, rkey, memfd);
+  Region* region = new (std::nothrow) Region(static_cast<uint8_t*>(base), bytes, access, lkey, rkey, memfd);
+  if (!region) {
+    why = "no memory";
+    munmap(base, mapped);
+    close(memfd);
+  }
+  return region;
 }
 
 Region::~Region() {
@@ -42,20 +50,14 @@ Region::~Region() {
 }
 
 void RegionTable::add(Region* region) {
-  if (region->lkey >= by_lkey_.size()) by_lkey_.resize(region->lkey + 1, nullptr);
   by_lkey_[region->lkey] = region;
   by_rkey_[region->rkey] = region;
 }
 
 void RegionTable::revoke(Region* region) {
   region->revoked = true;
-  by_lkey_[region->lkey] = nullptr;
+  by_lkey_.erase(region->lkey);
   by_rkey_.erase(region->rkey);
-}
-
-Region* RegionTable::remote(uint32_t rkey) const {
-  auto found = by_rkey_.find(rkey);
-  return found == by_rkey_.end() ? nullptr : found->second;
 }
 
 }  // namespace tartan

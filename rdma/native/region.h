@@ -11,7 +11,6 @@
 #include <cstdint>
 #include <string>
 #include <unordered_map>
-#include <vector>
 
 #include "records.h"
 
@@ -47,12 +46,17 @@ class RegionTable {
  public:
   void add(Region* region);
   void revoke(Region* region);
-  Region* local(uint32_t lkey) const { return lkey < by_lkey_.size() ? by_lkey_[lkey] : nullptr; }
-  Region* remote(uint32_t rkey) const;
+  Region* local(uint32_t lkey) const { return find(by_lkey_, lkey); }
+  Region* remote(uint32_t rkey) const { return find(by_rkey_, rkey); }
 
  private:
-  std::vector<Region*> by_lkey_;  // lkeys are handed out in sequence
-  std::unordered_map<uint32_t, Region*> by_rkey_;
+  using Table = std::unordered_map<uint32_t, Region*>;
+  static Region* find(const Table& table, uint32_t key) {
+    const auto found = table.find(key);
+    return found == table.end() ? nullptr : found->second;
+  }
+
+  Table by_lkey_, by_rkey_;
 };
 
 }  // namespace tartan

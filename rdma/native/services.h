@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cstdint>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "completion_queue.h"
@@ -48,6 +49,12 @@ class Services {
   // Hands an established stream to a new queue pair; nullptr when the kernel refuses to watch it.
   QueuePair* adopt(Descriptor fd, TransportKind transport, std::string remote);
 
+  // nullptr: it is gone, or a coding queue's.
+  QueuePair* queue_pair(uint32_t qpn) const {
+    const auto found = queue_pairs.find(qpn);
+    return found == queue_pairs.end() ? nullptr : found->second;
+  }
+
   CompletionQueue& completions;
   Mailbox<Event>& events;
   Counters& counters;
@@ -56,8 +63,8 @@ class Services {
   RegionTable regions;
   std::vector<Pollable*> timers;
   std::vector<Pollable*> graveyard;
-  std::vector<QueuePair*> queue_pairs;  // by qpn; nullptr: a coding queue's number, or gone
-  std::vector<QueuePair*> dirty;        // have something to send, or budget left to use
+  std::unordered_map<uint32_t, QueuePair*> queue_pairs;  // by qpn, those that live
+  std::vector<QueuePair*> dirty;                         // have something to send, or budget left to use
 };
 
 int64_t monotonic_ms();

@@ -81,7 +81,7 @@ export class SoftDevice implements Device {
   #cursor = 0; // completions dispatched, modulo 2^32
   #end = 0; // completions polled
   /** Whose completions they are, by qpn. */
-  readonly #targets: (SoftQueuePair | SoftCodingQueue | undefined)[] = [];
+  readonly #targets = new Map<number, SoftQueuePair | SoftCodingQueue>();
   readonly #listeners = new Map<number, (qp: SoftQueuePair) => void>();
   readonly #listenersOpen = new Set<Listener>();
   readonly #packetSockets = new Set<SoftPacketSocket>();
@@ -142,7 +142,7 @@ export class SoftDevice implements Device {
   createCodingQueue(handler: CompletionHandler): CodingQueue {
     this.#assertOpen('create a coding queue');
     const queue = new SoftCodingQueue(this, this.#native.createCodingQueue(), handler);
-    this.#targets[queue.qpn] = queue;
+    this.#targets.set(queue.qpn, queue);
     return queue;
   }
 
@@ -155,7 +155,7 @@ export class SoftDevice implements Device {
       const event = await this.#request((id) =>
         this.#native.connect(id, address, port, timeoutMs, ConnectMode[transport]),
       );
-      return this.#targets[event[2]] as SoftQueuePair;
+      return this.#targets.get(event[2]) as SoftQueuePair;
     } catch (cause) {
       if (this.#isClosed || this.#closing !== undefined)
         throw new RdmaError('ERR_CONNECT', `Cannot connect to ${host}:${port}${how}: the device was closed`, { cause });
@@ -267,7 +267,7 @@ export class SoftDevice implements Device {
   async destroyCodingQueue(queue: SoftCodingQueue): Promise<void> {
     this.ring();
     await this.#request((id) => this.#native.destroyCodingQueue(queue.qpn, id));
-    this.#targets[queue.qpn] = undefined;
+    this.#targets.delete(queue.qpn);
   }
 
   async deregister(region: SoftMemoryRegion): Promise<void> {
@@ -288,7 +288,7 @@ export class SoftDevice implements Device {
 
   /** Something was posted on a queue pair that is gone: it is flushed, and somebody must hear of that. */
   revive(qp: SoftQueuePair): void {
-    this.#targets[qp.qpn] = qp;
+    this.#targets.set(qp.qpn, qp);
   }
 
   codingPosted(): void {
@@ -337,7 +337,7 @@ export class SoftDevice implements Device {
         continue;
       }
       if ((opcode === Opcode.ENCODE || opcode === Opcode.VERIFY) && --this.#codingOutstanding === 0) this.#release();
-      const target = this.#targets[words[at + 2]!];
+      const target = this.#targets.get(words[at + 2]!);
       if (target === undefined)
         this.#packetHandlers.get(words[at + 2]!)?.(
           opcode,
@@ -378,9 +378,9 @@ export class SoftDevice implements Device {
         return;
       }
       case EventType.QUEUE_PAIR_ERROR:
-        return (this.#targets[qpn] as SoftQueuePair).failed(text);
+        return (this.#targets.get(qpn) as SoftQueuePair).failed(text);
       case EventType.QUEUE_PAIR_GONE:
-        return this.#retire(this.#targets[qpn] as SoftQueuePair);
+        return this.#retire(this.#targets.get(qpn) as SoftQueuePair);
       case EventType.REGION_GONE: {
         const region = this.#regions.get(id)!;
         this.#regions.delete(id);
@@ -393,7 +393,7 @@ export class SoftDevice implements Device {
 
   #addQueuePair(qpn: number, transport: number, remote: string): SoftQueuePair {
     const qp = new SoftQueuePair(this, qpn, transport === 1 ? 'tcp' : 'shm', remote);
-    this.#targets[qpn] = qp;
+    this.#targets.set(qpn, qp);
     this.#queuePairs++;
     this.#hold();
     return qp;
@@ -406,7 +406,7 @@ export class SoftDevice implements Device {
     qp.closed();
     this.ring();
     void this.#request((id) => this.#native.fence(0, id)).then(() => {
-      this.#targets[qp.qpn] = undefined;
+      this.#targets.delete(qp.qpn);
       this.#queuePairs--;
       this.#release();
       this.#queuePairWaiters.get(qp.qpn)?.();
@@ -462,7 +462,7 @@ export class SoftDevice implements Device {
   async #close(): Promise<void> {
     await Promise.all([...this.#listenersOpen].map((listener) => listener.close()));
     await Promise.all([...this.#packetSockets].map((socket) => socket.close()));
-    await Promise.all(this.#targets.map((target) => target?.destroy()));
+    await Promise.all([...this.#targets.values()].map((target) => target.destroy()));
     await Promise.all([...this.#regions.values()].map((region) => region.deregister()));
     this.#native.counters(this.#counters);
     this.#isClosed = true;
