@@ -427,6 +427,7 @@ export class StorageNode {
     let region: MemoryRegion;
     try {
       region = this.options.device.allocate(bytes, Access.REMOTE_WRITE);
+      region.grant(connection.channel.qp);
     } catch (cause) {
       this.memory.give(bytes);
       throw cause instanceof RdmaError

@@ -117,7 +117,13 @@ export class WriterSession {
       `serve '${hello.name}' with ${hello.code} on switch ${id}`,
     );
     this.slots = this.ringBytes / slotBytes;
-    this.region = context.device.allocate(this.ringBytes, Access.REMOTE_WRITE);
+    try {
+      this.region = context.device.allocate(this.ringBytes, Access.REMOTE_WRITE);
+    } catch (cause) {
+      options.memory.give(this.ringBytes);
+      throw cause;
+    }
+    this.region.grant(channel.qp);
     this.words = new Uint32Array(this.region.buffer);
     this.slotBusy = new Uint8Array(this.slots);
     this.tagSlot = new Uint16Array(this.tags);

@@ -190,6 +190,15 @@ napi_value allocate(napi_env env, napi_callback_info info) {
   return result;
 }
 
+napi_value grant_region(napi_env env, napi_callback_info info) {  // (lkey, qpn)
+  Call call(env, info);
+  auto found = call.device->regions.find(call.u32(0));
+  if (call.device->engine && found != call.device->regions.end()) {
+    call.device->engine->submit({CommandType::grant_region, call.u32(1), 0, 0, ConnectMode::automatic, found->second});
+  }
+  return undefined(env);
+}
+
 napi_value deregister(napi_env env, napi_callback_info info) {
   Call call(env, info);
   auto found = call.device->regions.find(call.u32(0));
@@ -423,6 +432,7 @@ napi_value open(napi_env env, napi_callback_info info) {
       {"arm", guarded<arm>},
       {"takeEvent", guarded<take_event>},
       {"allocate", guarded<allocate>},
+      {"grant", guarded<grant_region>},
       {"deregister", guarded<deregister>},
       {"release", guarded<release>},
       {"createCoder", guarded<create_coder>},

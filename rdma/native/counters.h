@@ -19,7 +19,7 @@ class Counter {
 struct Counters {
   Counter requests, completions, rings, wakeups;
   Counter bytes_sent, bytes_received, bytes_encoded, bytes_verified;
-  Counter bytes_copied, allocations, errors;
+  Counter bytes_copied, allocations, errors, refused_accesses;
 };
 
 }  // namespace tartan

@@ -231,6 +231,10 @@ void Engine::execute(Command& command) {
   switch (command.type) {
     case CommandType::add_region:
       return services_.regions.add(command.region);
+    case CommandType::grant_region:
+      command.region->is_restricted = true;
+      if (pair) command.region->granted.insert(pair->qpn);
+      return;
     case CommandType::deregister:
       return deregister(command.region);
     case CommandType::add_coder:

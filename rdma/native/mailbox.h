@@ -18,6 +18,7 @@ struct PacketCounters;
 enum class CommandType : uint8_t {
   add_region,              // region
   deregister,              // region
+  grant_region,            // region, id: the qpn that may reach it
   add_coder,               // coder
   remove_coder,            // id
   add_coding_queue,        // id: its qpn

@@ -106,6 +106,7 @@ void QueuePair::complete_acknowledged() {
 // The peer did what it must not: tell it which request and why, then end.
 void QueuePair::refuse(uint8_t status, uint32_t seq, const std::string& reason) {
   if (state_ != State::connected) return;
+  if (status == REMOTE_ACCESS_ERROR) services_.counters.refused_accesses.add(1);
   nak_pending_ = true;
   nak_status_ = status;
   nak_seq_ = seq;

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <string>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "records.h"
 
@@ -35,6 +36,9 @@ class Region {
   // Engine thread only.
   uint32_t references = 0;  // work requests, receives and answers to READs under way
   bool revoked = false;
+  bool is_restricted = false;            // to the queue pairs below; false: any that knows the key may reach it
+  std::unordered_set<uint32_t> granted;  // by qpn
+  bool is_granted_to(uint32_t qpn) const { return !is_restricted || granted.contains(qpn); }
 
  private:
   Region(uint8_t* base, size_t size, uint32_t access, uint32_t lkey, uint32_t rkey, int memfd)
@@ -47,7 +51,11 @@ class RegionTable {
   void add(Region* region);
   void revoke(Region* region);
   Region* local(uint32_t lkey) const { return find(by_lkey_, lkey); }
-  Region* remote(uint32_t rkey) const { return find(by_rkey_, rkey); }
+  // As a queue pair's peer may reach it: nullptr for a key that is wrong, or right and not granted to it.
+  Region* remote(uint32_t rkey, uint32_t qpn) const {
+    Region* region = find(by_rkey_, rkey);
+    return region && region->is_granted_to(qpn) ? region : nullptr;
+  }
 
  private:
   using Table = std::unordered_map<uint32_t, Region*>;

@@ -150,7 +150,7 @@ void QueuePair::handle_frame() {
 
 void QueuePair::handle_write(bool placed_already) {
   if (current_.seq != executed_) return malformed("out of sequence");
-  Region* region = services_.regions.remote(current_.rkey);  // checked for no bytes too: the key must be good
+  Region* region = services_.regions.remote(current_.rkey, qpn);  // checked for no bytes too: the key must be good
   if (!region || !(region->access & ACCESS_REMOTE_WRITE) || !region->contains(current_.offset, current_.length)) {
     return refuse(REMOTE_ACCESS_ERROR, current_.seq, "the peer wrote outside what it was granted");
   }
@@ -188,7 +188,7 @@ void QueuePair::handle_send() {
 void QueuePair::handle_read() {
   if (current_.seq != executed_) return malformed("out of sequence");
   if (answers_.size() == MAX_OUTSTANDING_READS) return malformed("too many READs outstanding");
-  Region* region = services_.regions.remote(current_.rkey);
+  Region* region = services_.regions.remote(current_.rkey, qpn);
   if (!region || !(region->access & ACCESS_REMOTE_READ) || !region->contains(current_.offset, current_.length)) {
     return refuse(REMOTE_ACCESS_ERROR, current_.seq, "the peer read outside what it was granted");
   }
@@ -271,7 +271,7 @@ void QueuePair::resume() {
 
 void QueuePair::handle_map() {
   if (current_.seq != executed_) return malformed("out of sequence");
-  Region* region = services_.regions.remote(current_.rkey);
+  Region* region = services_.regions.remote(current_.rkey, qpn);
   if (!region || !(region->access & ACCESS_REMOTE_WRITE)) {
     return refuse(REMOTE_ACCESS_ERROR, current_.seq, "the peer wanted to map what it was not granted");
   }

@@ -43,7 +43,7 @@ void QueuePair::fill() {
       append(FRAME_UNMAP, 0).header.rkey = unmaps_.back();
       unmaps_.pop_back();
     } else if (!maps_.empty()) {
-      Region* region = services_.regions.remote(maps_.front().rkey);
+      Region* region = services_.regions.remote(maps_.front().rkey, qpn);
       // Revoked meanwhile: the request that wanted the mapping is refused when it asks again.
       Descriptor fd(region ? fcntl(region->memfd, F_DUPFD_CLOEXEC, 0) : -1);
       OutFrame& frame = append(FRAME_MAP_FD, 0);

@@ -61,6 +61,12 @@ export interface MemoryRegion {
   /** The memory itself, page-aligned and zeroed; detached (byteLength 0) once deregistration is done. */
   readonly buffer: ArrayBuffer;
   readonly byteLength: number;
+  /**
+   * Makes the region reachable through a queue pair. From the first call on it is reachable through those it was granted
+   * to alone: to the peers of all others its key is a wrong one. Never granted to any, its key opens it to every peer.
+   * Verbs devices have one protection domain: theirs stays reachable with its key.
+   */
+  grant(qp: QueuePair): void;
   /** Revokes both keys at once, waits for outstanding requests on it, then unmaps. Idempotent. */
   deregister(): Promise<void>;
 }
@@ -230,6 +236,8 @@ export interface DeviceCounters {
   /** Allocations made on the data path after set-up. */
   allocations: number;
   errors: number;
+  /** Accesses of peers that were refused: a wrong key, one that was not granted to them, bounds or permission. */
+  refusedAccesses: number;
   regions: number;
   queuePairs: number;
 }

@@ -36,6 +36,7 @@ class NullRegion implements MemoryRegion {
   get rkey(): number {
     return this.lkey;
   }
+  grant(): void {}
   async deregister(): Promise<void> {}
 }
 
@@ -166,6 +167,7 @@ export class NullDevice implements Device {
       bytesCopied: 0,
       allocations: 0,
       errors: 0,
+      refusedAccesses: 0,
       regions: 0,
       queuePairs: 0,
     };

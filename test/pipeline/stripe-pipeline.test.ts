@@ -36,6 +36,7 @@ class Bench {
       byteLength: slots.slotBytes,
       lkey: 1,
       rkey: 1,
+      grant: () => {},
       deregister: () => Promise.resolve(),
     } satisfies MemoryRegion;
     let coded: CompletionHandler = () => {};

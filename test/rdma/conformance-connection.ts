@@ -309,6 +309,49 @@ export const connectionCases: readonly Case[] = [
     },
   },
   {
+    name: 'a region that was granted to a queue pair is out of reach of every other, whatever key its peer knows',
+    run: async (w) => {
+      if (w.a.kind === 'verbs') return; // one protection domain for all
+      const target = w.b.allocate(4096, ALL);
+      const source = w.a.allocate(4096);
+      bytesOf(source).fill(1);
+      const owner = await connectPair(w);
+      const second = await connectPair(w);
+      target.grant(owner.qb);
+      target.grant(second.qb);
+      const stranger = await connectPair(w);
+      const reader = await connectPair(w);
+      owner.qa.postWrite(1, source, 0, 64, target.rkey, 0, SIGNALED);
+      second.qa.postRead(2, source, 64, 64, target.rkey, 0, SIGNALED);
+      w.a.ring();
+      await entriesArrive(w, owner.la, 1, 'the owner');
+      await entriesArrive(w, second.la, 1, 'the second');
+      assert.deepEqual(
+        [...owner.la.statuses, ...second.la.statuses],
+        [
+          [1, Status.SUCCESS],
+          [2, Status.SUCCESS],
+        ],
+      );
+      const before = w.b.counters().refusedAccesses;
+      stranger.qa.postWrite(3, source, 0, 4096, target.rkey, 0, SIGNALED);
+      reader.qa.postRead(4, source, 0, 4096, target.rkey, 0, SIGNALED);
+      w.a.ring();
+      await entriesArrive(w, stranger.la, 1, 'the stranger');
+      await entriesArrive(w, reader.la, 1, 'the reader');
+      assert.deepEqual(
+        [...stranger.la.statuses, ...reader.la.statuses],
+        [
+          [3, Status.REMOTE_ACCESS_ERROR],
+          [4, Status.REMOTE_ACCESS_ERROR],
+        ],
+      );
+      assert.equal(w.b.counters().refusedAccesses - before, 2);
+      assert.equal(bytesOf(target).indexOf(1, 64), -1, 'no byte moved');
+      assert.deepEqual([owner.qa.state, second.qa.state], ['connected', 'connected']);
+    },
+  },
+  {
     name: 'close() ends queue pairs, listeners and regions; everything completes, the peer notices, twice is once',
     run: async (w) => {
       const { qa, qb, la, lb, listener } = await connectPair(w);

@@ -85,6 +85,7 @@ export class SimDevice implements Device {
     bytesCopied: 0,
     allocations: 0,
     errors: 0,
+    refusedAccesses: 0,
     regions: 0,
     queuePairs: 0,
   };
@@ -284,8 +285,10 @@ export class SimDevice implements Device {
     return region instanceof SimRegion && region.isUsableBy(this) ? region : undefined;
   }
 
-  regionByKey(rkey: number): SimRegion | undefined {
-    return this.#regionsByKey.get(rkey);
+  /** @returns the region of that key when it may be reached through `qp` */
+  regionByKey(rkey: number, qp: SimQueuePair): SimRegion | undefined {
+    const region = this.#regionsByKey.get(rkey);
+    return region?.isGrantedTo(qp) === true ? region : undefined;
   }
 
   forgetKey(rkey: number): void {

@@ -1,4 +1,4 @@
-import { RdmaError, type MemoryRegion } from '../device.js';
+import { RdmaError, type MemoryRegion, type QueuePair } from '../device.js';
 import type { SimDevice } from './device.js';
 
 const MAX_BYTES = 2 ** 31;
@@ -38,6 +38,8 @@ export class SimRegion implements MemoryRegion {
   isRevoked = false;
   readonly #device: SimDevice;
   #outstanding = 0;
+  /** Undefined: it is reachable with its key alone. */
+  #granted: Set<QueuePair> | undefined;
   #deregistered: Promise<void> | undefined;
   #onIdle: (() => void) | undefined;
 
@@ -76,6 +78,14 @@ export class SimRegion implements MemoryRegion {
 
   bytes(offset: number, length: number): Uint8Array {
     return new Uint8Array(this.buffer, offset, length);
+  }
+
+  grant(qp: QueuePair): void {
+    (this.#granted ??= new Set()).add(qp);
+  }
+
+  isGrantedTo(qp: QueuePair): boolean {
+    return this.#granted === undefined || this.#granted.has(qp);
   }
 
   hold(): void {

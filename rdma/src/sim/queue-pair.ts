@@ -412,7 +412,7 @@ export class SimQueuePair implements QueuePair {
   /** Arrives between toError() and flush(): its bytes may still be placed, but nobody is told. */
   #straggle({ request, at, bytes }: Message): void {
     if (!this.#isLeft || this.#isAtRest || bytes === undefined || request.opcode === Opcode.SEND) return;
-    const region = this.device.regionByKey(request.rkey);
+    const region = this.device.regionByKey(request.rkey, this);
     if (region?.allows(Access.REMOTE_WRITE, request.remoteOffset, request.length) === true)
       this.#place(request, region, request.remoteOffset + at, bytes, at);
   }
@@ -437,7 +437,7 @@ export class SimQueuePair implements QueuePair {
     const isLast = at + bytes.length === request.length;
     if (!message.isPlaced) {
       // Checked again for every piece: the region may have been deregistered since the first.
-      const region = this.device.regionByKey(request.rkey);
+      const region = this.device.regionByKey(request.rkey, this);
       if (region?.allows(Access.REMOTE_WRITE, request.remoteOffset, request.length) !== true) {
         this.#refuse(request, Status.REMOTE_ACCESS_ERROR);
         return true;
@@ -486,7 +486,7 @@ export class SimQueuePair implements QueuePair {
       const [from, to] = [bounds[index]!, bounds[index + 1]!];
       this.#atDeparture(to - from, 0, this.#isLate(), () => {
         if (this.#state !== 'connected') return QUIET;
-        const now = this.device.regionByKey(request.rkey);
+        const now = this.device.regionByKey(request.rkey, this);
         if (now?.allows(Access.REMOTE_READ, request.remoteOffset, request.length) !== true) {
           this.#refuse(request, Status.REMOTE_ACCESS_ERROR);
           return QUIET;
@@ -504,7 +504,7 @@ export class SimQueuePair implements QueuePair {
         return QUIET;
       });
     };
-    const region = this.device.regionByKey(request.rkey);
+    const region = this.device.regionByKey(request.rkey, this);
     if (region?.allows(Access.REMOTE_READ, request.remoteOffset, request.length) === true) answer(0);
     else this.#refuse(request, Status.REMOTE_ACCESS_ERROR);
     return true;
@@ -516,6 +516,7 @@ export class SimQueuePair implements QueuePair {
 
   /** Tells the peer which of its requests failed, and ends. */
   #refuse(request: SendRequest, status: number): void {
+    if (status === Status.REMOTE_ACCESS_ERROR) this.device.counts.refusedAccesses++;
     this.#out.send(() => this.peer.fail(status, request, `the peer refused a request: ${statusName(status)}`));
     this.fail(Status.FLUSHED, undefined, `a request of the peer was refused: ${statusName(status)}`);
   }

@@ -1,4 +1,4 @@
-import type { MemoryRegion } from '../device.js';
+import type { MemoryRegion, QueuePair } from '../device.js';
 import type { SoftDevice } from './soft-device.js';
 
 /** Registered memory of a soft device. The device unmaps it; this object only remembers whether it has. */
@@ -13,6 +13,10 @@ export class SoftMemoryRegion implements MemoryRegion {
     readonly buffer: ArrayBuffer,
   ) {
     this.byteLength = buffer.byteLength;
+  }
+
+  grant(qp: QueuePair): void {
+    if (this.#gone === undefined) this.device.grant(this, qp);
   }
 
   deregister(): Promise<void> {

@@ -40,6 +40,8 @@ export interface NativeDevice {
   takeEvent(): NativeEvent | undefined;
   /** @throws {Error} what the kernel said */
   allocate(byteLength: number, access: number): [lkey: number, rkey: number, buffer: ArrayBuffer];
+  /** From the first call on only the queue pairs named reach it. */
+  grant(lkey: number, qpn: number): void;
   deregister(lkey: number): void;
   /** Detaches the buffer, then unmaps it. */
   release(lkey: number, buffer: ArrayBuffer): void;
@@ -85,6 +87,7 @@ export const COUNTER_NAMES: readonly (keyof DeviceCounters)[] = [
   'bytesCopied',
   'allocations',
   'errors',
+  'refusedAccesses',
 ];
 
 let loaded: Addon | undefined;

@@ -270,6 +270,10 @@ export class SoftDevice implements Device {
     this.#targets.delete(queue.qpn);
   }
 
+  grant(region: SoftMemoryRegion, qp: QueuePair): void {
+    if (this.#regions.has(region.lkey)) this.#native.grant(region.lkey, qp.qpn);
+  }
+
   async deregister(region: SoftMemoryRegion): Promise<void> {
     if (!this.#regions.has(region.lkey)) return;
     this.ring();

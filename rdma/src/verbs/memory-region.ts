@@ -19,6 +19,9 @@ export class VerbsMemoryRegion extends SoftMemoryRegion {
     super(coder, memory.lkey, rkey, memory.buffer);
   }
 
+  /** The adapter has one protection domain for all of its queue pairs. */
+  override grant(): void {}
+
   override deregister(): Promise<void> {
     this.#gone ??= this.adapter.deregister(this).then(() => this.memory.deregister());
     return this.#gone;
