@@ -375,6 +375,14 @@ void on_environment_end(void* data) {
   device->regions.clear();
 }
 
+// Only when the engine's thread has been joined.
+void let_go_of_rings(napi_env env, Device* device) {
+  for (napi_ref& reference : device->rings) {
+    if (reference) napi_delete_reference(env, reference);
+    reference = nullptr;
+  }
+}
+
 napi_value close(napi_env env, napi_callback_info info) {
   Call call(env, info);
   Device* device = call.device;
@@ -383,7 +391,7 @@ napi_value close(napi_env env, napi_callback_info info) {
   device->engine.reset();
   napi_release_threadsafe_function(device->wake, napi_tsfn_abort);
   device->wake = nullptr;
-  for (napi_ref& reference : device->rings) napi_delete_reference(env, reference);
+  let_go_of_rings(env, device);
   if (device->hooked) napi_remove_env_cleanup_hook(env, on_environment_end, device);
   device->hooked = false;
   return undefined(env);
@@ -393,6 +401,7 @@ void destroy(napi_env env, void* data, void*) {
   Device* device = static_cast<Device*>(data);
   stop(device);
   if (device->hooked) napi_remove_env_cleanup_hook(env, on_environment_end, device);
+  let_go_of_rings(env, device);  // it was never closed
   delete device;
 }
 
