@@ -51,6 +51,7 @@ void StreamMaker::step() {
     return world_.run(say("alloc", region, 64 + random_.below(random_.chance(100) ? 1 << 20 : 70000), access));
   }
   if (what < 988) return world_.run("calm");
+  if (what < 993) return world_.run(say("grant", region, connection));
   world_.run(random_.chance(300) ? "unlisten" : "listen");
 }
 

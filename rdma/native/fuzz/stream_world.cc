@@ -141,6 +141,12 @@ void StreamWorld::run(const std::string& line) {
     owner_->to_error(number());
   } else if (verb == "destroy") {
     owner_->destroy(number());
+  } else if (verb == "grant") {
+    Command command{CommandType::grant_region};
+    const uint32_t index = number();
+    command.id = qpn_of(number());
+    command.region = owner_->region(index);
+    if (owner_->is_usable(index)) owner_->submit(std::move(command));
   } else if (verb == "dereg") {
     owner_->deregister(number());
   } else if (verb == "alloc") {

@@ -12,7 +12,7 @@
 //   post C op flags rkey roff imm [lkey off len]…    op: the opcode's number
 //   recv C lkey off len
 //   error C, destroy C       by the owner
-//   dereg R, alloc R bytes access, scribble R off len byte
+//   dereg R, alloc R bytes access, grant R C, scribble R off len byte
 //   listen, unlisten, sync, calm
 #pragma once
 #include <memory>
