@@ -14,7 +14,8 @@ PacketReceiver::PacketReceiver(Services& services, PacketCounters& counters, uin
       counters_(counters),
       region_(region),
       slots_(options.slots),
-      remembered_(REMEMBERED, Name{UINT64_MAX, 0, 0}) {
+      remembered_(REMEMBERED, Name{UINT64_MAX, 0, 0}),
+      forgotten_(FORGOTTEN, Forgotten{{UINT64_MAX, 0, 0}, 0, 0}) {
   services_.hold(region_);
   const uint32_t most = options.unit_bytes / packet::MIN_CHUNK_BYTES;
   for (Slot& slot : slots_) slot.bits.resize((most + 63) / 64 + 1);
@@ -114,6 +115,7 @@ void PacketReceiver::begin(Slot& slot, const UnitView& header, uint8_t type, uin
   slot.stripe = header.stripe();
   slot.counter = header.counter();
   slot.map_epoch = header.map_epoch();
+  slot.incarnation = incarnation_of(header);
   slot.chunk = chunk;
   slot.payload_bytes = header.unit_length();
   slot.wanted = slot.payload_bytes == 0 ? 1 : (slot.payload_bytes + chunk - 1) / chunk;
@@ -168,12 +170,37 @@ void PacketReceiver::release(uint32_t index, bool durable) {
 void PacketReceiver::reclaim(int64_t now_ms) {
   for (Slot& slot : slots_) {
     if (slot.state != State::filling || now_ms - slot.touched_ms < options.reclaim_ms) continue;
+    forget(slot);
     drop(slot);
     counters_.reclaimed.add(1);
   }
 }
 
-// Nothing more is said of it: the writer will find its chunks unacknowledged.
+// Chunks of it have been acknowledged, and the writer will not send those again by itself. When the next of the others
+// comes, the acknowledgement says that it is of another incarnation, and the writer begins anew.
+void PacketReceiver::forget(const Slot& slot) {
+  const Name name{slot.stripe, slot.counter, slot.map_epoch};
+  const auto incarnation = static_cast<uint8_t>((slot.incarnation + 1) & 127);
+  for (Forgotten& known : forgotten_) {
+    if (known.name.stripe != name.stripe || known.name.counter != name.counter || known.unit != slot.unit ||
+        known.name.map_epoch != name.map_epoch)
+      continue;
+    known.incarnation = incarnation;
+    return;
+  }
+  forgotten_[forgotten_at_++ % FORGOTTEN] = {name, slot.unit, incarnation};
+}
+
+uint8_t PacketReceiver::incarnation_of(const UnitView& header) const {
+  for (const Forgotten& known : forgotten_) {
+    if (known.name.stripe == header.stripe() && known.name.counter == header.counter() &&
+        known.name.map_epoch == header.map_epoch() && known.unit == header.unit())
+      return known.incarnation;
+  }
+  return 0;
+}
+
+// Nothing more is said of it.
 void PacketReceiver::drop(Slot& slot) {
   const auto index = static_cast<int32_t>(index_of(slot));
   std::erase_if(touched_, [&](const Touched& touched) { return touched.slot == index; });
@@ -230,7 +257,8 @@ uint32_t PacketReceiver::make_ack(uint8_t* packet, uint32_t room) {
     store32(at + 8, slot ? slot->counter : touched.said.name.counter);
     store32(at + 12, slot ? slot->map_epoch : touched.said.name.map_epoch);
     at[16] = slot ? slot->unit : touched.said.unit;
-    at[17] = !slot || slot->state == State::whole;
+    at[17] = !slot || slot->state == State::whole ? 1 : 0;
+    if (slot) at[17] = static_cast<uint8_t>(at[17] | slot->incarnation << 1);
     const uint32_t chunk = slot ? slot->chunk : touched.said.chunk;
     at[18] = static_cast<uint8_t>(chunk);
     at[19] = static_cast<uint8_t>(chunk >> 8);

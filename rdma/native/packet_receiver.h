@@ -56,6 +56,7 @@ class PacketReceiver {
     uint8_t type = 0;
     uint64_t stripe = 0;
     uint32_t counter = 0, map_epoch = 0;
+    uint8_t incarnation = 0;  // how often chunks of this name have been forgotten, modulo 128
     uint32_t chunk = 0, wanted = 0, have = 0, first_missing = 0;
     uint32_t header_bytes = 0, payload_bytes = 0;
     int64_t touched_ms = 0;
@@ -75,7 +76,14 @@ class PacketReceiver {
     Said said;
   };
 
+  struct Forgotten {  // acknowledged chunks of it were lost with a slot that was reclaimed
+    Name name;
+    uint8_t unit;
+    uint8_t incarnation;
+  };
+
   static constexpr uint32_t REMEMBERED = 1024;
+  static constexpr uint32_t FORGOTTEN = 256;
   static constexpr uint32_t ACK_EVERY = 4;
 
   Slot* find(uint64_t stripe, uint32_t counter);
@@ -84,6 +92,8 @@ class PacketReceiver {
   void finish(Slot& slot);
   bool finish_parity(uint8_t* header, const Slot& slot);
   void drop(Slot& slot);
+  void forget(const Slot& slot);
+  uint8_t incarnation_of(const packet::UnitView& header) const;
   void touch(Slot& slot);
   void say_whole(const packet::UnitView& header, uint32_t chunk);
   uint8_t* payload_of(const Slot& slot) const {
@@ -100,6 +110,8 @@ class PacketReceiver {
   size_t last_found_ = 0;
   std::vector<Name> remembered_;
   uint32_t remembered_at_ = 0;
+  std::vector<Forgotten> forgotten_;
+  uint32_t forgotten_at_ = 0;
   std::vector<Touched> touched_;  // units to be told of in the next acknowledgement
   uint32_t since_ack_ = 0;
   bool ack_now_ = false;

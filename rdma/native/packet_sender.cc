@@ -142,6 +142,7 @@ void PacketSender::expect(Operation& operation, uint32_t index, uint32_t length)
   Unit& unit = operation.units[index];
   unit.wanted = (std::max(1u, length) + operation.chunk - 1) / operation.chunk;
   unit.below = 0;
+  unit.incarnation = 0;
   unit.newest_us = 0;
   if (unit.bits.size() * 64 < unit.wanted) unit.bits.resize((unit.wanted + 63) / 64);
   std::fill_n(unit.bits.begin(), (unit.wanted + 63) / 64, 0);
@@ -217,7 +218,7 @@ PacketSender::Operation* PacketSender::find(uint64_t stripe, uint32_t counter, u
   return nullptr;
 }
 
-void PacketSender::take_ack(const uint8_t* packet, uint32_t bytes, int64_t now_us) {
+void PacketSender::take_ack(const uint8_t* packet, uint32_t bytes, const sockaddr_in& from, int64_t now_us) {
   const uint32_t count = packet::load16_be(packet + 20);
   if (count > packet::MAX_ACK_ENTRIES ||
       bytes != packet::HEADER_BYTES + packet::ACK_PREFIX_BYTES + count * packet::ACK_ENTRY_BYTES)
@@ -231,12 +232,23 @@ void PacketSender::take_ack(const uint8_t* packet, uint32_t bytes, int64_t now_u
     Operation* operation = find(packet::load64(at), load32(at + 8), load32(at + 12), index);
     if (!operation || operation->file != packet::load64(prefix) || operation->writer_epoch != load32(prefix + 8))
       continue;
+    // A unit was sent to one node, and nobody else can have placed it. (A stripe was sent to a switch; its nodes
+    // answer.)
+    if (operation->opcode == SEND_UNIT &&
+        (from.sin_addr.s_addr != operation->to.sin_addr.s_addr || from.sin_port != operation->to.sin_port)) {
+      counters_.unknown.add(1);
+      continue;
+    }
     Unit& unit = operation->units[index];
-    if (at[17] != 0) {
+    if ((at[17] & 1) != 0) {
       for (uint32_t chunk = unit.below; chunk < unit.wanted; chunk++) acknowledge(*operation, unit, chunk, now_us);
       unit.below = unit.wanted;
     } else {
       if (packet::load16(at + 18) != operation->chunk) continue;  // of another way for the same unit
+      if (at[17] >> 1 != unit.incarnation) {
+        begin_anew(*operation, unit);
+        unit.incarnation = at[17] >> 1;
+      }
       const uint32_t below = std::min(load32(at + 20), unit.wanted);
       for (uint32_t chunk = unit.below; chunk < below; chunk++) acknowledge(*operation, unit, chunk, now_us);
       unit.below = std::max(unit.below, below);
@@ -247,6 +259,22 @@ void PacketSender::take_ack(const uint8_t* packet, uint32_t bytes, int64_t now_u
     if (operation->placed == operation->chunks) complete(*operation, SUCCESS);
   }
   find_lost(now_us);
+}
+
+// The node has let go of what it had acknowledged: all of that unit is sent again.
+void PacketSender::begin_anew(Operation& operation, Unit& unit) {
+  for (uint32_t chunk = 0; chunk < unit.wanted; chunk++) {
+    uint64_t& word = unit.bits[chunk / 64];
+    const uint64_t bit = uint64_t{1} << chunk % 64;
+    if (!(word & bit)) continue;
+    word &= ~bit;
+    operation.waiting[chunk]++;
+    if (operation.state[chunk] != Chunk::placed) continue;
+    operation.state[chunk] = Chunk::lost;
+    operation.placed--;
+    lost_.push() = {operation.index, operation.generation, chunk, operation.sent_us[chunk]};
+  }
+  unit.below = 0;
 }
 
 void PacketSender::acknowledge(Operation& operation, Unit& unit, uint32_t chunk, int64_t now_us) {

@@ -29,7 +29,7 @@ class PacketSender {
   void post(const WorkRequest& request);
   void cancel(uint32_t wr_id);
   // An acknowledgement packet whose header is sound.
-  void take_ack(const uint8_t* packet, uint32_t bytes, int64_t now_us);
+  void take_ack(const uint8_t* packet, uint32_t bytes, const sockaddr_in& from, int64_t now_us);
   // Sends what may be sent now. Returns when to be called again (monotonic µs), 0: not before something happens.
   int64_t pump(int fd, int64_t now_us);
   // Completes everything with FLUSHED.
@@ -45,9 +45,10 @@ class PacketSender {
 
   enum class Chunk : uint8_t { unsent, in_flight, lost, placed };
   struct Unit {
-    uint32_t wanted = 0;    // chunks; 0: not to be waited for
-    uint32_t below = 0;     // all chunks below have been acknowledged
-    int64_t newest_us = 0;  // when the newest chunk that it has acknowledged had been sent
+    uint32_t wanted = 0;      // chunks; 0: not to be waited for
+    uint32_t below = 0;       // all chunks below have been acknowledged
+    uint8_t incarnation = 0;  // of the slot at the node that its acknowledgements are of
+    int64_t newest_us = 0;    // when the newest chunk that it has acknowledged had been sent
     std::vector<uint64_t> bits;
   };
   struct Operation {
@@ -85,6 +86,7 @@ class PacketSender {
   void complete(Operation& operation, uint8_t status);
   Operation* find(uint64_t stripe, uint32_t counter, uint32_t map_epoch, uint32_t unit);
   void acknowledge(Operation& operation, Unit& unit, uint32_t chunk, int64_t now_us);
+  void begin_anew(Operation& operation, Unit& unit);
   void find_lost(int64_t now_us);
   bool is_overtaken(const Sent& sent) const;
   void lose(const Sent& sent);

@@ -169,7 +169,7 @@ void PacketSocket::take(const uint8_t* packet, uint32_t bytes, const sockaddr_in
   const uint8_t type = packet[5];
   if (type == packet::ACK) {
     if (packet::fold(packet::sum16(packet, packet::HEADER_BYTES)) != 0 || !sender_) return counters_->malformed.add(1);
-    return sender_->take_ack(packet, bytes, monotonic_us());
+    return sender_->take_ack(packet, bytes, from, monotonic_us());
   }
   const packet::UnitView header{packet + packet::HEADER_BYTES};
   const uint32_t checked = packet::HEADER_BYTES + packet::DATA_HEADER_BYTES;
