@@ -20,7 +20,6 @@ const MOST_LINES = 600;
 /** Longer since a formatter sets their lines; the list only shrinks. */
 const TO_BE_SPLIT = [
   'pipeline/stripe-reader.ts',
-  'rdma/src/sim/queue-pair.ts',
   'storage-node/node-core.ts',
   'storage-node/unit-store.ts',
   'test/p4runtime-js/conformance.ts',

@@ -92,3 +92,10 @@ const statusNames = new Map<number, string>(Object.entries(Status).map(([name, v
 export function statusName(status: number): string {
   return statusNames.get(status) ?? `STATUS_${status}`;
 }
+
+const opcodeNames = new Map<number, string>(Object.entries(Opcode).map(([name, value]) => [value, name]));
+
+/** @returns the name of an opcode, e.g. 'WRITE_WITH_IMM' */
+export function opcodeName(opcode: number): string {
+  return opcodeNames.get(opcode) ?? `OPCODE_${opcode}`;
+}

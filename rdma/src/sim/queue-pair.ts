@@ -11,35 +11,23 @@
  * arrives. Order: requests leave one after the other, the channel keeps their order, completions wait for the head.
  */
 import { Access, type CompletionHandler, type MemoryRegion, type QueuePair } from '../device.js';
-import { Flag, Opcode, Status, statusName } from '../records.js';
+import { Flag, Opcode, Status, opcodeName, statusName } from '../records.js';
 import { copyOf } from './arena.js';
 import type { SimDevice, Startable } from './device.js';
 import { QUIET, type Fire, type Firing } from './event-queue.js';
+import { NOTHING, placeGather, readGather, type Gather } from './gather.js';
 import type { SimRegion } from './memory-region.js';
 import type { Channel } from './network.js';
 import { cutPieces } from './pieces.js';
-
-/** How long after an error memory may still be touched: uniform, 0 … this, virtual ms; every so often much longer. */
-const FLUSH_MS = 0.1;
-const LONG_FLUSH_MS = 20;
-const LONG_FLUSH_ONE_IN = 8;
-/** Every so many pieces (on average) leaves late, by up to this many virtual ms. */
-const LATE_ONE_IN = 4;
-const LATE_MS = 0.05;
-/**
- * What takes the link for less than this (virtual ms) is cut only where a piece is late: nothing happens between the
- * others.
- */
-const AT_ONCE_MS = 0.001;
-/** How long the device takes to begin: uniform, 0 … this, virtual ms. */
-const BEGIN_MS = 0.01;
-const NOTHING: readonly Gather[] = [];
-
-interface Gather {
-  readonly region: SimRegion;
-  readonly offset: number;
-  readonly length: number;
-}
+import {
+  FLUSH_MS,
+  LONG_FLUSH_MS,
+  LONG_FLUSH_ONE_IN,
+  LATE_ONE_IN,
+  LATE_MS,
+  AT_ONCE_MS,
+  BEGIN_MS,
+} from './queue-pair-timing.js';
 
 class SendRequest implements Startable, Firing {
   /** `status` not SUCCESS: fails with it, without leaving, once everything before it has completed. */
@@ -606,44 +594,5 @@ export class SimQueuePair implements QueuePair {
   #note(request: SendRequest, what: string): void {
     const { world, name } = this.device;
     if (world.trace) world.note(`${name} qp${this.qpn} ${opcodeName(request.opcode)} ${request.wrId} ${what}`);
-  }
-}
-
-const opcodeNames = new Map<number, string>(Object.entries(Opcode).map(([name, value]) => [value, name]));
-
-function opcodeName(opcode: number): string {
-  return opcodeNames.get(opcode) ?? `OPCODE_${opcode}`;
-}
-
-/** @returns a copy of bytes from … to of the gathered source */
-function readGather(gather: readonly Gather[], from: number, to: number): Uint8Array {
-  const [first] = gather;
-  if (first !== undefined && to <= first.length)
-    return copyOf(first.region.all, first.offset + from, first.offset + to);
-  const out = new Uint8Array(to - from);
-  forEachPart(gather, from, to, (part, at) => out.set(part, at));
-  return out;
-}
-
-function placeGather(gather: readonly Gather[], at: number, bytes: Uint8Array): void {
-  forEachPart(gather, at, at + bytes.length, (part, start) => part.set(bytes.subarray(start, start + part.length)));
-}
-
-/**
- * Visits the memory behind bytes from … to of a gather list.
- * @param visit its memory, and where that starts within from … to
- */
-function forEachPart(
-  gather: readonly Gather[],
-  from: number,
-  to: number,
-  visit: (part: Uint8Array, at: number) => void,
-): void {
-  let base = 0;
-  for (const { region, offset, length } of gather) {
-    const start = Math.max(from, base);
-    const end = Math.min(to, base + length);
-    if (start < end) visit(region.bytes(offset + start - base, end - start), start - from);
-    base += length;
   }
 }
