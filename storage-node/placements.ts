@@ -47,6 +47,8 @@ export class Placement {
     if (this.index < 0) return Refusal.NOT_MINE;
     const stripe = headerStripe(words, w),
       unit = headerUnit(words, w);
+    // Beyond this numbers are not exact, and who counts stripes would never get past one.
+    if (stripe > Number.MAX_SAFE_INTEGER) return Refusal.MALFORMED;
     return unitOfNode(this.layout, stripe, this.index) === unit ||
       (this.next !== undefined && unitOfNode(this.next, stripe, this.index) === unit)
       ? Refusal.NONE

@@ -84,6 +84,7 @@ t.test('Units are refused, each with its reason, and the connection goes on', as
     'no such map in the store',
   );
   t.equal(await refusal(rig.unit({ k: 3, m: 1 })), Refusal.MALFORMED, "not the file's shape");
+  t.equal(await refusal(rig.unit({ stripe: 2 ** 60 })), Refusal.MALFORMED, 'a stripe that no number names exactly');
   const damaged = rig.unit({ seed: 3 });
   damaged.payload[10]! ^= 1;
   t.equal(await refusal(damaged), Refusal.CHECKSUM);
