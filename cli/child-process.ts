@@ -6,8 +6,7 @@ import { fileURLToPath } from 'node:url';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { ProcessIdentity } from '../cluster/process-identity.js';
 import { isRunning, ownIdentity } from '../cluster/process-identity.js';
-import type { ErrorCode } from '../wire/errors.js';
-import { TartanError } from '../wire/errors.js';
+import { errorFromPeer, TartanError } from '../wire/errors.js';
 import type { ProcessRecord, ProcessRole } from './state-directory.js';
 
 const READY_MS = 30_000;
@@ -165,7 +164,7 @@ function endedEarly(id: string, errors: string): TartanError {
     .filter((line) => line.trim() !== '');
   for (const line of lines.reverse()) {
     const own = /\b(ERR_[A-Z_]+): (.*)$/.exec(line);
-    if (own) return new TartanError(own[1] as ErrorCode, `Cannot start ${id}: ${own[2]!}`);
+    if (own) return errorFromPeer(own[1]!, `Cannot start ${id}: ${own[2]!}`);
   }
   return new TartanError(
     'ERR_NOT_RUNNING',

@@ -6,7 +6,7 @@
  * Commands load what they need when they run: `tartan --help` needs no addon.
  */
 import { Command, CommanderError, Option } from 'commander';
-import { codeOf } from '../wire/errors.js';
+import { codeOf, isOperating } from '../wire/errors.js';
 import { parseBytes, parseCount } from './quantities.js';
 import { readSecret } from './secret.js';
 import { StateDirectory } from './state-directory.js';
@@ -471,7 +471,7 @@ async function main(): Promise<void> {
     else {
       process.stderr.write(`${oneLine(error)}\n`);
       // Anything unforeseen is a bug and shows its stack.
-      if (codeOf(error) === undefined && error instanceof Error) process.stderr.write(`${error.stack ?? ''}\n`);
+      if (!isOperating(error) && error instanceof Error) process.stderr.write(`${error.stack ?? ''}\n`);
       process.exitCode = USAGE_CODES.has(codeOf(error) ?? '') ? 2 : 1;
     }
   }

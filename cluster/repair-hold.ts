@@ -6,7 +6,7 @@
  */
 import { hostname } from 'node:os';
 import { realClock, sleep, type Clock, type TimerHandle } from '../wire/clock.js';
-import { TartanError, codeOf } from '../wire/errors.js';
+import { TartanError, isOperating } from '../wire/errors.js';
 import type { ClusterStore, Lease } from './cluster-store.js';
 import { parseJson } from './compare-and-swap.js';
 import { REPAIR_KEY, REPAIR_WISH_KEY } from './keys.js';
@@ -131,7 +131,7 @@ export class RepairHold {
     this.clock.clearTimer(this.#keeping);
     await this.#telling;
     await this.lease.revoke().catch((error: unknown) => {
-      if (codeOf(error) === undefined) throw error;
+      if (!isOperating(error)) throw error;
     });
   }
 
@@ -143,7 +143,7 @@ export class RepairHold {
       );
       if (succeeded) this.#revision = revision;
     } catch (error) {
-      if (codeOf(error) === undefined) throw error;
+      if (!isOperating(error)) throw error;
     }
   }
 }

@@ -11,7 +11,7 @@
 import type { MemoryRegion } from 'tartan-rdma';
 import { Flag, Status } from 'tartan-rdma';
 import type { Clock } from '../wire/clock.js';
-import { TartanError } from '../wire/errors.js';
+import { errorFromPeer, TartanError } from '../wire/errors.js';
 import type { Control, Reply, Request } from '../wire/generated/ring.js';
 import { ACK_WORDS, MessageType, READ_FAILED_WORDS, Refusal, UNIT_ACK_WORDS, unitImm } from '../wire/ring-messages.js';
 import { PAGE_BYTES } from '../wire/slot-layout.js';
@@ -420,7 +420,7 @@ export class NodeLink {
       this.clock.clearTimer(waiting.timer);
       if (kind.value.mapEpoch > this.nodeMapEpoch) this.nodeMapEpoch = kind.value.mapEpoch;
       if (kind.value.code === '') waiting.resolve(kind.value);
-      else waiting.reject(new TartanError(kind.value.code as TartanError['code'], kind.value.message));
+      else waiting.reject(errorFromPeer(kind.value.code, kind.value.message));
       return;
     }
   }

@@ -15,8 +15,7 @@
 import { createHmac, randomBytes, timingSafeEqual } from 'node:crypto';
 import type { Device, QueuePair } from 'tartan-rdma';
 import type { Clock, TimerHandle } from '../wire/clock.js';
-import type { ErrorCode } from '../wire/errors.js';
-import { TartanError, codeOf } from '../wire/errors.js';
+import { codeOf, errorFromPeer, isOperating, TartanError } from '../wire/errors.js';
 import { type Control, type Grant, Hello } from '../wire/generated/ring.js';
 import { PROTOCOL_VERSION } from '../wire/ring-messages.js';
 import { MessageChannel } from './channel.js';
@@ -104,11 +103,10 @@ export async function connectSession(
   try {
     qp = await device.connect(host, port, { transport: options.transport ?? 'auto', timeoutMs });
   } catch (cause) {
+    if (!isOperating(cause)) throw cause;
     // Nobody is down then: a wish that must not look like a failure of the peer.
     const code = codeOf(cause) === 'ERR_DEVICE_KIND' ? 'ERR_DEVICE_KIND' : 'ERR_CONNECT';
-    throw new TartanError(code, cause instanceof Error ? cause.message : `Cannot connect to ${host}:${port}`, {
-      cause,
-    });
+    throw new TartanError(code, cause.message, { cause });
   }
   const channel = new MessageChannel(hub, device, qp, (options.receiveSlots ?? 0) + MESSAGE_RECEIVES);
   const hello: Hello = {
@@ -127,10 +125,10 @@ export async function connectSession(
     ...wishes,
   };
   return await new Promise<Session>((resolve, reject) => {
-    const give = (code: ErrorCode, message: string): void => {
+    const give = (code: string, message: string): void => {
       clock.clearTimer(timer);
       void channel.destroy(message);
-      reject(new TartanError(code, message));
+      reject(errorFromPeer(code, message));
     };
     const timer = clock.setTimer(timeoutMs, () => {
       give(
@@ -164,7 +162,7 @@ export async function connectSession(
         channel.mapEpoch = kind.value.mapEpoch;
         resolve({ channel, grant: kind.value });
       } else if (kind?.$case === 'refuse') {
-        give(kind.value.code as ErrorCode, kind.value.message);
+        give(kind.value.code, kind.value.message);
       } else {
         give(
           'ERR_MALFORMED',
@@ -253,9 +251,8 @@ export function acceptSession(
           const grant = await decide(hello, channel);
           channel.sendControl({ kind: { $case: 'grant', value: grant } });
         } catch (error) {
-          const code = codeOf(error);
-          if (code === undefined) throw error;
-          refuse(code, (error as Error).message);
+          if (!isOperating(error)) throw error;
+          refuse(error.code, error.message);
         }
       })();
     } else {

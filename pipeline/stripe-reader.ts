@@ -29,7 +29,7 @@ import { composeHeader } from './stripe-headers.js';
 import type { ClusterMap } from '../cluster/records.js';
 import { epochFloor, readFile } from '../cluster/files.js';
 import { readMap } from '../cluster/membership.js';
-import { TartanError, codeOf } from '../wire/errors.js';
+import { TartanError, codeOf, isOperating } from '../wire/errors.js';
 import { Refusal, refusalCode } from '../wire/ring-messages.js';
 import type { StripeSlotLayout } from '../wire/slot-layout.js';
 import { headerOffsetIn, stripeSlotLayout } from '../wire/slot-layout.js';
@@ -715,7 +715,7 @@ export class StripeReader {
       job.markCounter = file.commitCounter;
     } catch (error) {
       // Without the store reading goes on by what is known; m + 1 units that agree are enough.
-      if (codeOf(error) === undefined) throw error;
+      if (!isOperating(error)) throw error;
     }
   }
 
@@ -726,7 +726,7 @@ export class StripeReader {
       this.follow(file);
       return file.state === 'deleted';
     } catch (error) {
-      if (codeOf(error) === undefined) throw error;
+      if (!isOperating(error)) throw error;
       return codeOf(error) === 'ERR_NOT_FOUND';
     }
   }
@@ -748,7 +748,7 @@ export class StripeReader {
       this.followed = map.epoch;
     } catch (error) {
       // What can't be had where it was is read around, and looked for again before a read fails.
-      if (codeOf(error) === undefined) throw error;
+      if (!isOperating(error)) throw error;
     }
   }
 
@@ -758,7 +758,7 @@ export class StripeReader {
       this.nodes.map = await readMap(this.context.store);
       await this.followMoves();
     } catch (error) {
-      if (codeOf(error) === undefined) throw error;
+      if (!isOperating(error)) throw error;
     }
     await this.nodes.connectUp(this.context.deadlineMs);
     for (const [unit, why] of job.lost) if (why === reason) job.lost.delete(unit);

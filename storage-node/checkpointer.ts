@@ -9,7 +9,7 @@
  * checkpoint that a pointer may name is a segment reused, nor of the log behind it, nor one in which it holds a live
  * unit.
  */
-import { codeOf } from '../wire/errors.js';
+import { isOperating } from '../wire/errors.js';
 import type { AlignedMemory } from './batch.js';
 import { writePointer, type LogPosition, type Pointer, type Tag } from './checkpoint-pointer.js';
 import { CheckpointWriter, pieceBlocks, segmentsFor } from './checkpoint-stream.js';
@@ -152,7 +152,7 @@ export class Checkpointer {
       log.trustTail();
       return true;
     } catch (error) {
-      if (codeOf(error) === undefined || log.state === 'failed') throw error;
+      if (!isOperating(error) || log.state === 'failed') throw error;
       if (this.areas[1 - this.slot]!.includes(area[0]!)) return false;
       this.release(area);
       return false;

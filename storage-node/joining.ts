@@ -14,7 +14,7 @@ import { listFiles } from '../cluster/files.js';
 import { nodeLeaseKey } from '../cluster/keys.js';
 import { readMap, registerNode, setNodeState } from '../cluster/membership.js';
 import { sleep, type Clock, type TimerHandle } from '../wire/clock.js';
-import { codeOf, TartanError } from '../wire/errors.js';
+import { TartanError, codeOf, isOperating } from '../wire/errors.js';
 import type { PacketAddress } from '../cluster/records.js';
 import type { MapKeeper } from './map-keeper.js';
 import type { UnitStore } from './unit-store.js';
@@ -163,7 +163,7 @@ export class Joining {
       this.rejoining = false;
       this.onMap();
     } catch (error) {
-      if (codeOf(error) === undefined) throw error;
+      if (!isOperating(error)) throw error;
       this.later(this.options.rejoinMs ?? REJOIN_MS, () => this.rejoin());
     }
   }

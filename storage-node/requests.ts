@@ -1,5 +1,5 @@
 /** The rare requests to a node (wire/proto/ring.proto, Request): each becomes one Reply with the same id. */
-import { codeOf, TartanError } from '../wire/errors.js';
+import { isOperating, TartanError } from '../wire/errors.js';
 import { Control, type Reply, type Request, type UnitEntry } from '../wire/generated/ring.js';
 import { FRAME_WORDS, MESSAGE_BYTES } from '../wire/ring-messages.js';
 import type { MapKeeper } from './map-keeper.js';
@@ -46,10 +46,9 @@ export async function answerRequest(host: RequestHost, request: Request, mapEpoc
     }
     await answer(host, request, reply);
   } catch (error) {
-    const code = codeOf(error);
-    if (code === undefined) throw error;
-    reply.code = code;
-    reply.message = error instanceof Error ? error.message : String(error);
+    if (!isOperating(error)) throw error;
+    reply.code = error.code;
+    reply.message = error.message;
   }
   reply.mapEpoch = host.maps.epoch;
   return reply;

@@ -6,7 +6,7 @@
  */
 import { Status, type Coder, type CodingQueue, type Device, type MemoryRegion } from 'tartan-rdma';
 import type { RingMemory } from '../pipeline/ring-memory.js';
-import { codeOf } from '../wire/errors.js';
+import { isOperating } from '../wire/errors.js';
 import { roundUp } from '../wire/slot-layout.js';
 import { MAX_UNIT_BYTES, W } from '../wire/unit-header.js';
 import { BLOCK_BYTES } from './disk.js';
@@ -95,7 +95,7 @@ export class Scrubber {
         isUnit(words, w, location, fileId, stripe, unit) &&
         (await this.verify(region, location.headerByte, location.headerBytes, location.unitLength));
     } catch (error) {
-      if (codeOf(error) === undefined) throw error; // a sector that can't be read is damaged as well
+      if (!isOperating(error)) throw error; // a sector that can't be read is damaged as well
     }
     if (holds) {
       const at = w * 4,

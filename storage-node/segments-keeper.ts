@@ -6,7 +6,7 @@
  * cleaner to go on and for deletions to be recorded. So a full store becomes free again when something in it is no
  * longer needed.
  */
-import { codeOf } from '../wire/errors.js';
+import { isOperating } from '../wire/errors.js';
 import type { Checkpointer } from './checkpointer.js';
 import type { Cleaner } from './cleaner.js';
 import type { LogWriter, Room } from './log-writer.js';
@@ -67,7 +67,7 @@ export class SegmentsKeeper {
     this.running = this.run()
       .catch((error: unknown) => {
         // The log has failed, and says so itself.
-        if (codeOf(error) === undefined) throw error;
+        if (!isOperating(error)) throw error;
       })
       .finally(() => {
         this.running = undefined;

@@ -5,7 +5,7 @@
  *
  * One walk at a time, one batch at a time: nobody is disturbed.
  */
-import { codeOf } from '../wire/errors.js';
+import { isOperating } from '../wire/errors.js';
 import type { AlignedMemory } from './batch.js';
 import type { LogPosition, Tag } from './checkpoint-pointer.js';
 import type { Checkpointer } from './checkpointer.js';
@@ -89,7 +89,7 @@ export class TailCheck {
       await disk.read(memory.subarray(index * BLOCK_BYTES, (index + blocks) * BLOCK_BYTES), at * BLOCK_BYTES);
       return true;
     } catch (error) {
-      if (codeOf(error) === undefined) throw error;
+      if (!isOperating(error)) throw error;
       return false;
     }
   }

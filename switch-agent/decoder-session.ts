@@ -13,7 +13,7 @@ import { parseCode } from '../erasure/code/index.js';
 import { layoutOf } from '../erasure/layout/index.js';
 import type { MessageChannel } from '../pipeline/channel.js';
 import { StripeReader, type ReaderContext, type StripeResult } from '../pipeline/stripe-reader.js';
-import { codeOf } from '../wire/errors.js';
+import { isOperating } from '../wire/errors.js';
 import { MessageType, READ_WORDS, Refusal } from '../wire/ring-messages.js';
 
 /** Reads one peer may have under way. */
@@ -102,7 +102,7 @@ export class DecoderSession {
         floorEpoch: epochFloor(this.file, stripe),
       });
     } catch (error) {
-      if (codeOf(error) === undefined) throw error;
+      if (!isOperating(error)) throw error;
       this.fail(request, Refusal.UNREACHABLE);
       return;
     }

@@ -1,4 +1,5 @@
 /** Operating errors of the testbed, each with a stable code (docs/experiments.md lists them). */
+import { OperatingError } from '../wire/errors.js';
 
 export type TestbedErrorCode =
   /** Namespaces and traffic shaping need root. */
@@ -16,11 +17,9 @@ export type TestbedErrorCode =
   /** Ctrl-C or SIGTERM. */
   | 'ERR_INTERRUPTED';
 
-export class TestbedError extends Error {
-  readonly code: TestbedErrorCode;
+export class TestbedError extends OperatingError {
+  declare readonly code: TestbedErrorCode;
   constructor(code: TestbedErrorCode, message: string, options?: ErrorOptions) {
-    super(message, options);
-    this.name = 'TestbedError';
-    this.code = code;
+    super(code, message, options);
   }
 }

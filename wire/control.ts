@@ -19,7 +19,7 @@ import {
 } from '@grpc/grpc-js';
 import { isIPv6 } from 'node:net';
 import { PROOF_KEY, TOKEN_KEY, TokenChecker, isProof, makeProof, makeToken, type Token } from './control-token.js';
-import { TartanError, type ErrorCode } from './errors.js';
+import { TartanError, errorFromPeer, type ErrorCode } from './errors.js';
 import {
   NodeControlService,
   SwitchControlService,
@@ -349,8 +349,7 @@ class Caller {
   #toError(attempt: string, error: ServiceError | null): TartanError {
     const code = error?.metadata?.get(CODE_KEY)[0];
     const details = oneLine(error?.details || error?.message || 'there was no answer');
-    if (typeof code === 'string' && code.startsWith('ERR_'))
-      return new TartanError(code as ErrorCode, details, { cause: error });
+    if (typeof code === 'string' && code.startsWith('ERR_')) return errorFromPeer(code, details, { cause: error });
     // gRPC wraps what the system said in a sentence of its own.
     const refused = /connect E[A-Z]+ \S+?(?=\.? |$)/.exec(details)?.[0];
     const observation =

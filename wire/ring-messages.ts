@@ -6,6 +6,8 @@
  *   CONTROL  count is the length in bytes of one protobuf Control message (proto/ring.proto)
  *   others   count records follow
  */
+import type { ErrorCode } from './errors.js';
+
 export const PROTOCOL_VERSION = 1;
 /** Largest message, frame header included; the size of every posted receive. */
 export const MESSAGE_BYTES = 4096;
@@ -75,8 +77,7 @@ export const Refusal = {
   NOT_COMMITTED: 16,
 } as const;
 
-const codes: Record<number, string> = {
-  0: '',
+const codes: Record<number, ErrorCode> = {
   1: 'ERR_STALE_EPOCH',
   2: 'ERR_STALE_MAP',
   3: 'ERR_NAME_CONFLICT',
@@ -88,7 +89,7 @@ const codes: Record<number, string> = {
   9: 'ERR_MALFORMED',
   10: 'ERR_NO_UNIT',
   11: 'ERR_CLUSTER',
-  12: 'ERR_MALFORMED',
+  12: 'ERR_CAPACITY',
   13: 'ERR_CLOSED',
   14: 'ERR_CONNECT',
   15: 'ERR_MAP_UNAVAILABLE',
@@ -96,7 +97,7 @@ const codes: Record<number, string> = {
 };
 
 /** The error code behind a refusal number. */
-export function refusalCode(refusal: number): string {
+export function refusalCode(refusal: number): ErrorCode {
   return codes[refusal] ?? 'ERR_MALFORMED';
 }
 

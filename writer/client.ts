@@ -13,7 +13,7 @@ import { NodeSet } from '../pipeline/node-set.js';
 import { RingMemory } from '../pipeline/ring-memory.js';
 import type { Clock } from '../wire/clock.js';
 import { realClock } from '../wire/clock.js';
-import { TartanError, codeOf } from '../wire/errors.js';
+import { TartanError, codeOf, isOperating } from '../wire/errors.js';
 import type { ClientContext } from './context.js';
 import { drainNode, type DrainOptions, type DrainReport } from './drain.js';
 import { FileReader } from './file-reader.js';
@@ -297,7 +297,7 @@ export class Client {
           try {
             await nodes.linkTo(index)?.request({ $case: 'deleteFile', value: { fileId: file.id } });
           } catch (error) {
-            if (codeOf(error) === undefined) throw error;
+            if (!isOperating(error)) throw error;
           }
         }),
       );

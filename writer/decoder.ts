@@ -10,7 +10,7 @@ import type { ClusterMap, FileRecord } from '../cluster/records.js';
 import type { Code } from '../erasure/code/index.js';
 import { NodeLink, type ReadWish } from '../pipeline/node-link.js';
 import { connectSession } from '../pipeline/session.js';
-import { codeOf } from '../wire/errors.js';
+import { isOperating } from '../wire/errors.js';
 import type { ClientContext } from './context.js';
 
 export class Decoder {
@@ -83,7 +83,7 @@ export class Decoder {
         );
         return decoder;
       } catch (error) {
-        if (codeOf(error) === undefined) throw error;
+        if (!isOperating(error)) throw error;
       }
     }
     return undefined;

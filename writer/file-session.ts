@@ -13,7 +13,7 @@ import { layoutOf } from '../erasure/layout/index.js';
 import { NodeSet } from '../pipeline/node-set.js';
 import { PacketLanes } from '../pipeline/packet-lanes.js';
 import { sleep } from '../wire/clock.js';
-import { TartanError, codeOf } from '../wire/errors.js';
+import { TartanError, codeOf, isOperating } from '../wire/errors.js';
 import { MAX_PACKET_K, MAX_PACKET_M } from '../wire/packet-header.js';
 import { Refusal } from '../wire/ring-messages.js';
 import { unitSlotBytes } from '../wire/slot-layout.js';
@@ -271,7 +271,7 @@ export class FileSession {
   private answerPresence(questions: number): void {
     this.questions = questions;
     answerPresence(this.context.store, this.file.id, this.file.writerEpoch).catch((error: unknown) => {
-      if (codeOf(error) === undefined) throw error;
+      if (!isOperating(error)) throw error;
     });
   }
 
@@ -387,8 +387,8 @@ export class FileSession {
         this.packetPath?.remap(nodes.map);
         break;
       } catch (error) {
-        const code = codeOf(error);
-        if (code === undefined) throw error;
+        if (!isOperating(error)) throw error;
+        const { code } = error;
         if (code === 'ERR_MAP_UNAVAILABLE')
           this.owner.onWaiting('the cluster store does not answer; a node must be declared down or the map read');
         await sleep(context.clock, MAX_REPAIR_PAUSE_MS / 2);

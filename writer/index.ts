@@ -13,4 +13,5 @@ export type { RebuildOptions, RebuildReport } from './rebuild.js';
 export type { RepairerOptions } from './repairer.js';
 export type { ReadProgress } from '../pipeline/stripe-reader.js';
 export type { ParityMode } from './file-session.js';
-export { TartanError } from '../wire/errors.js';
+export { isOperating, OperatingError, TartanError } from '../wire/errors.js';
+export type { ErrorCode } from '../wire/errors.js';

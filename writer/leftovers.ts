@@ -9,7 +9,7 @@ import { readFile } from '../cluster/files.js';
 import { readMap } from '../cluster/membership.js';
 import type { FileRecord } from '../cluster/records.js';
 import { NodeSet } from '../pipeline/node-set.js';
-import { codeOf } from '../wire/errors.js';
+import { codeOf, isOperating } from '../wire/errors.js';
 import type { ClientContext } from './context.js';
 
 const ATTEMPTS = 5;
@@ -36,7 +36,7 @@ export async function freeLeftovers(context: ClientContext, id: string, fileIds:
     await nodes.connect(0, context.deadlineMs);
     for (const fileId of fileIds) if (await freeOne(context, nodes, id, fileId)) freed++;
   } catch (error) {
-    if (codeOf(error) === undefined) throw error;
+    if (!isOperating(error)) throw error;
   } finally {
     await nodes.destroy('done');
   }

@@ -27,7 +27,7 @@ import type { FileRecord } from '../cluster/records.js';
 import { parseCode } from '../erasure/code/index.js';
 import { lastingLayout, NOBODY, scatteredLayout } from '../erasure/layout/index.js';
 import { sleep } from '../wire/clock.js';
-import { codeOf } from '../wire/errors.js';
+import { codeOf, isOperating } from '../wire/errors.js';
 import type { ClientContext } from './context.js';
 import { freeLeftovers } from './leftovers.js';
 import { rebuildFile, type RebuildReport } from './rebuild.js';
@@ -163,7 +163,7 @@ async function fill(
       },
     });
   } catch (error) {
-    if (codeOf(error) === undefined) throw error;
+    if (!isOperating(error)) throw error;
     if (codeOf(error) !== 'ERR_NOT_FOUND') report.failed.push({ name: file.name, why: (error as Error).message });
     return false;
   }
@@ -218,7 +218,7 @@ async function settle(
       const now = await again(context, share);
       if (now !== undefined) ready.push(now);
     } catch (error) {
-      if (codeOf(error) === undefined) throw error;
+      if (!isOperating(error)) throw error;
       if (codeOf(error) === 'ERR_FENCED') report.waiting.push(share.file.name);
       else if (codeOf(error) !== 'ERR_NOT_FOUND')
         report.failed.push({ name: share.file.name, why: (error as Error).message });

@@ -26,7 +26,7 @@ import type { NodeSet } from '../pipeline/node-set.js';
 import type { PacketLanes, StripeLane } from '../pipeline/packet-lanes.js';
 import { sleep } from '../wire/clock.js';
 import { SwitchControl } from '../wire/control.js';
-import { TartanError, codeOf } from '../wire/errors.js';
+import { TartanError, codeOf, isOperating } from '../wire/errors.js';
 import {
   IP_UDP_BYTES,
   PACKET_HEADER_BYTES,
@@ -362,7 +362,7 @@ export class PacketPath implements StripePath {
         this.groups.set(key, group!);
         for (const tag of this.awaitingGroup.splice(0)) this.offer(tag);
       } catch (error) {
-        if (codeOf(error) === undefined) throw error;
+        if (!isOperating(error)) throw error;
         if (!this.usable) return; // of a map that is over: whoever waited has been or will be told
         this.close(`switch ${this.id} opens no group: ${(error as Error).message}`);
       }
@@ -390,7 +390,7 @@ export class PacketPath implements StripePath {
           await this.openGroups(map);
           return;
         } catch (error) {
-          if (codeOf(error) === undefined) throw error;
+          if (!isOperating(error)) throw error;
           if (codeOf(error) !== 'ERR_STALE_MAP' || context.clock.now() > deadline) {
             this.close(`switch ${this.id} opens no groups: ${(error as Error).message}`);
             return;

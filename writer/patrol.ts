@@ -6,7 +6,7 @@
  * pass.
  */
 import { listFiles } from '../cluster/files.js';
-import { codeOf } from '../wire/errors.js';
+import { isOperating } from '../wire/errors.js';
 import type { ClientContext } from './context.js';
 import type { RebuildReport } from './rebuild.js';
 import { rebuildFile } from './rebuild.js';
@@ -80,7 +80,7 @@ export async function patrol(
           sum[key] += report[key];
         onFile?.(report, sum);
       } catch (error) {
-        if (codeOf(error) === undefined) throw error;
+        if (!isOperating(error)) throw error;
         sum.filesFailed++;
       }
     }
@@ -95,7 +95,7 @@ async function listed(context: ClientContext): Promise<Awaited<ReturnType<typeof
   try {
     return await listFiles(context.store);
   } catch (error) {
-    if (codeOf(error) === undefined) throw error;
+    if (!isOperating(error)) throw error;
     return [];
   }
 }

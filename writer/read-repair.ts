@@ -9,7 +9,7 @@
  */
 import { readFile } from '../cluster/files.js';
 import type { TimerHandle } from '../wire/clock.js';
-import { codeOf } from '../wire/errors.js';
+import { isOperating } from '../wire/errors.js';
 import type { ClientContext } from './context.js';
 import { rebuildFile } from './rebuild.js';
 
@@ -105,7 +105,7 @@ export class ReadRepair {
         this.counts.unitsFailed += report.unitsFailed + report.stripesLost;
       } catch (error) {
         // No memory for it now, a store that is away, a file that is gone: nobody waits for this.
-        if (codeOf(error) === undefined) throw error;
+        if (!isOperating(error)) throw error;
         this.counts.unitsFailed += next.stripes.length;
       }
     }

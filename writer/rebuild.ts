@@ -36,7 +36,7 @@ import type { NodeLink, ReadWish, UnitPlace } from '../pipeline/node-link.js';
 import { isSealed, sealHeader, writeDataHeaders } from '../pipeline/stripe-headers.js';
 import { StripePipeline } from '../pipeline/stripe-pipeline.js';
 import { sleep } from '../wire/clock.js';
-import { TartanError, codeOf } from '../wire/errors.js';
+import { TartanError, codeOf, isOperating } from '../wire/errors.js';
 import type { UnitEntry } from '../wire/generated/ring.js';
 import { Refusal } from '../wire/ring-messages.js';
 import type { StripeSlotLayout } from '../wire/slot-layout.js';
@@ -372,8 +372,8 @@ class Rebuilder {
           await this.gatherFrom(index, from, to, chunk);
           return true;
         } catch (error) {
-          const code = codeOf(error);
-          if (code === undefined) throw error;
+          if (!isOperating(error)) throw error;
+          const { code } = error;
           if (code === 'ERR_NO_UNIT' || code === 'ERR_NOT_FOUND') return false;
           // A node that fails now is as one that is down: what it lacks is not known.
           this.nodes.drop(index, `it does not answer: ${String(error)}`);
@@ -696,7 +696,7 @@ class Rebuilder {
         read.release();
         if (condemn) await this.condemn(stripe, version, lacking);
       } catch (error) {
-        if (codeOf(error) === undefined) throw error;
+        if (!isOperating(error)) throw error;
         return Refusal.UNREACHABLE;
       }
       const { k, m } = this.code;
@@ -780,7 +780,7 @@ class Rebuilder {
       return (await readFile(this.context.store, this.file.id)).state === 'deleted';
     } catch (error) {
       if (codeOf(error) === 'ERR_NOT_FOUND') return true;
-      if (codeOf(error) === undefined) throw error;
+      if (!isOperating(error)) throw error;
       return false; // the store is away: what is committed stays so
     }
   }

@@ -20,7 +20,7 @@ import { isWished, RepairHold, type RepairState } from '../cluster/repair-hold.j
 import { readScrub, recordScrub } from '../cluster/scrub-state.js';
 import { parseCode } from '../erasure/code/index.js';
 import { NOBODY } from '../erasure/layout/index.js';
-import { codeOf } from '../wire/errors.js';
+import { isOperating } from '../wire/errors.js';
 import type { ClientContext } from './context.js';
 import { freeLeftovers } from './leftovers.js';
 import { moveShares, type Share } from './mover.js';
@@ -105,7 +105,7 @@ class Repairer {
       try {
         await this.tick();
       } catch (error) {
-        if (codeOf(error) === undefined) throw error;
+        if (!isOperating(error)) throw error;
         // Another is at it, or the store is away: its turn comes.
         this.say(`waiting: ${(error as Error).message}`);
       }
@@ -277,7 +277,7 @@ class Repairer {
           },
         });
       } catch (error) {
-        if (codeOf(error) === undefined) throw error;
+        if (!isOperating(error)) throw error;
         this.later(known.id, MAX_LOOK_MS);
         continue;
       }
@@ -350,7 +350,7 @@ class Repairer {
         ] as const)
           sum[key] += report[key];
       } catch (error) {
-        if (codeOf(error) === undefined) throw error;
+        if (!isOperating(error)) throw error;
         sum.filesFailed++;
       }
     }
@@ -409,7 +409,7 @@ class Repairer {
           return;
         }
       } catch (error) {
-        if (codeOf(error) === undefined) throw error;
+        if (!isOperating(error)) throw error;
       }
       if (this.isOver) return;
     }

@@ -7,7 +7,7 @@
  */
 import type { ClusterMap, FileRecord, SwitchEntry } from '../cluster/records.js';
 import { connectSession } from '../pipeline/session.js';
-import { codeOf } from '../wire/errors.js';
+import { isOperating } from '../wire/errors.js';
 import type { ClientContext } from './context.js';
 import type { StripePath, StripePathOwner } from './stripe-path.js';
 import { SwitchPath } from './switch-path.js';
@@ -136,7 +136,7 @@ export class SwitchFinder {
         this.options.onPath(path);
         return true;
       } catch (error) {
-        if (codeOf(error) === undefined) throw error;
+        if (!isOperating(error)) throw error;
       }
     }
     return false;

@@ -18,7 +18,7 @@ import type { FileRecord } from '../cluster/records.js';
 import { parseCode } from '../erasure/code/index.js';
 import type { Layout } from '../erasure/layout/index.js';
 import { layoutOf, nodeOfUnit, stripeBytes } from '../erasure/layout/index.js';
-import { TartanError, codeOf } from '../wire/errors.js';
+import { TartanError, codeOf, isOperating } from '../wire/errors.js';
 import type { NodeLink } from '../pipeline/node-link.js';
 import type { Reply, UnitEntry } from '../wire/generated/ring.js';
 import { compareVersions } from '../wire/unit-header.js';
@@ -201,7 +201,7 @@ export async function recoverTail(context: ClientContext, session: FileSession, 
           });
         } catch (error) {
           // The decision is durable in the cluster store; a node that misses this only keeps garbage.
-          if (codeOf(error) === undefined) throw error;
+          if (!isOperating(error)) throw error;
         }
       }),
     );

@@ -435,7 +435,7 @@ export class WriteWindow {
       refusal !== Refusal.UNREACHABLE
     ) {
       this.fatal(
-        refusalCode(refusal) as TartanError['code'],
+        refusalCode(refusal),
         `Cannot write stripe ${stripe}: node ${this.nodes.entry(node)?.id ?? node} refused ` +
           `unit ${unit} ${this.attempts[tag]} times (${refusalCode(refusal)})`,
       );

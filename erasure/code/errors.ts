@@ -3,6 +3,8 @@ export type CodeErrorCode = 'ERR_UNKNOWN_CODE' | 'ERR_CODE_OUT_OF_BOUNDS' | 'ERR
 
 /** An operating error about an erasure code: its name, its bounds, or what it can restore. */
 export class CodeError extends Error {
+  /** The mark of what is expected: wire/errors.ts. */
+  readonly isOperating = true;
   constructor(
     readonly code: CodeErrorCode,
     message: string,

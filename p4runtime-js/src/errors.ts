@@ -20,6 +20,8 @@ export type P4RuntimeErrorCode =
   | 'ERR_P4_RPC';
 
 export class P4RuntimeError extends Error {
+  /** Tells an expected error from a bug: every error of this class is one. */
+  readonly isOperating = true;
   readonly code: P4RuntimeErrorCode;
   /** The gRPC status code, where a server gave one. */
   readonly status: number | undefined;

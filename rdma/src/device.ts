@@ -279,6 +279,8 @@ export interface Device {
 
 /** An expected failure of the device, never a bug. */
 export class RdmaError extends Error {
+  /** Tells an expected error from a bug: every error of this class is one. */
+  readonly isOperating = true;
   readonly code: string;
   constructor(code: string, message: string, options?: ErrorOptions) {
     super(message, options);

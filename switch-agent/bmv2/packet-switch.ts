@@ -15,7 +15,7 @@ import { P4RuntimeError, type v1 } from 'tartan-p4runtime';
 import type { ClusterStore } from '../../cluster/cluster-store.js';
 import { readMap, registerSwitch, setSwitchState, watchMap } from '../../cluster/membership.js';
 import type { ClusterMap, SwitchEntry } from '../../cluster/records.js';
-import { TartanError, codeOf } from '../../wire/errors.js';
+import { TartanError, isOperating } from '../../wire/errors.js';
 import type { OpenGroupsReply, OpenGroupsRequest } from '../../wire/generated/control.js';
 import { MAX_PACKET_M, STRIPE_PORT, type ProbeBody } from '../../wire/packet-header.js';
 import type { Artefact } from './artefact.js';
@@ -183,7 +183,7 @@ export class PacketSwitch {
         );
       } catch (error) {
         for (const each of fresh) this.#book.remove(each.id);
-        if (codeOf(error) === undefined || !(error instanceof P4RuntimeError)) throw error;
+        if (!(error instanceof P4RuntimeError)) throw error;
         this.#isReconciled = false;
         this.#wake();
         throw new TartanError('ERR_NOT_PROGRAMMABLE', `Cannot open groups in switch ${id}: ${oneLine(error)}`, {
@@ -261,7 +261,7 @@ export class PacketSwitch {
         }
         if (controller.ended !== undefined) throw controller.ended;
       } catch (error) {
-        if (codeOf(error) === undefined) throw error;
+        if (!isOperating(error)) throw error;
         this.#note(oneLine(error as Error));
       }
       this.#controller?.close();
@@ -481,7 +481,7 @@ export class PacketSwitch {
       this.#published = state;
       this.#adopt(map);
     } catch (error) {
-      if (codeOf(error) === undefined) throw error;
+      if (!isOperating(error)) throw error;
       // Soft state: writers ask the data plane itself; the map follows when the store is back.
       this.#note(`could not publish state '${state}': ${oneLine(error as Error)}`);
     }

@@ -14,7 +14,7 @@ import { StorageNode } from '../../storage-node/node-core.js';
 import { QUEUED, type UnitStore } from '../../storage-node/unit-store.js';
 import { SwitchCore } from '../../switch-agent/switch-core.js';
 import type { Clock } from '../../wire/clock.js';
-import { codeOf } from '../../wire/errors.js';
+import { codeOf, isOperating } from '../../wire/errors.js';
 import { Refusal } from '../../wire/ring-messages.js';
 import { W } from '../../wire/unit-header.js';
 import type { Client } from '../../writer/client.js';
@@ -221,7 +221,7 @@ abstract class Machine {
         if (life === this.life) this.isUp = true;
       },
       (error: unknown) => {
-        if (codeOf(error) === undefined) throw error;
+        if (!isOperating(error)) throw error;
         this.site.world.note(`${this.id} could not start: ${String(error)}`);
         if (life === this.life) this.couldNotStart(error);
         if (life === this.life) this.restart(RESTART_MS);

@@ -12,7 +12,7 @@ import { MessageChannel } from '../../pipeline/channel.js';
 import { Hub } from '../../pipeline/hub.js';
 import { connectSession } from '../../pipeline/session.js';
 import { sleep } from '../../wire/clock.js';
-import { codeOf } from '../../wire/errors.js';
+import { codeOf, isOperating } from '../../wire/errors.js';
 import { Control } from '../../wire/generated/ring.js';
 import { FRAME_WORDS, MESSAGE_BYTES, MessageType, checkFrame, recordWords } from '../../wire/ring-messages.js';
 import {
@@ -446,7 +446,7 @@ void t.test(
               { role: 'reader', name: 'evil', fileId: 1, unitBytes: 0, slots: 0, mapEpoch: 1 },
               { transport: 'auto', timeoutMs: 1000, receiveSlots: 0 },
             ).catch((error: unknown) => {
-              if (codeOf(error) === undefined) throw error;
+              if (!isOperating(error)) throw error;
               return undefined;
             });
             if (session === undefined) continue;

@@ -12,7 +12,7 @@ import { Testbed } from '../testbed.js';
 import { formatMbit, starTopology } from '../topology.js';
 import type { Experiment, ExperimentContext } from './experiment.js';
 import { common, digits, settingOf } from './experiment.js';
-import { codeOf } from '../../wire/errors.js';
+import { isOperating } from '../../wire/errors.js';
 import { LEAST_IDLE } from './measure-stream.js';
 
 const FULL = {
@@ -91,7 +91,7 @@ async function run(context: ExperimentContext): Promise<Result> {
               });
               return stored / seconds;
             }).catch((error: unknown) => {
-              if (codeOf(error) === undefined) throw error;
+              if (!isOperating(error)) throw error;
               const why =
                 `${code}, ${sizeOf(bytes)}: our bar, ` +
                 `parity ${parity === 'switch' ? 'in the switch' : 'on the host'}, is ` +
