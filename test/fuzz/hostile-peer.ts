@@ -11,7 +11,7 @@ import { makeLayout, unitOfNode } from '../../erasure/layout/index.js';
 import { connectSession, type HelloWishes, type Session, type SessionContext } from '../../pipeline/session.js';
 import { unitSeal } from '../../storage-node/log-format.js';
 import { sleep } from '../../wire/clock.js';
-import { codeOf } from '../../wire/errors.js';
+import { codeOf, isOperating } from '../../wire/errors.js';
 import type { Control, Grant, Request } from '../../wire/generated/ring.js';
 import { MESSAGE_BYTES, MessageType, recordWords, stripeImm, unitImm } from '../../wire/ring-messages.js';
 import { PAGE_BYTES, stripeSlotLayout } from '../../wire/slot-layout.js';
@@ -81,8 +81,8 @@ export class HostilePeer {
         receiveSlots: 8,
       });
     } catch (error) {
-      const code = codeOf(error);
-      if (code === undefined) throw error;
+      if (!isOperating(error)) throw error;
+      const { code } = error;
       this.count(`${kind} ${code}`);
       return;
     }

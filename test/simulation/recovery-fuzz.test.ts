@@ -6,7 +6,7 @@
 import t from 'tap';
 import fc from 'fast-check';
 import { sleep } from '../../wire/clock.js';
-import { codeOf } from '../../wire/errors.js';
+import { codeOf, isOperating } from '../../wire/errors.js';
 import { Refusal } from '../../wire/ring-messages.js';
 import { crc32c } from '../../erasure/code/index.js';
 import { POINTER_BLOCKS } from '../../storage-node/checkpoint-pointer.js';
@@ -288,8 +288,8 @@ async function use({ disk, nodeId, clusterUuid, clusterId }: Capture): Promise<s
   try {
     store = await open(disk);
   } catch (error) {
-    const code = codeOf(error);
-    if (code === undefined) throw error;
+    if (!isOperating(error)) throw error;
+    const { code } = error;
     return code;
   }
   await lookAtAll(store);
