@@ -42,7 +42,7 @@ export interface RepairerLimits {
 }
 
 export const SWITCH_ID = 's1';
-export const REPAIRER_ID = 'r1';
+const REPAIRER_ID = 'r1';
 const STOP_MS = 5_000;
 
 /** Makes the cluster store unless it is there. */
@@ -137,11 +137,7 @@ export function startSwitch(state: StateDirectory, options: ClusterOptions): Pro
   ]);
 }
 
-export function startRepairer(
-  state: StateDirectory,
-  options: ClusterOptions,
-  limits: RepairerLimits,
-): Promise<ProcessRecord> {
+function startRepairer(state: StateDirectory, options: ClusterOptions, limits: RepairerLimits): Promise<ProcessRecord> {
   return start(state, options, 'repairer', REPAIRER_ID, [
     '--down-out',
     String(limits.downOutSeconds),

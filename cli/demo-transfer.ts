@@ -135,7 +135,7 @@ export function percent(share: number): string {
 }
 
 /** @returns whether it became true in time */
-export async function waitFor(condition: () => boolean, timeoutMs: number): Promise<boolean> {
+async function waitFor(condition: () => boolean, timeoutMs: number): Promise<boolean> {
   const deadline = performance.now() + timeoutMs;
   while (!condition() && performance.now() < deadline) await delay(10);
   return condition();

@@ -2,7 +2,7 @@
 import { TartanError } from '../wire/errors.js';
 
 /** Bytes of UTF-8, as a directory entry of common file systems. */
-export const MAX_NAME_BYTES = 255;
+const MAX_NAME_BYTES = 255;
 
 /**
  * 1 to 255 bytes of well-formed UTF-8, no control characters, no leading slash; slashes inside are part of the name.

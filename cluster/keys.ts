@@ -7,7 +7,6 @@ export const NODE_LEASES = 'leases/node/';
 export const SCRUB_KEY = 'scrub';
 export const REPAIR_KEY = 'leases/repair';
 export const REPAIR_WISH_KEY = 'leases/repair-wish';
-export const SWITCH_LEASES = 'leases/switch/';
 
 export function fileNameKey(name: string): string {
   return `files/by-name/${name}`;
@@ -18,7 +17,4 @@ export function fileIdKey(id: number): string {
 }
 export function nodeLeaseKey(id: string): string {
   return NODE_LEASES + id;
-}
-export function switchLeaseKey(id: string): string {
-  return SWITCH_LEASES + id;
 }

@@ -15,7 +15,7 @@ import type { Table, Tables } from './store-tables.js';
 
 export type Environment = RootDatabase<unknown, (string | number)[]>;
 
-export const STORE_FORMAT_VERSION = 1;
+const STORE_FORMAT_VERSION = 1;
 const FORMAT_KEY = ['format', 'tartan-cluster-store'];
 /** Address space, not disk: room for millions of file records without growing the map while others have it open. */
 const MAP_BYTES = 16 * 2 ** 30;

@@ -10,7 +10,7 @@ import { editJson, parseJson } from './compare-and-swap.js';
 import { CLUSTER_KEY, FILE_ID_KEY, MAP_KEY, NODE_LEASES } from './keys.js';
 import type { ClusterIdentity, ClusterMap, NodeEntry, SwitchEntry } from './records.js';
 
-export const CLUSTER_FORMAT_VERSION = 1;
+const CLUSTER_FORMAT_VERSION = 1;
 
 /** An entry to register: without a state, a known member keeps its own and a new one begins 'down'. */
 export type Registration<Entry extends { state: string }> = Omit<Entry, 'state'> & Partial<Pick<Entry, 'state'>>;

@@ -16,7 +16,7 @@ import type { ProcessIdentity } from './process-identity.js';
 import type { KeyRow, LeaseRow, LoggedChange, Tables } from './store-tables.js';
 
 /** Revisions kept in the log: tens of seconds at full tilt, hours of ordinary life; some MiB. */
-export const LOG_REVISIONS = 16_384;
+const LOG_REVISIONS = 16_384;
 /** Prunes at most so many revisions in one transaction, so that none gets slow. */
 const PRUNE_BATCH = 64;
 const MAX_KEY_BYTES = 1024;

@@ -48,7 +48,7 @@ export interface Tables {
   readonly leases: Table<string, LeaseRow>;
 }
 
-export class SortedTable<K extends string | number, V> implements Table<K, V> {
+class SortedTable<K extends string | number, V> implements Table<K, V> {
   readonly #rows = new Map<K, V>();
   /** Ascending. */
   readonly #keys: K[] = [];
@@ -97,7 +97,7 @@ export function memoryTables(): Tables {
 }
 
 /** Orders numbers by value and strings by their UTF-8 bytes. */
-export function compareKeys<K extends string | number>(a: K, b: K): number {
+function compareKeys<K extends string | number>(a: K, b: K): number {
   if (typeof a === 'number' && typeof b === 'number') return a - b;
   const left = String(a),
     right = String(b),

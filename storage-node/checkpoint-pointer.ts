@@ -11,7 +11,7 @@ const POINTER_MAGIC = 0x52545054; // "TPTR" in memory
 const CRC_WORD = 127;
 const SEGMENTS_WORD = 128;
 /** Segments that one checkpoint can take: 57 GiB of index, if they are 64 MiB each. */
-export const MOST_CHECKPOINT_SEGMENTS = BLOCK_BYTES / 4 - SEGMENTS_WORD;
+const MOST_CHECKPOINT_SEGMENTS = BLOCK_BYTES / 4 - SEGMENTS_WORD;
 
 /** Where the log goes on. Segments by number; −1: not chosen yet. */
 export interface LogPosition {

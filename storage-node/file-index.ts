@@ -68,7 +68,7 @@ function keyOf(stripe: number, writerEpoch: number, counter: number): string {
  * The pages in which a file holds stripes, ascending; some may have become empty. A file written from its beginning on
  * needs 8 bytes for 256 stripes.
  */
-export class PageList {
+class PageList {
   private order: Float64Array = new Float64Array(4);
   private count = 0;
   /** Pages that came out of order, until they are merged. */

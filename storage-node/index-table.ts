@@ -47,7 +47,7 @@ export const EntryFlag = {
 } as const;
 
 export const ENTRY_WORDS = 12;
-export const FREE_FILE = 0xffffffff;
+const FREE_FILE = 0xffffffff;
 const CHUNK_ENTRIES = 1 << 12;
 const CHUNK_SHIFT = 12;
 const TWO_32 = 0x1_0000_0000;

@@ -5,7 +5,7 @@
 import { crc32c } from '../erasure/code/index.js';
 import { BLOCK_BYTES } from './disk.js';
 
-export const BATCH_MAGIC = 0x54414254; // "TBAT" in memory
+const BATCH_MAGIC = 0x54414254; // "TBAT" in memory
 /** Of the superblock, the pointers and every batch. 2: segments, checkpoints, moved units. */
 export const STORE_FORMAT_VERSION = 2;
 export const BATCH_HEADER_BYTES = 64;

@@ -23,7 +23,7 @@ const SMALL_UNIT_BYTES = 64 << 10;
 const SMALL_SLOT_BYTES = HEADER_AREA_BYTES + SMALL_UNIT_BYTES;
 const LARGE_SLOT_BYTES = HEADER_AREA_BYTES + MAX_UNIT_BYTES;
 /** Reads that one connection may have waiting or under way. */
-export const MAX_READS = 4096;
+const MAX_READS = 4096;
 /** Bits of a work request id: the payload's write carries the slot, the header's this bit too. */
 const HEADER_WRITE = 0x4000_0000;
 

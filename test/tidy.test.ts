@@ -4,6 +4,7 @@
 import t from 'tap';
 import { existsSync, readFileSync, readdirSync } from 'node:fs';
 import { basename, dirname, join, relative, resolve } from 'node:path';
+import { deadExports, longLines, MOST_COLUMNS, testFaults, usesOf } from './tidy-rules.js';
 
 const root = resolve(import.meta.dirname, '..');
 const SKIPPED_FOLDERS = new Set([
@@ -47,9 +48,14 @@ const MAY_IMPORT: Record<string, readonly string[]> = {
   test: ['*'],
 };
 
+/** What others import who are not here. */
+const ENTRIES = ['writer/index.ts', 'rdma/src/index.ts', 'p4runtime-js/src/index.ts'];
+/** Programs that change only together with what is compiled from them, and a definition that is published elsewhere. */
+const LONGER_LINES = [/\.p4$/, /^p4runtime-js\/proto\/p4\//];
+
 const files = walk(root);
 const typescript = files.filter((path) => path.endsWith('.ts') && !path.endsWith('.d.ts'));
-const sources = files.filter((path) => /\.(ts|mjs|js|cc|h|p4|py|proto)$/.test(path));
+const sources = files.filter((path) => /\.(ts|mjs|js|cc|h|p4|py|proto|sh)$/.test(path));
 
 t.test('the house is found', async (t) => {
   t.ok(typescript.length > 10, `${typescript.length} TypeScript files`);
@@ -108,7 +114,7 @@ t.test("every TypeScript file is reached from a command, a package's entry or a 
     (path) =>
       /(^|\/)main\.ts$/.test(path) ||
       path.endsWith('.test.ts') ||
-      ['writer/index.ts', 'rdma/src/index.ts', 'p4runtime-js/src/index.ts'].includes(path) ||
+      ENTRIES.includes(path) ||
       /^test\/(bench|simulation)\/[^/]+\.ts$/.test(path) ||
       /^testbed\/[^/]+\.ts$/.test(path) ||
       path === 'test/golden/generate.ts',
@@ -188,14 +194,46 @@ t.test('every error code is explained in docs/failure-model.md', async (t) => {
   );
 });
 
-t.test('no test is left running alone, and no test file asserts nothing', async (t) => {
-  const tests = typescript.filter((path) => path.endsWith('.test.ts'));
+t.test('no test is left running alone, none asserts nothing, and chance has a seed', async (t) => {
+  // The samples of the rules themselves are made to be found.
+  const tests = typescript.filter((path) => path.startsWith('test/') && !path.startsWith('test/tidy'));
   t.same(
-    tests.filter((path) => /\bonly: true\b|\bt\.only\(/.test(read(path)) && path !== 'test/tidy.test.ts'),
+    tests.filter((path) => /\bonly: true\b|\bt\.only\(/.test(read(path))),
     [],
   );
+  // What is measured is not drawn again.
   t.same(
-    tests.filter((path) => !/\bt\.\w+\(/.test(read(path))),
+    tests.filter((path) => !path.startsWith('test/bench/')).flatMap((path) => testFaults(path, read(path))),
+    [],
+  );
+});
+
+t.test(`no line of source is longer than ${MOST_COLUMNS} columns`, async (t) => {
+  t.same(
+    [...sources, '.ci/run']
+      .filter((path) => !LONGER_LINES.some((pattern) => pattern.test(path)))
+      .flatMap((path) => longLines(path, read(path))),
+    [],
+  );
+});
+
+t.test('every export is taken by another module', async (t) => {
+  const scripts = sources.filter((path) => /\.m?js$/.test(path));
+  const modules = [...typescript, ...scripts].map((path) => ({
+    path,
+    text: read(path),
+    uses: usesOf(read(path), (specifier) => {
+      const workspace = workspaceOf(specifier);
+      if (workspace !== undefined) return `${workspace}/src/index.ts`;
+      // Compiled files stand for their sources, also where a script imports one.
+      return targetOf(path, specifier)
+        ?.replace(/^(rdma|p4runtime-js)\/dist\//, '$1/src/')
+        .replace(/^dist\//, '')
+        .replace(/\.js$/, '.ts');
+    }),
+  }));
+  t.same(
+    deadExports(modules, (path) => ENTRIES.includes(path) || !path.endsWith('.ts')),
     [],
   );
 });

@@ -24,7 +24,7 @@ export interface Machine {
   readonly hasMininet: () => boolean;
 }
 
-export const thisMachine: Machine = {
+const thisMachine: Machine = {
   uid: process.getuid?.() ?? -1,
   has: (tool) =>
     ['/usr/local/sbin', '/usr/local/bin', '/usr/sbin', '/usr/bin', '/sbin', '/bin'].some((folder) =>

@@ -11,7 +11,7 @@ import { parseCode } from '../erasure/code/index.js';
 import { TartanError } from '../wire/errors.js';
 import { TestbedError } from './errors.js';
 
-export const ROLES = ['writer', 'switch', 'node', 'bridge'] as const;
+const ROLES = ['writer', 'switch', 'node', 'bridge'] as const;
 export type Role = (typeof ROLES)[number];
 
 export interface Host {

@@ -40,7 +40,7 @@ const PORT = 7000;
 const STORE_BYTES = 2 ** 30;
 const ACTIVE_TRIES = 100;
 const STOP_MS = 5_000;
-export const MOST_NODES = 14;
+const MOST_NODES = 14;
 
 export class VerbsTestbed {
   private constructor(

@@ -11,8 +11,8 @@
  */
 import { DATA_HEADER_BYTES, UNIT_FORMAT_VERSION, UNIT_MAGIC, W } from './unit-header.js';
 
-export const PACKET_MAGIC = 0x54525450; // "TRTP"
-export const PACKET_FORMAT_VERSION = 1;
+const PACKET_MAGIC = 0x54525450; // "TRTP"
+const PACKET_FORMAT_VERSION = 1;
 export const PACKET_HEADER_BYTES = 24;
 export const DESCRIPTOR_BYTES = 28;
 export const PROBE_BODY_BYTES = 24;
@@ -26,7 +26,6 @@ export const IP_UDP_BYTES = 28;
 
 /** Numbers are never reused. */
 export const PacketType = { STRIPE: 1, UNIT: 2, PARITY: 3, PROBE: 4, PROBE_ANSWER: 5 } as const;
-export type PacketTypeName = keyof typeof PacketType;
 
 /** Why a switch drops a packet: index of its counter. Numbers are never reused; 0 is not a reason. */
 export const DropReason = {

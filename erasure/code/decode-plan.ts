@@ -29,33 +29,6 @@ export function decodePlan(code: Code, present: readonly number[], missing: read
   return planFor(code, chooseInputs(code, present, missing), missing);
 }
 
-/** Remembers plans, for a loss usually hits many stripes in the same way. The oldest unused plan goes first. */
-export class DecodePlanCache {
-  readonly #plans = new Map<string, DecodePlan>();
-
-  /** @param capacity  plans to keep; a plan of a code with m = 4 and k = 32 takes about 0.5 KiB */
-  constructor(readonly capacity = 512) {}
-
-  get size(): number {
-    return this.#plans.size;
-  }
-
-  /** The same as {@link decodePlan}; equal questions get the same object while it is kept. */
-  get(code: Code, present: readonly number[], missing: readonly number[]): DecodePlan {
-    const inputUnits = chooseInputs(code, present, missing);
-    const key = `${code.name}:${inputUnits.join()}:${missing.join()}`;
-    const plan = this.#plans.get(key) ?? planFor(code, inputUnits, missing);
-    // A Map iterates in order of insertion: inserting again makes this plan the youngest.
-    this.#plans.delete(key);
-    this.#plans.set(key, plan);
-    if (this.#plans.size > this.capacity) {
-      const [oldest] = this.#plans.keys();
-      this.#plans.delete(oldest!);
-    }
-    return plan;
-  }
-}
-
 function chooseInputs(code: Code, present: readonly number[], missing: readonly number[]): number[] {
   const units = [...new Set(present)].sort((a, b) => a - b);
   for (const unit of [...units, ...missing]) {

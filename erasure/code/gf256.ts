@@ -6,7 +6,7 @@
  */
 
 /** The field's polynomial, with its x^8 term. */
-export const POLYNOMIAL = 0x11d;
+const POLYNOMIAL = 0x11d;
 
 // Twice as long as the group (255), so that a sum of two logarithms needs no reduction.
 const exp = new Uint8Array(510);

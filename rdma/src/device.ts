@@ -62,9 +62,9 @@ export interface MemoryRegion {
   readonly buffer: ArrayBuffer;
   readonly byteLength: number;
   /**
-   * Makes the region reachable through a queue pair. From the first call on it is reachable through those it was granted
-   * to alone: to the peers of all others its key is a wrong one. Never granted to any, its key opens it to every peer.
-   * Verbs devices have one protection domain: theirs stays reachable with its key.
+   * Makes the region reachable through a queue pair. From the first call on it is reachable through those it was
+   * granted to alone: to the peers of all others its key is a wrong one. Never granted to any, its key opens it to
+   * every peer. Verbs devices have one protection domain: theirs stays reachable with its key.
    */
   grant(qp: QueuePair): void;
   /** Revokes both keys at once, waits for outstanding requests on it, then unmaps. Idempotent. */

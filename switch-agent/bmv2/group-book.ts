@@ -18,7 +18,7 @@ export interface Room {
 }
 
 /** Sizes of p4/split.p4's tables. */
-export const TABLE_ROOM: Room = { groups: 4096, copies: 32_768 };
+const TABLE_ROOM: Room = { groups: 4096, copies: 32_768 };
 /** BMv2 has room for 4096 pairs of a multicast group and an instance; one is the flood's. */
 export const BMV2_ROOM: Room = { groups: TABLE_ROOM.groups, copies: 4095 };
 const LAST_ID = 0xffff_ffff;

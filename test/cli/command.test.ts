@@ -1,12 +1,12 @@
 /** The built command, as a shell would run it: wrong usage, then a cluster from `up` to `down`. */
 import t, { type Test } from 'tap';
 import { execFile, spawn } from 'node:child_process';
-import { randomBytes } from 'node:crypto';
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { join, resolve } from 'node:path';
 import type { ProcessIdentity } from '../../cluster/process-identity.js';
 import { isRunning } from '../../cluster/process-identity.js';
+import { randomBytes } from '../random-bytes.js';
 
 const MAIN = resolve(import.meta.dirname, '../../dist/cli/main.js');
 

@@ -1,9 +1,9 @@
 /** The demo, on a smaller file: it must succeed, show what it claims, and leave nothing behind. */
 import t from 'tap';
 import { execFile, spawn } from 'node:child_process';
-import { randomBytes } from 'node:crypto';
 import { mkdirSync, readFileSync, readdirSync, writeFileSync } from 'node:fs';
 import { join, resolve } from 'node:path';
+import { randomBytes } from '../random-bytes.js';
 
 const MAIN = resolve(import.meta.dirname, '../../dist/cli/main.js');
 const BYTES = 24_000_001;

@@ -1,13 +1,13 @@
 /** What listens, and to whom: a cluster with a secret, peers without it, and bytes that are no protocol at all. */
 import t, { type Test } from 'tap';
 import { execFile } from 'node:child_process';
-import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { connect } from 'node:net';
 import { join, resolve } from 'node:path';
 import type { ProcessIdentity } from '../../cluster/process-identity.js';
 import { isRunning } from '../../cluster/process-identity.js';
+import { randomBytes } from '../random-bytes.js';
 
 const MAIN = resolve(import.meta.dirname, '../../dist/cli/main.js');
 const SECRET = 'known to all of this cluster';
@@ -188,10 +188,11 @@ t.test('garbage on every port ends in a closed connection, and files are stored 
       ['a request of another protocol', Buffer.from('GET / HTTP/1.0\r\nHost: x\r\n\r\n')],
       ['nothing', Buffer.alloc(0)],
     ];
-    for (const [name, port] of ports) {
-      await Promise.all(garbage.map(([, bytes]) => pester(port, bytes)));
-      t.pass(`${name}: ${garbage.length} connections are closed`);
-    }
+    for (const [name, port] of ports)
+      await t.resolves(
+        Promise.all(garbage.map(([, bytes]) => pester(port, bytes))),
+        `${name}: ${garbage.length} connections are closed`,
+      );
     t.equal((await tartan(['put', MAIN, 'main', '--dir', dir])).status, 0);
     t.equal((await tartan(['get', 'main', '-', '--dir', dir])).stdout, readFileSync(MAIN, 'latin1'));
     const { map } = JSON.parse((await tartan(['status', '--dir', dir, '--json'])).stdout) as {

@@ -1,6 +1,6 @@
 /** `tartan node` on a real cluster: listed, added, replaced, removed; and refused where data would be lost. */
 import { execFile, spawn } from 'node:child_process';
-import { createHash, randomBytes } from 'node:crypto';
+import { createHash } from 'node:crypto';
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
@@ -8,6 +8,7 @@ import t, { type Test } from 'tap';
 import { RepairHold, percentOf, readRepair } from '../../cluster/repair-hold.js';
 import { MemoryCluster } from '../../cluster/memory-store.js';
 import { realClock } from '../../wire/clock.js';
+import { randomBytes } from '../random-bytes.js';
 
 const MAIN = resolve(import.meta.dirname, '../../dist/cli/main.js');
 

@@ -2,9 +2,9 @@
  * The repairer on real processes: a node is killed for good, a spare takes its shares without a command; the repairer,
  * too, is killed.
  */
-import { randomBytes } from 'node:crypto';
 import t from 'tap';
 import { RunningCluster, finish, pause, pour, readAll } from '../stories/running-cluster.js';
+import { randomBytes } from '../random-bytes.js';
 
 interface Status {
   readonly repair?: {

@@ -3,7 +3,6 @@ import fc from 'fast-check';
 import { randomInt } from 'node:crypto';
 import {
   CodeError,
-  DecodePlanCache,
   TooManyErasuresError,
   codeFromWire,
   crc32c,
@@ -215,28 +214,29 @@ t.test('reconstruct() restores any m lost units of every code up to 8 wide, full
 });
 
 t.test('reconstruct() restores sampled losses of wide codes', async (t) => {
-  fc.assert(
-    fc.property(
-      fc
-        .constantFrom('rs(21,4)', 'rs(32,3)', 'rs(16,2)', 'cauchy(32,4)', 'cauchy(24,4)', 'xor(32+1)')
-        .map(parseCode)
-        .chain((code) =>
-          fc.tuple(fc.constant(code), fc.uniqueArray(fc.nat(code.k + code.m - 1), { maxLength: code.m }), fc.nat(40)),
-        ),
-      ([code, lost, length]) =>
-        survives(
-          code,
-          unitsOf(
-            code,
-            Array.from({ length: code.k }, () => length),
-            length,
+  t.doesNotThrow(() => {
+    fc.assert(
+      fc.property(
+        fc
+          .constantFrom('rs(21,4)', 'rs(32,3)', 'rs(16,2)', 'cauchy(32,4)', 'cauchy(24,4)', 'xor(32+1)')
+          .map(parseCode)
+          .chain((code) =>
+            fc.tuple(fc.constant(code), fc.uniqueArray(fc.nat(code.k + code.m - 1), { maxLength: code.m }), fc.nat(40)),
           ),
-          [...lost].sort((a, b) => a - b),
-        ),
-    ),
-    { seed, numRuns: 300 },
-  );
-  t.pass('300 samples');
+        ([code, lost, length]) =>
+          survives(
+            code,
+            unitsOf(
+              code,
+              Array.from({ length: code.k }, () => length),
+              length,
+            ),
+            [...lost].sort((a, b) => a - b),
+          ),
+      ),
+      { seed, numRuns: 300 },
+    );
+  });
 });
 
 t.test('reconstruct() of more than m lost units throws TooManyErasuresError', async (t) => {
@@ -276,20 +276,6 @@ t.test('a decode plan takes data units first, then the lowest parity', async (t)
   t.throws(() => decodePlan(code, [0, 1, 2, 7], [3]), RangeError);
 });
 
-t.test('the plan cache returns equal plans as one object, and stays within its capacity', async (t) => {
-  const cache = new DecodePlanCache(3);
-  const code = parseCode('rs(4,2)');
-  const first = cache.get(code, [0, 1, 2, 4, 5], [3]);
-  t.same(first, decodePlan(code, [0, 1, 2, 4, 5], [3]));
-  t.equal(cache.get(code, [5, 4, 2, 1, 0], [3]), first, 'order of survivors does not matter');
-  t.not(cache.get(parseCode('cauchy(4,2)'), [0, 1, 2, 4, 5], [3]), first, 'another code has another plan');
-  cache.get(code, [0, 1, 3, 4], [2]);
-  t.equal(cache.get(code, [0, 1, 2, 4], [3]), first, 'unread survivors do not matter');
-  cache.get(code, [0, 2, 3, 4], [1]);
-  t.equal(cache.size, 3);
-  t.equal(cache.get(code, [0, 1, 2, 4], [3]), first, 'used lately, kept');
-});
-
 t.test('digests have their known values', async (t) => {
   t.equal(crc32c(Buffer.from('123456789')), 0xe3069283);
   t.equal(crc32c(new Uint8Array(32)), 0x8a9136aa, 'RFC 3720, B.4: 32 bytes of zeros');
@@ -300,15 +286,16 @@ t.test('digests have their known values', async (t) => {
 });
 
 t.test("encoding data units' summaries gives the parity units' summaries", async (t) => {
-  fc.assert(
-    fc.property(fc.constantFrom(...small), fc.array(fc.nat(50), { minLength: 7, maxLength: 7 }), (code, lengths) => {
-      const units = unitsOf(code, lengths.slice(0, code.k), 5);
-      const summaries = encode(code, units.slice(0, code.k).map(summary));
-      return summaries.every((one, r) => toHex(one) === toHex(summary(units[code.k + r]!)));
-    }),
-    { seed },
-  );
-  t.pass('100 samples');
+  t.doesNotThrow(() => {
+    fc.assert(
+      fc.property(fc.constantFrom(...small), fc.array(fc.nat(50), { minLength: 7, maxLength: 7 }), (code, lengths) => {
+        const units = unitsOf(code, lengths.slice(0, code.k), 5);
+        const summaries = encode(code, units.slice(0, code.k).map(summary));
+        return summaries.every((one, r) => toHex(one) === toHex(summary(units[code.k + r]!)));
+      }),
+      { seed },
+    );
+  });
 });
 
 t.test('the reference coder reproduces the golden vectors', async (t) => {

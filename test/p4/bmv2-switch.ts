@@ -8,7 +8,7 @@ import { BinaryReader, BinaryWriter } from '@bufbuild/protobuf/wire';
 import { credentials, makeGenericClientConstructor, type ClientDuplexStream } from '@grpc/grpc-js';
 
 export const DEVICE_ID = 1n;
-export const CPU_PORT = 255;
+const CPU_PORT = 255;
 
 const found = spawnSync('simple_switch_grpc', ['--version'], { encoding: 'utf8' });
 /** Why tests with BMv2 are skipped, or false. */

@@ -65,7 +65,7 @@ export function makeStripe(k: number, m: number, unitBytes: number, data: Uint8A
 }
 
 /** A header with its seal: CRC32C of everything but the seal. */
-export function finishedHeader(header: UnitHeader): Uint8Array {
+function finishedHeader(header: UnitHeader): Uint8Array {
   const words = new Uint32Array(headerBytesOf(header.unit, header.k) / 4);
   encodeHeader(header, words, 0);
   words[W.SEAL] = sealOf(words);

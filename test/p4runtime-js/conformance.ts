@@ -58,7 +58,7 @@ export interface Target {
 }
 
 const beside = (name: string) => new URL(`../../p4/artefacts/${name}`, import.meta.url);
-export const program = Program.fromText(readFileSync(beside('conformance_program.p4info.txt'), 'utf8'));
+const program = Program.fromText(readFileSync(beside('conformance_program.p4info.txt'), 'utf8'));
 const deviceConfig = readFileSync(beside('conformance_program.json'));
 const Action = v1.SetForwardingPipelineConfigRequest_Action;
 const COOKIE = 0xfedc_ba98_7654_3210n;

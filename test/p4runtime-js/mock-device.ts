@@ -286,7 +286,7 @@ function checkMatch(field: config.MatchField, kind: number, { fieldMatchType: ty
 }
 
 /** What tells one entity from another. */
-export function entityKey({ entity }: v1.Entity): string {
+function entityKey({ entity }: v1.Entity): string {
   switch (entity?.$case) {
     case 'tableEntry': {
       const { tableId, isDefaultAction, priority, match } = entity.value;
@@ -348,7 +348,7 @@ function shown(pattern: NonNullable<v1.Entity['entity']>, entity: v1.Entity): v1
 }
 
 /** Byte strings come back in the shortest form: section 8.4. */
-export function canonicalEntity(entity: v1.Entity): v1.Entity {
+function canonicalEntity(entity: v1.Entity): v1.Entity {
   const shorten = (value: unknown): unknown => {
     if (value instanceof Uint8Array) return value.length === 0 ? value : toByteString(value, 8 * value.length, 'value');
     if (Array.isArray(value)) return value.map(shorten);

@@ -1,7 +1,8 @@
 /** Host mode over packets: the writer sends units straight to the nodes, and all that holds over rings holds. */
-import { randomBytes, randomInt } from 'node:crypto';
+import { randomInt } from 'node:crypto';
 import t from 'tap';
 import { PacketCluster, finish } from './packet-cluster.js';
+import { randomBytes } from '../random-bytes.js';
 
 const seed = Number(process.env.TARTAN_TEST_SEED ?? randomInt(1, 2 ** 31));
 t.comment(`TARTAN_TEST_SEED=${seed}`);

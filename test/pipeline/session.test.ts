@@ -1,4 +1,7 @@
-/** The server's side of the handshake, and a channel whose peer does not take what is sent, towards peers that misbehave. */
+/**
+ * The server's side of the handshake, and a channel whose peer does not take what is sent, towards peers that
+ * misbehave.
+ */
 import t, { type Test } from 'tap';
 import { Access, type Device, Opcode, openSoftDevice, type QueuePair, Status } from 'tartan-rdma';
 import { MAX_QUEUED, MessageChannel } from '../../pipeline/channel.js';

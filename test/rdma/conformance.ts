@@ -14,14 +14,13 @@ import type { Case, World } from './conformance-world.js';
 
 export { realTimeWorld, type World } from './conformance-world.js';
 
-export const cases: readonly Case[] = [...transferCases, ...connectionCases, ...codingCases];
+const cases: readonly Case[] = [...transferCases, ...connectionCases, ...codingCases];
 
 /** Runs every case as a subtest of `t`, each in a world of its own. */
 export function conformance(t: Test, open: () => Promise<World>): void {
   for (const { name, run } of cases) {
     t.test(name, async (t) => {
-      await inWorld(open, run);
-      t.pass(name);
+      await t.resolves(inWorld(open, run));
     });
   }
 }

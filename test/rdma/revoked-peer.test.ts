@@ -3,11 +3,11 @@
  * protocol says. The owner has abandoned that segment; what it grants next is another one.
  */
 import { spawn } from 'node:child_process';
-import { randomBytes } from 'node:crypto';
 import { closeSync, fstatSync, openSync, readdirSync, readFileSync, readSync, readlinkSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import t from 'tap';
 import { Access, Flag, Status, openSoftDevice, type Device, type MemoryRegion, type QueuePair } from 'tartan-rdma';
+import { randomBytes } from '../random-bytes.js';
 
 const BYTES = 1 << 20;
 const SCRIBBLE = 0x5c;

@@ -26,7 +26,7 @@ import { HostStore } from './host-store.js';
 import { Losses } from './losses.js';
 import type { Plan } from './plan.js';
 
-export const DEADLINE_MS = 150;
+const DEADLINE_MS = 150;
 const DISK_BYTES = 256 << 20;
 const RING_MEMORY_BYTES = 8 << 20;
 const READ_MEMORY_BYTES = 5 << 20;
@@ -256,7 +256,7 @@ abstract class Machine {
   }
 }
 
-export class NodeMachine extends Machine {
+class NodeMachine extends Machine {
   disk = new MemoryDisk(DISK_BYTES);
   node: StorageNode | undefined;
   readonly trouble = noTrouble();
@@ -321,7 +321,7 @@ export class NodeMachine extends Machine {
   }
 }
 
-export class SwitchMachine extends Machine {
+class SwitchMachine extends Machine {
   core: SwitchCore | undefined;
 
   protected leave(): Promise<void> | undefined {

@@ -16,7 +16,7 @@ import { watchSlots } from './watch-slots.js';
 import { ended } from './writers.js';
 
 /** Once faults have stopped, everything outstanding completes within so much virtual time. */
-export const PEACE_MS = 60_000;
+const PEACE_MS = 60_000;
 const MAX_RUN_MS = 600_000;
 /** Tries of a rebuild when everything works: a node may just be taking its lease again. */
 const REBUILDS = 4;

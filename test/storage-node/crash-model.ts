@@ -50,7 +50,7 @@ export function unitOf(spec: Unit): TestUnit {
 
 const pool = new Map<number, Uint8Array[]>();
 /** Memory that is used again: opening takes megabytes. */
-export function pooled(bytes: number): AlignedMemory {
+function pooled(bytes: number): AlignedMemory {
   const free = pool.get(bytes) ?? [];
   pool.set(bytes, free);
   const memory = free.pop() ?? new Uint8Array(bytes);
@@ -63,7 +63,7 @@ export function pooled(bytes: number): AlignedMemory {
 }
 
 let salt = 1;
-export const STORE_OPTIONS = { maxBatchUnits: 4, checkpointBytes: 96 << 10 } as const;
+const STORE_OPTIONS = { maxBatchUnits: 4, checkpointBytes: 96 << 10 } as const;
 export function openPooled(disk: UnitStoreOptions['disk']): Promise<UnitStore> {
   return UnitStore.open({ ...IDENTITY, ...STORE_OPTIONS, disk, random: randomFrom(salt++), allocate: pooled });
 }
@@ -72,7 +72,7 @@ const name = ({ fileId, stripe, unit, epoch, counter }: Unit): string =>
   `${fileId}/${stripe}/${unit}/${epoch}.${counter}`;
 
 /** The notes of a run, digested: what must be there, what may be, what must not. */
-export class Promised {
+class Promised {
   private readonly files = new Map<number, PromisedOfFile>();
 
   constructor(notes: readonly unknown[]) {

@@ -156,7 +156,7 @@ export interface ReadWish {
   length?: number;
 }
 
-export class Peer {
+class Peer {
   readonly acks: Ack[] = [];
   closed: string | undefined;
   /** Receives on reads: request id → refusal, or 0. */

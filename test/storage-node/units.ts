@@ -6,7 +6,7 @@ import { unitSeal } from '../../storage-node/log-format.js';
 import { roundUp } from '../../wire/slot-layout.js';
 import { digestLayout, encodeHeader, type UnitHeader, W } from '../../wire/unit-header.js';
 
-export const CLUSTER_ID = 0xc0ffee;
+const CLUSTER_ID = 0xc0ffee;
 export const IDENTITY = {
   clusterUuid: '00112233-4455-6677-8899-aabbccddeeff',
   clusterId: CLUSTER_ID,
@@ -41,7 +41,7 @@ export interface TestUnit {
 }
 
 /** Bytes that depend on `seed` alone. */
-export function bytesFrom(seed: number, length: number): Uint8Array {
+function bytesFrom(seed: number, length: number): Uint8Array {
   let x = (seed * 2654435761 + 1) >>> 0;
   return Uint8Array.from({ length }, () => {
     x = (Math.imul(x, 1664525) + 1013904223) >>> 0;

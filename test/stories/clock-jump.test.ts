@@ -3,7 +3,6 @@
  * is missed as ever.
  */
 import { spawn, type ChildProcess } from 'node:child_process';
-import { randomBytes } from 'node:crypto';
 import { mkdirSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -13,6 +12,7 @@ import { createCluster, presentNodes, readMap } from '../../cluster/membership.j
 import { openClusterStore } from '../../cluster/open-store.js';
 import { connect } from '../../writer/index.js';
 import { finish, pause, pour, readAll } from './running-cluster.js';
+import { randomBytes } from '../random-bytes.js';
 
 const NODE = fileURLToPath(new URL('../../dist/storage-node/main.js', import.meta.url));
 const CLOCK = new URL('jumping-clock.mjs', import.meta.url).href;

@@ -1,7 +1,6 @@
 /** A cluster of real processes, as `tartan up` starts it, for stories: faults by pid, everything ended by pid. */
 import type { ChildProcess } from 'node:child_process';
 import { spawn } from 'node:child_process';
-import { randomFillSync } from 'node:crypto';
 import { mkdtempSync, readFileSync, renameSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -9,6 +8,7 @@ import { fileURLToPath } from 'node:url';
 import { SwitchControl } from '../../wire/control.js';
 import { connect } from '../../writer/index.js';
 import type { Client, ConnectOptions, FileWriter } from '../../writer/index.js';
+import { randomBytes } from '../random-bytes.js';
 
 const SWITCH = fileURLToPath(new URL('../../dist/switch-agent/main.js', import.meta.url));
 const REPAIRER = fileURLToPath(new URL('../../dist/cli/repairer/main.js', import.meta.url));
@@ -144,7 +144,7 @@ export class RunningCluster {
 
 /** `length` bytes that no other call gives. */
 export function fresh(length: number): Buffer {
-  return randomFillSync(Buffer.alloc(length));
+  return randomBytes(length);
 }
 
 /** Ends a writer; resolves when everything is acknowledged and published. */

@@ -4,7 +4,6 @@
  */
 import t from 'tap';
 import { execFile } from 'node:child_process';
-import { randomBytes } from 'node:crypto';
 import { mkdirSync, readdirSync, writeFileSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { parsePortMap } from '../../switch-agent/bmv2/port-map.js';
@@ -12,6 +11,7 @@ import { bmv2Plan } from '../../testbed/bmv2-plan.js';
 import { requireBmv2 } from '../../testbed/bmv2-process.js';
 import { requireMachine } from '../../testbed/requirements.js';
 import { starTopology } from '../../testbed/topology.js';
+import { randomBytes } from '../random-bytes.js';
 
 const MAIN = resolve(import.meta.dirname, '../../dist/cli/main.js');
 const lacking = (() => {

@@ -1,4 +1,3 @@
-import { randomBytes } from 'node:crypto';
 import { connect, createServer, type AddressInfo, type Socket } from 'node:net';
 import { Client, Metadata, credentials, status, type ServiceError } from '@grpc/grpc-js';
 import t, { type Test } from 'tap';
@@ -14,6 +13,7 @@ import { TOKEN_KEY, TOKEN_WINDOW_MS, TokenChecker, isProof, makeProof, makeToken
 import { TartanError } from '../../wire/errors.js';
 import { LoadRequest, NodeStatus, SwitchControlService, type SwitchStatus } from '../../wire/generated/control.js';
 import { isLoopback } from '../../wire/loopback.js';
+import { randomBytes } from '../random-bytes.js';
 
 const nodeStatus: NodeStatus = {
   id: 'n1',
@@ -254,9 +254,9 @@ t.test('garbage on the port does no harm', async (t) => {
     Buffer.concat([preface, randomBytes(4096)]),
     Buffer.concat([preface, settings, Buffer.from([0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 1]), randomBytes(1 << 16)]),
     Buffer.concat([preface, settings, Buffer.from([0, 0, 4, 1, 5, 0, 0, 0, 1]), randomBytes(4)]),
-    ...Array.from({ length: 20 }, () => randomBytes(1 + Math.floor(Math.random() * 5000))),
+    ...Array.from({ length: 20 }, () => randomBytes(1 + (randomBytes(2).readUInt16LE() % 5000))),
     ...Array.from({ length: 20 }, () =>
-      Buffer.concat([preface, settings, randomBytes(1 + Math.floor(Math.random() * 500))]),
+      Buffer.concat([preface, settings, randomBytes(1 + (randomBytes(2).readUInt16LE() % 500))]),
     ),
   ];
   const sockets = await Promise.all(

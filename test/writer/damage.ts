@@ -30,7 +30,7 @@ export interface Damage {
   do(target: Target, other: Target, random: () => number): Promise<void>;
 }
 
-export function storeOf(node: SimNode): UnitStore {
+function storeOf(node: SimNode): UnitStore {
   return node.node!['store'];
 }
 

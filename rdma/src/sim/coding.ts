@@ -57,7 +57,7 @@ function buildCrcTable(): Int32Array {
 }
 
 /** CRC32C (Castagnoli). @param crc 0 to begin, or the result so far @returns uint32 */
-export function crc32c(crc: number, bytes: Uint8Array): number {
+function crc32c(crc: number, bytes: Uint8Array): number {
   const t = CRC_TABLE,
     whole = bytes.length & ~7;
   let state = ~crc,

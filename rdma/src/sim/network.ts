@@ -22,7 +22,7 @@ export interface LinkOptions {
   readonly damageRate: number;
 }
 
-export const DEFAULT_LINK: LinkOptions = {
+const DEFAULT_LINK: LinkOptions = {
   latencyMs: 0.02,
   jitterMs: 0.01,
   bytesPerMs: 1_250_000,
@@ -34,7 +34,7 @@ export const DEFAULT_LINK: LinkOptions = {
 const RETRANSMIT_MS = 2;
 
 /** One direction between two hosts, by name: it outlives the processes at its ends. */
-export class Link {
+class Link {
   options: LinkOptions;
   /** Nothing arrives; what is sent is sent again when the partition heals. */
   isBlocked = false;
