@@ -5,7 +5,7 @@
  * Everything that is not an operating error is a bug: it is rethrown, and ends the process with its stack. What tells
  * them apart is a mark, never the presence of a `code`: Node's own programming errors have codes too.
  */
-export const ERROR_CODES = [
+const ERROR_CODES = [
   'ERR_STALE_EPOCH',
   'ERR_STALE_MAP',
   'ERR_NAME_CONFLICT',
@@ -75,8 +75,8 @@ export class TartanError extends OperatingError {
 }
 
 /**
- * Whether an error is expected: it bears the mark, or it is the operating system's answer to a call (ENOSPC, ECONNRESET:
- * `errno` and `syscall` are set). ERR_OUT_OF_RANGE, TypeError and the like are bugs.
+ * Whether an error is expected: it bears the mark, or it is the operating system's answer to a call (ENOSPC,
+ * ECONNRESET: `errno` and `syscall` are set). ERR_OUT_OF_RANGE, TypeError and the like are bugs.
  */
 export function isOperating(error: unknown): error is Error & { readonly code: string } {
   if (!(error instanceof Error)) return false;
