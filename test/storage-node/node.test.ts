@@ -357,7 +357,7 @@ t.test('Whoever lies in an immediate loses the connection; nobody else notices',
       },
     ],
     [
-      'a unit without a ring',
+      "a write with another's key, and no ring of its own",
       (peer) => {
         peer.channel.qp.postWriteWithImm(0, peer.source, 0, 0, honest.grant.rkey, 0, 0);
         peer.channel.hub.wake();
@@ -366,10 +366,10 @@ t.test('Whoever lies in an immediate loses the connection; nobody else notices',
   ];
   for (const [name, lie] of lies) {
     const before = rig.node.counters.protocolErrors;
-    const peer = await rig.peer(name === 'a unit without a ring' ? { unitBytes: 0 } : {});
+    const peer = await rig.peer(name.endsWith('no ring of its own') ? { unitBytes: 0 } : {});
     lie(peer);
     await peer.until(() => peer.closed !== undefined);
-    const byDevice = name.startsWith('a write');
+    const byDevice = name.startsWith('a write'); // refused before the node hears of it
     t.equal(rig.node.counters.protocolErrors - before, byDevice ? 0 : 1, name);
   }
   rig.disk.faults = {};
