@@ -15,7 +15,7 @@ import {
   v1,
   type Program,
 } from 'tartan-p4runtime';
-import { entering } from './difference.js';
+import { entering, removing } from './difference.js';
 import type { Artefact } from './artefact.js';
 
 const { VERIFY_AND_SAVE, VERIFY_AND_COMMIT, COMMIT } = v1.SetForwardingPipelineConfigRequest_Action;
@@ -28,13 +28,16 @@ export class Controller {
   ended: P4RuntimeError | undefined;
   /** Told when the stream ends, or mastership changes. */
   onChange: () => void = () => undefined;
+  /** Another controller was primary by the server's last word, which stays after the stream has ended. */
+  isStandby = false;
 
   private constructor(private readonly client: P4RuntimeClient) {
     client.on('closed', (error) => {
       this.ended = error;
       this.onChange();
     });
-    client.on('mastership', () => {
+    client.on('mastership', ({ primary, electionId }) => {
+      this.isStandby = !primary && electionId !== undefined;
       this.onChange();
     });
     client.on('stream-error', () => undefined);
@@ -103,19 +106,40 @@ export class Controller {
    * Gives the switch a program with its entries. Saved first, and committed with what was written meanwhile (P4Runtime
    * 1.4, SetForwardingPipelineConfig): traffic never meets an empty bridge. A server that cannot do that gets program
    * and entries one after the other.
+   *
+   * The multicast groups of the program before are deleted first, so floods and stripes pause until the commit: BMv2
+   * forgets the groups with a push, but keeps their copies, and would send each packet once more after each push.
    */
   async install({ program, deviceConfig, cookie }: Artefact, entities: readonly v1.Entity[]): Promise<void> {
     const pipeline = { p4info: program.p4info, deviceConfig, cookie };
+    let isSaved = false;
+    await this.removeMulticast(program);
     try {
       await this.client.setPipeline(pipeline, VERIFY_AND_SAVE);
+      isSaved = true;
       await this.write(entering(program, entities));
       await this.client.setPipeline(undefined, COMMIT);
     } catch (error) {
       if (!(error instanceof P4RuntimeError) || (error.code !== 'ERR_P4_RPC' && error.code !== 'ERR_P4_WRITE'))
         throw error;
+      // Those that were entered for the saved program; where none was saved a write could kill BMv2.
+      if (isSaved) await this.removeMulticast(program);
       await this.client.setPipeline(pipeline, VERIFY_AND_COMMIT);
       await this.write(entering(program, entities));
     }
+  }
+
+  /** Of whatever program the switch runs, none included. */
+  private async removeMulticast(program: Program): Promise<void> {
+    let groups: v1.Entity[];
+    try {
+      groups = await this.client.readAll(allMulticastGroups());
+    } catch (error) {
+      // A switch without a program has no groups.
+      if (error instanceof P4RuntimeError && error.status === Status.FAILED_PRECONDITION) return;
+      throw error;
+    }
+    await this.write(removing(program, groups));
   }
 
   /** All tables' entries and all multicast groups. */

@@ -63,6 +63,8 @@ export class PacketSwitch {
   #wanted: Artefact;
   #running: Artefact | undefined;
   #controller: Controller | undefined;
+  /** Another controls the switch, as far as this agent has heard: what state it is in is the other's to say. */
+  #isStandby = false;
   /** What the switch holds is what the book says. */
   #isReconciled = false;
   /** A restarted agent takes from the switch what it was doing, once. */
@@ -222,7 +224,7 @@ export class PacketSwitch {
    */
   async stop(): Promise<void> {
     this.#isStopping = true;
-    const isOurs = this.#controller === undefined || this.#controller.primary;
+    const isOurs = this.#controller === undefined ? !this.#isStandby : this.#controller.primary;
     this.#wake();
     this.#watch?.close();
     await this.#loop;
@@ -264,10 +266,13 @@ export class PacketSwitch {
         if (!isOperating(error)) throw error;
         this.#note(oneLine(error as Error));
       }
+      // Of an attempt that failed nothing was heard: it stays as it was.
+      this.#isStandby = this.#controller?.isStandby ?? this.#isStandby;
       this.#controller?.close();
       this.#controller = undefined;
       if (this.#isStopping) return;
-      await this.#become('down');
+      if (this.#isStandby) this.#see('down');
+      else await this.#become('down');
       await this.#pause(RETRY_MS);
     }
   }
@@ -470,11 +475,17 @@ export class PacketSwitch {
     this.#book.adopt(this.map!.epoch, Date.now(), 2 * this.#options.deadlineMs);
   }
 
-  /** Publishes a state that is new, and one that could not be published before. */
-  async #become(state: State): Promise<void> {
-    const { store, id, log } = this.#options;
+  /** What this agent sees itself; the map does not hear of it. */
+  #see(state: State): void {
+    const { id, log } = this.#options;
     if (this.state !== state) log(`switch ${id} is ${state}`);
     this.state = state;
+  }
+
+  /** Publishes a state that is new, and one that could not be published before. */
+  async #become(state: State): Promise<void> {
+    const { store, id } = this.#options;
+    this.#see(state);
     if (this.#published === state) return;
     try {
       const map = await setSwitchState(store, id, state);

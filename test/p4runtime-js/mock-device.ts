@@ -24,6 +24,8 @@ export class MockDevice {
   /** Written since a pipeline was saved: for that one, and in effect with it (section 7.2). */
   #savedEntities = new Map<string, v1.Entity>();
   readonly #counters = new Map<string, v1.CounterData>();
+  /** Ports by multicast group, one for each copy. As BMv2 does, a push forgets the groups and keeps their copies. */
+  readonly #copies = new Map<number, bigint[]>();
 
   get p4info(): config.P4Info | undefined {
     return (this.#saved ?? this.#config)?.p4info;
@@ -87,8 +89,31 @@ export class MockDevice {
     if (isDefault && type !== v1.Update_Type.MODIFY) fail(Status.INVALID_ARGUMENT, 'default actions are modified');
     if (type === v1.Update_Type.INSERT && exists) fail(Status.ALREADY_EXISTS, 'exists');
     if (type !== v1.Update_Type.INSERT && !exists && !isDefault) fail(Status.NOT_FOUND, 'no such entity');
+    this.#replaceCopies(entities.get(key), type === v1.Update_Type.DELETE ? undefined : entity);
     if (type === v1.Update_Type.DELETE) entities.delete(key);
     else entities.set(key, canonicalEntity(entity));
+  }
+
+  /** The ports that a packet to a multicast group leaves by, one for each packet. */
+  multicast(groupId: number): bigint[] {
+    return [...(this.#copies.get(groupId) ?? [])];
+  }
+
+  #replaceCopies(before: v1.Entity | undefined, after: v1.Entity | undefined): void {
+    for (const [entity, isAdded] of [
+      [before, false],
+      [after, true],
+    ] as const) {
+      if (entity?.entity?.$case !== 'packetReplicationEngineEntry') continue;
+      const engine = entity.entity.value.type;
+      if (engine?.$case !== 'multicastGroupEntry') continue;
+      const copies = this.multicast(engine.value.multicastGroupId);
+      for (const port of engine.value.replicas.map(portOf)) {
+        if (isAdded) copies.push(port);
+        else copies.splice(copies.indexOf(port), 1);
+      }
+      this.#copies.set(engine.value.multicastGroupId, copies);
+    }
   }
 
   #check({ entity }: v1.Entity, type: v1.Update_Type): void {

@@ -387,7 +387,7 @@ async function impaired(
 }
 
 /** A cluster of three nodes that take packets, and an agent whose switch is programmable. */
-async function begin(t: Test, makeRig: () => Promise<Rig>) {
+export async function begin(t: Test, makeRig: () => Promise<Rig>) {
   const rig = await makeRig(),
     cluster = new MemoryCluster(realClock),
     store = cluster.client();
@@ -411,13 +411,13 @@ async function begin(t: Test, makeRig: () => Promise<Rig>) {
     packets: { host: '10.9.9.9', port: 21_000 },
   });
   const agents: PacketSwitch[] = [];
-  const startAgent = async (state = 'programmable'): Promise<PacketSwitch> => {
+  const startAgent = async (state = 'programmable', address = rig.address): Promise<PacketSwitch> => {
     const agent = new PacketSwitch({
       store,
       id: 's1',
       host: '127.0.0.1',
       controlPort: 7000,
-      p4runtime: rig.address,
+      p4runtime: address,
       deviceId: 1,
       parity: PARITY,
       forward: FORWARDING,

@@ -1,39 +1,105 @@
 /** The agent of a P4 switch against a server in memory that follows the P4Runtime specification. */
-import t from 'tap';
+import t, { type Test } from 'tap';
+import { connect as connectSocket, createServer, type AddressInfo, type Socket } from 'node:net';
 import { ServerCredentials } from '@grpc/grpc-js';
 import { readTableEntry, tableWildcard } from 'tartan-p4runtime';
+import { readMap } from '../../cluster/membership.js';
 import { loadArtefact } from '../../switch-agent/bmv2/artefact.js';
+import { FLOOD_GROUP } from '../../switch-agent/bmv2/forwarding.js';
 import { MockServer } from '../p4runtime-js/mock-server.js';
-import { stories, type Rig } from './packet-switch-stories.js';
+import { HOSTS, begin, stories, until, type Rig } from './packet-switch-stories.js';
 
 const { program } = loadArtefact('parity-k2-1500');
 
+interface MockRig extends Rig {
+  readonly server: () => MockServer;
+}
+
+async function makeRig(): Promise<MockRig> {
+  let server = new MockServer();
+  const address = await server.listen(),
+    { port } = server;
+  return {
+    address,
+    server: () => server,
+    // As parity.p4 does: only with a service address, and with the cookie that stands there.
+    ask() {
+      const info = server.device.p4info;
+      if (!info?.tables.some((table) => table.preamble?.alias === 'service_address')) return Promise.resolve(undefined);
+      const [found] = [...server.device.read([tableWildcard(program, 'service_address')])];
+      if (found?.entity?.$case !== 'tableEntry') return Promise.resolve(undefined);
+      const { action } = readTableEntry(program, found.entity.value);
+      const cookie = action !== undefined && 'params' in action ? BigInt(action.params['cookie'] ?? 0) : 0n;
+      return Promise.resolve({ nonce: 0n, cookie, program: 1, k: 2, m: 4, chunkBytes: 640 });
+    },
+    kill() {
+      server.stop();
+      return Promise.resolve();
+    },
+    async restart() {
+      server = new MockServer();
+      await server.listen(ServerCredentials.createInsecure(), port);
+    },
+  };
+}
+
 t.test('an agent controls a switch that follows the specification', async (t) => {
-  stories(t, async (): Promise<Rig> => {
-    let server = new MockServer();
-    const address = await server.listen(),
-      { port } = server;
-    return {
-      address,
-      // As parity.p4 does: only with a service address, and with the cookie that stands there.
-      ask() {
-        const info = server.device.p4info;
-        if (!info?.tables.some((table) => table.preamble?.alias === 'service_address'))
-          return Promise.resolve(undefined);
-        const [found] = [...server.device.read([tableWildcard(program, 'service_address')])];
-        if (found?.entity?.$case !== 'tableEntry') return Promise.resolve(undefined);
-        const { action } = readTableEntry(program, found.entity.value);
-        const cookie = action !== undefined && 'params' in action ? BigInt(action.params['cookie'] ?? 0) : 0n;
-        return Promise.resolve({ nonce: 0n, cookie, program: 1, k: 2, m: 4, chunkBytes: 640 });
-      },
-      kill() {
-        server.stop();
-        return Promise.resolve();
-      },
-      async restart() {
-        server = new MockServer();
-        await server.listen(ServerCredentials.createInsecure(), port);
-      },
-    };
-  });
+  stories(t, makeRig);
 });
+
+t.test('a packet leaves once by each port, after however many pushes', async (t) => {
+  const mock = await makeRig(),
+    { switchAgent, epoch } = await begin(t, () => Promise.resolve(mock)),
+    { device } = mock.server();
+  await switchAgent.openGroups({ mapEpoch: epoch, k: 2, m: 1, sets: [{ nodes: ['n1', 'n2', 'n3'] }] });
+  const packets = (): string[] =>
+    [FLOOD_GROUP, FLOOD_GROUP + 1].map((group) => device.multicast(group).sort().join(' '));
+  const ports = HOSTS.map(({ port }) => port).join(' ');
+  t.same(packets(), [ports, '1 2 3']);
+  for (let push = 1; push <= 3; push++) {
+    await switchAgent.unload();
+    t.same(packets(), [ports, ''], `without the program, ${push} times`);
+    await switchAgent.load('parity');
+    t.same(packets(), [ports, '1 2 3'], `with it again, ${push} times`);
+  }
+});
+
+t.test('a standby agent that loses the switch never says that it is down', async (t) => {
+  const mock = await makeRig(),
+    { store, startAgent, switchAgent: standby, states, relay } = await beginBehindRelay(t, mock);
+  const primary = await startAgent();
+  await until(async () => (await standby.counters())['tartan_switch_primary'] === 0, 'it is standby');
+  states.length = 0;
+  relay.cut();
+  await until(() => Promise.resolve(standby.state === 'down'), 'it sees the switch no more');
+  await standby.stop();
+  t.equal((await primary.counters())['tartan_switch_primary'], 1);
+  t.equal((await readMap(store)).switches[0]?.state, 'programmable');
+  t.notOk(states.includes('down'), 'and it has not told anybody, stopping neither');
+});
+
+/** As begin(), with a first agent whose way to the switch can be cut; later ones go straight. */
+async function beginBehindRelay(t: Test, mock: MockRig) {
+  const sockets = new Set<Socket>();
+  const server = createServer((inner) => {
+    const outer = connectSocket(mock.server().port, '127.0.0.1');
+    for (const [from, to] of [
+      [inner, outer],
+      [outer, inner],
+    ] as const) {
+      sockets.add(from);
+      from.pipe(to);
+      from.on('error', () => to.destroy());
+      from.on('close', () => to.destroy());
+    }
+  });
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  const cut = (): void => {
+    server.close();
+    for (const each of sockets) each.destroy();
+  };
+  t.teardown(cut);
+  const address = `127.0.0.1:${(server.address() as AddressInfo).port}`;
+  const begun = await begin(t, () => Promise.resolve({ ...mock, address }));
+  return { ...begun, relay: { cut }, startAgent: () => begun.startAgent('programmable', mock.address) };
+}
