@@ -26,7 +26,7 @@ import {
   type StreamMessageRequest,
   type StreamMessageResponse,
   type Uint128,
-  type Update,
+  Update,
 } from './generated/p4/v1/p4runtime.js';
 import type { P4Info } from './generated/p4/config/v1/p4info.js';
 import type { Any } from './generated/google/protobuf/any.js';
@@ -52,8 +52,13 @@ export interface ConnectOptions {
   tls?: TlsOptions;
   /** The default role, with full access, when absent. */
   role?: string;
-  /** Of every call but the stream, in milliseconds; 5000 when absent. */
+  /** Of every call but the stream, and of each message of a read, in milliseconds; 5000 when absent. */
   deadlineMs?: number;
+  /**
+   * Between pings of an idle connection, in milliseconds; 5 minutes when absent. By default a gRPC server, BMv2's too,
+   * closes the connection of a client that pings more often.
+   */
+  keepaliveMs?: number;
 }
 
 /** Whether this client is primary, by the server's last word. */
@@ -87,24 +92,38 @@ export interface ClientEvents {
  * Node's HTTP/2 takes 64 KiB of headers. A longer batch is sent in several requests.
  */
 export const MAX_BATCH = 400;
+/** Most bytes of updates in one request, unless one update alone has more: a gRPC server takes 4 MiB by default. */
+export const MAX_BATCH_BYTES = 1 << 20;
 
-/** @throws {P4RuntimeError} ERR_P4_CONNECT when no server answers within the deadline */
+const KEEPALIVE_MS = 300_000;
+const MAX_TIMER_MS = 2 ** 31 - 1;
+
+/**
+ * @throws {P4RuntimeError} ERR_P4_CONNECT when no server answers within the deadline, ERR_P4_INVALID for a device id or
+ *         a time that cannot be
+ */
 export async function connect(options: ConnectOptions): Promise<P4RuntimeClient> {
-  const deadlineMs = options.deadlineMs ?? 5000;
-  if (BigInt(options.deviceId) === 0n) throw invalid('device id 0 is reserved: expected 1 or more');
+  const { deadlineMs = 5000, keepaliveMs = KEEPALIVE_MS } = options;
+  const deviceId = integer(options.deviceId, 'device id', 64);
+  if (deviceId === 0n) throw invalid('device id 0 is reserved: expected 1 or more');
+  for (const [name, ms] of Object.entries({ deadlineMs, keepaliveMs }))
+    if (!Number.isInteger(ms) || ms < 1 || ms > MAX_TIMER_MS)
+      throw invalid(`${name} ${ms}: expected a whole number of milliseconds, 1 to ${MAX_TIMER_MS}`);
   const { tls } = options;
   const secure =
     tls === undefined
       ? credentials.createInsecure()
       : credentials.createSsl(tls.rootCertificates ?? null, tls.privateKey ?? null, tls.certificateChain ?? null);
   const channelOptions: ChannelOptions = {
-    // Pipelines are megabytes; a controller must notice soon that its switch is gone.
+    // Pipelines are megabytes.
     'grpc.max_send_message_length': -1,
     'grpc.max_receive_message_length': -1,
-    'grpc.keepalive_time_ms': 10_000,
+    'grpc.keepalive_time_ms': keepaliveMs,
     'grpc.keepalive_timeout_ms': 5000,
     'grpc.initial_reconnect_backoff_ms': 100,
     'grpc.max_reconnect_backoff_ms': 1000,
+    // A proxy of the environment is for the web, not for switches.
+    'grpc.enable_http_proxy': 0,
     // Two clients of one process are two controllers.
     'grpc.use_local_subchannel_pool': 1,
     ...(tls?.serverName === undefined ? {} : { 'grpc.ssl_target_name_override': tls.serverName }),
@@ -123,7 +142,7 @@ export async function connect(options: ConnectOptions): Promise<P4RuntimeClient>
       );
     });
   });
-  return new P4RuntimeClient(stub, options.address, BigInt(options.deviceId), options.role ?? '', deadlineMs);
+  return new P4RuntimeClient(stub, options.address, deviceId, options.role ?? '', deadlineMs);
 }
 
 interface Waiting {
@@ -176,8 +195,8 @@ export class P4RuntimeClient extends EventEmitter<ClientEvents> {
    *         deadline
    */
   async arbitrate(electionId: bigint | number | undefined, options: { roleConfig?: Any } = {}): Promise<Mastership> {
-    const id = electionId === undefined ? undefined : BigInt(electionId);
-    if (id !== undefined && (id < 1n || id >> 128n !== 0n)) throw invalid(`election id ${id}: expected 1 to 2^128 - 1`);
+    const id = electionId === undefined ? undefined : integer(electionId, 'election id', 128);
+    if (id === 0n) throw invalid('election id 0: expected 1 to 2^128 - 1');
     if (this.#closed) throw closedError(this.#address);
     this.#openStream();
     this.#electionId = id;
@@ -233,11 +252,14 @@ export class P4RuntimeClient extends EventEmitter<ClientEvents> {
     { atomicity = Atomicity.CONTINUE_ON_ERROR }: { atomicity?: Atomicity } = {},
   ): Promise<void> {
     const electionId = this.#requirePrimary('write');
-    if (updates.length > MAX_BATCH && atomicity !== Atomicity.CONTINUE_ON_ERROR)
-      throw invalid(`an atomic batch of ${updates.length} updates: expected at most ${MAX_BATCH}`);
+    const parts = batches(updates);
+    if (parts.length > 1 && atomicity !== Atomicity.CONTINUE_ON_ERROR)
+      throw invalid(
+        `an atomic batch of ${updates.length} updates: expected at most ${MAX_BATCH}, of ${MAX_BATCH_BYTES} bytes`,
+      );
     const failures: P4RuntimeError[] = [];
-    for (let first = 0; first < updates.length; first += MAX_BATCH) {
-      const part = updates.slice(first, first + MAX_BATCH);
+    for (const [first, end] of parts) {
+      const part = updates.slice(first, end);
       const request = { deviceId: this.deviceId, roleId: 0n, role: this.role, electionId, updates: part, atomicity };
       try {
         await this.#unary((done) => this.#stub.write(request, new Metadata(), { deadline: this.#deadline() }, done));
@@ -263,22 +285,47 @@ export class P4RuntimeClient extends EventEmitter<ClientEvents> {
 
   /**
    * Reads entities; fields left at their default are wildcards. Leaving the loop early cancels the call.
+   * The deadline is each message's; what the caller does with an entity may take any time.
    *
    * @throws {P4RuntimeError} ERR_P4_RPC
    */
   async *read(...entities: Entity[]): AsyncGenerator<Entity, void, void> {
-    const call = this.#stub.read({ deviceId: this.deviceId, role: this.role, entities }, new Metadata(), {
-      deadline: this.#deadline(),
-    });
-    let complete = false;
+    const call = this.#stub.read({ deviceId: this.deviceId, role: this.role, entities }, new Metadata());
+    const messages = (call as AsyncIterable<{ entities: Entity[] }>)[Symbol.asyncIterator]();
+    let isComplete = false,
+      isSilent = false;
     try {
-      for await (const response of call as AsyncIterable<{ entities: Entity[] }>) yield* response.entities;
-      complete = true;
-    } catch (error) {
-      complete = true;
-      throw rpcError('Cannot read', error as ServiceError);
+      for (;;) {
+        const timer = setTimeout(() => {
+          isSilent = true;
+          call.cancel();
+        }, this.#deadlineMs);
+        let next: IteratorResult<{ entities: Entity[] }, unknown>;
+        try {
+          next = await messages.next();
+        } catch (error) {
+          isComplete = true;
+          if (isSilent)
+            throw new P4RuntimeError('ERR_P4_RPC', `Cannot read: no message within ${this.#deadlineMs} ms`, {
+              cause: error,
+              status: Status.DEADLINE_EXCEEDED,
+            });
+          throw rpcError('Cannot read', error as ServiceError);
+        } finally {
+          clearTimeout(timer);
+        }
+        if (next.done === true) {
+          isComplete = true;
+          return;
+        }
+        yield* next.value.entities;
+      }
     } finally {
-      if (!complete) call.cancel();
+      if (!isComplete) {
+        // What the cancelled call still says concerns nobody.
+        call.on('error', () => undefined);
+        call.cancel();
+      }
     }
   }
 
@@ -481,6 +528,34 @@ export class P4RuntimeClient extends EventEmitter<ClientEvents> {
 
 function closedError(address: string): P4RuntimeError {
   return new P4RuntimeError('ERR_P4_CLOSED', `The connection to ${address} is closed`);
+}
+
+/** Of updates sent in several requests, where each begins and ends. */
+function batches(updates: readonly Update[]): [first: number, end: number][] {
+  const parts: [number, number][] = [];
+  let first = 0,
+    bytes = 0;
+  for (const [i, update] of updates.entries()) {
+    const size = Update.encode(update).finish().length;
+    if (i > first && (i - first >= MAX_BATCH || bytes + size > MAX_BATCH_BYTES)) {
+      parts.push([first, i]);
+      first = i;
+      bytes = 0;
+    }
+    bytes += size;
+  }
+  if (updates.length > 0) parts.push([first, updates.length]);
+  return parts;
+}
+
+/** @throws {P4RuntimeError} ERR_P4_INVALID */
+function integer(value: bigint | number, what: string, bits: number): bigint {
+  if (typeof value !== 'bigint' && !Number.isSafeInteger(value))
+    throw invalid(`${what} ${value}: expected a whole number (a bigint from 2^53 on)`);
+  const whole = BigInt(value);
+  if (whole < 0n || whole >> BigInt(bits) !== 0n)
+    throw invalid(`${what} ${whole}: expected at least 1, and less than 2^${bits}`);
+  return whole;
 }
 
 function toUint128(id: bigint): Uint128 {

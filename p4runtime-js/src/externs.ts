@@ -282,6 +282,8 @@ function structMembers(p4info: P4Info, name: string): string[] {
 }
 
 function cell(index: number | bigint, size: bigint, what: string): bigint {
+  if (typeof index !== 'bigint' && !Number.isSafeInteger(index))
+    throw invalid(`${what}: index ${index}, expected a whole number`);
   const at = BigInt(index);
   if (at < 0n || (size > 0n && at >= size)) throw invalid(`${what}: index ${at}, expected 0 to ${size - 1n}`);
   return at;

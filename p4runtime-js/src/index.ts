@@ -3,6 +3,7 @@ export {
   connect,
   P4RuntimeClient,
   MAX_BATCH,
+  MAX_BATCH_BYTES,
   type ClientEvents,
   type ConnectOptions,
   type Mastership,

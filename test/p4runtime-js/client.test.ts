@@ -2,15 +2,18 @@
  * The client by itself: names and checks of P4Info, its text form, connections and their ends. Against the mock where a
  * server is needed.
  */
-import t from 'tap';
+import t, { type Test } from 'tap';
 import { spawnSync } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
 import { ServerCredentials } from '@grpc/grpc-js';
 import {
   P4RuntimeError,
   Program,
+  Status,
+  allMulticastGroups,
   connect,
   counterEntry,
   cloneSession,
@@ -26,6 +29,8 @@ import {
   tableEntry,
   ternary,
   toByteString,
+  v1,
+  type ConnectOptions,
   type EntryFields,
 } from 'tartan-p4runtime';
 import { MockServer } from './mock-server.js';
@@ -92,6 +97,16 @@ t.test('P4Info is read from text, escapes and maps included', async (t) => {
     code: 'ERR_P4_INFO',
   });
 });
+
+/** A client of a mock, both gone after the test. */
+async function connectedTo(t: Test, server: MockServer, options: Partial<ConnectOptions> = {}) {
+  const isNew = server.port === 0,
+    address = isNew ? await server.listen() : `127.0.0.1:${server.port}`;
+  const client = await connect({ address, deviceId: 1, ...options });
+  t.teardown(() => client.close());
+  if (isNew) t.teardown(() => server.stop());
+  return client;
+}
 
 t.test('byte strings are the shortest that hold the value', async (t) => {
   for (const [value, bits, hex] of [
@@ -184,6 +199,89 @@ t.test('counters, groups, sessions and packets are checked too', async (t) => {
 t.test('a server that is not there is ERR_P4_CONNECT within the deadline', async (t) => {
   await t.rejects(connect({ address: '127.0.0.1:1', deviceId: 1, deadlineMs: 300 }), { code: 'ERR_P4_CONNECT' });
   await t.rejects(connect({ address: '127.0.0.1:1', deviceId: 0 }), { code: 'ERR_P4_INVALID' });
+});
+
+t.test('what is not a whole number is refused by the client itself', async (t) => {
+  for (const deviceId of [1.5, NaN, -1, 2 ** 53, 2n ** 64n])
+    await t.rejects(connect({ address: '127.0.0.1:1', deviceId }), { code: 'ERR_P4_INVALID', message: /^device id/ });
+  for (const ms of [0, -1, 1.5, NaN, Infinity]) {
+    await t.rejects(connect({ address: '127.0.0.1:1', deviceId: 1, deadlineMs: ms }), { code: 'ERR_P4_INVALID' });
+    await t.rejects(connect({ address: '127.0.0.1:1', deviceId: 1, keepaliveMs: ms }), { code: 'ERR_P4_INVALID' });
+  }
+  const client = await connectedTo(t, new MockServer());
+  for (const id of [0, -1, 0.5, NaN, 2 ** 53, 2n ** 128n])
+    await t.rejects(client.arbitrate(id), { code: 'ERR_P4_INVALID', message: /^election id/ });
+  for (const index of [0.5, NaN, Infinity, -1])
+    t.throws(() => counterEntry(program, 'seen', index), { code: 'ERR_P4_INVALID', message: /index/ });
+});
+
+t.test('an idle connection is pinged every 5 minutes, or as often as was asked for', async (t) => {
+  const delays = new Set<number | undefined>(),
+    { setTimeout: real } = globalThis;
+  t.teardown(() => {
+    globalThis.setTimeout = real;
+  });
+  globalThis.setTimeout = Object.assign((...args: Parameters<typeof real>) => {
+    delays.add(args[1]);
+    return real(...args);
+  }, real);
+  await (await connectedTo(t, new MockServer())).arbitrate(1);
+  t.ok(delays.has(300_000), 'by default');
+  t.notOk(delays.has(10_000));
+  await (await connectedTo(t, new MockServer(), { keepaliveMs: 123_456 })).arbitrate(1);
+  t.ok(delays.has(123_456), 'as asked');
+});
+
+t.test("proxies of the environment are not for the device's connection", async (t) => {
+  for (const name of ['grpc_proxy', 'http_proxy', 'https_proxy']) {
+    const before = process.env[name];
+    t.teardown(() => {
+      if (before === undefined) delete process.env[name];
+      else process.env[name] = before;
+    });
+    process.env[name] = 'http://127.0.0.1:1';
+  }
+  t.equal(await (await connectedTo(t, new MockServer())).capabilities(), '1.4.1');
+});
+
+t.test('a long batch of large updates goes in requests that a server takes, and comes back', async (t) => {
+  const server = new MockServer(1n, 4 << 20),
+    client = await connectedTo(t, server);
+  await client.arbitrate(1);
+  await client.setPipeline({ p4info: program.p4info, deviceConfig: Buffer.alloc(1) });
+  const groups = Array.from({ length: 90 }, (_, i) => {
+    const { entity } = multicastGroup(i + 1, [{ port: 1, instance: 1 }]);
+    if (entity?.$case === 'packetReplicationEngineEntry' && entity.value.type?.$case === 'multicastGroupEntry')
+      entity.value.type.value.metadata = Buffer.alloc(64 << 10);
+    return { entity };
+  });
+  await client.insert(...groups);
+  t.equal((await client.readAll(allMulticastGroups())).length, 90);
+  await t.rejects(
+    client.write(
+      groups.map((entity) => ({ type: v1.Update_Type.MODIFY, entity })),
+      { atomicity: v1.WriteRequest_Atomicity.DATAPLANE_ATOMIC },
+    ),
+    { code: 'ERR_P4_INVALID', message: /an atomic batch of 90 updates: expected at most 400, of 1048576 bytes/ },
+  );
+
+  t.test('who takes long over what was read is not late', async (t) => {
+    const slow = await connectedTo(t, server, { deadlineMs: 1000 });
+    let read = 0;
+    for await (const _ of slow.read(allMulticastGroups())) if (read++ === 0) await delay(1500);
+    t.equal(read, 90);
+  });
+
+  t.test('a server that falls silent in the middle of a read is, and hears that nobody waits', async (t) => {
+    server.isStuck = true;
+    const waiting = await connectedTo(t, server, { deadlineMs: 300 });
+    await t.rejects(waiting.readAll(allMulticastGroups()), {
+      code: 'ERR_P4_RPC',
+      status: Status.DEADLINE_EXCEEDED,
+      message: 'Cannot read: no message within 300 ms',
+    });
+    while (server.cancelledReads === 0) await delay(5);
+  });
 });
 
 t.test('when the server dies, the client is no longer primary and says so once', async (t) => {

@@ -51,15 +51,21 @@ export class MockServer {
   /** Packets that controllers have sent, newest last. */
   readonly packetsOut: v1.PacketOut[] = [];
   readonly digestAcks: v1.DigestListAck[] = [];
-  readonly #server = new Server({ 'grpc.max_receive_message_length': -1 });
+  /** A read sends its first message and then nothing, for ever. */
+  isStuck = false;
+  /** Calls of read that the client has cancelled. */
+  cancelledReads = 0;
+  readonly #server: Server;
   readonly #deviceId: bigint;
   #controllers: Controller[] = [];
   /** The highest election id ever seen, by role: section 5.3. */
   readonly #highest = new Map<string, bigint>();
   port = 0;
 
-  constructor(deviceId = 1n) {
+  /** @param maxReceiveBytes  of one request; −1: any */
+  constructor(deviceId = 1n, maxReceiveBytes = -1) {
     this.#deviceId = deviceId;
+    this.#server = new Server({ 'grpc.max_receive_message_length': maxReceiveBytes });
     this.#server.addService(v1.P4RuntimeService, {
       write: this.#unary((request: v1.WriteRequest) => this.#write(request)),
       read: (call: {
@@ -67,11 +73,16 @@ export class MockServer {
         write(response: v1.ReadResponse): void;
         end(): void;
         emit(event: 'error', error: Error): void;
+        on(event: 'cancelled', listener: () => void): void;
       }) => {
+        call.on('cancelled', () => this.cancelledReads++);
         try {
           this.#requireDevice(call.request.deviceId);
           // In several messages: a client must not count on one.
-          for (const entity of this.device.read(call.request.entities)) call.write({ entities: [entity] });
+          for (const entity of this.device.read(call.request.entities)) {
+            call.write({ entities: [entity] });
+            if (this.isStuck) return;
+          }
           call.end();
         } catch (error) {
           call.emit('error', plain(error));
