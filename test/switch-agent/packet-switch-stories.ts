@@ -507,7 +507,7 @@ function expectedForwarding({ cookie }: Artefact, hasService: boolean): string[]
 }
 
 /** Waits as long as a busy machine may need; what does not come is an error that says what. */
-async function until(condition: () => Promise<boolean>, what: string): Promise<void> {
+export async function until(condition: () => Promise<boolean>, what: string): Promise<void> {
   for (const end = Date.now() + 30_000; !(await condition()); ) {
     if (Date.now() > end) throw new Error(`never came true: ${what}`);
     await delay(20);
