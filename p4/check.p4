@@ -1,5 +1,4 @@
-// A stripe packet must be what it says. What only a CRC32C can tell is the node's to check: seals, payload CRCs,
-// summaries.
+// A stripe packet must be what it says. What only a CRC32C can tell is the node's to check: seals, payload CRCs, summaries.
 
 control Check(inout headers_t hdr, inout metadata_t meta, inout standard_metadata_t sm) {
     apply {

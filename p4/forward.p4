@@ -1,5 +1,5 @@
-// Forwarding alone: what a switch runs that has lost its programmability. It shares forwarding.p4 with parity.p4, has
-// no service address, and answers no probe: for it, stripe packets are ordinary traffic without a route.
+// Forwarding alone: what a switch runs that has lost its programmability. It shares forwarding.p4 with parity.p4, has no
+// service address, and answers no probe: for it, stripe packets are ordinary traffic without a route.
 
 #include <core.p4>
 #include <v1model.p4>

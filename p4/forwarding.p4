@@ -1,5 +1,5 @@
-// Plain forwarding, the same in parity.p4 and forward.p4: an IPv4 route where there is one, else a bridge by
-// destination MAC. Both tables are the agent's (switch-agent); an empty switch forwards nothing and counts no_route.
+// Plain forwarding, the same in parity.p4 and forward.p4: an IPv4 route where there is one, else a bridge by destination
+// MAC. Both tables are the agent's (switch-agent); an empty switch forwards nothing and counts no_route.
 
 control Forwarding(inout headers_t hdr, inout metadata_t meta, inout standard_metadata_t sm) {
     action to_port(bit<9> port) { sm.egress_spec = port; }
@@ -17,8 +17,8 @@ control Forwarding(inout headers_t hdr, inout metadata_t meta, inout standard_me
         sm.egress_spec = port;
     }
 
-    // TTL − 1 adds 0x0100 to the complemented sum; the checksum is adjusted, not recomputed: options stay covered, and
-    // a header that came damaged leaves damaged (RFC 1141).
+    // TTL − 1 adds 0x0100 to the complemented sum; the checksum is adjusted, not recomputed: options stay covered, and a
+    // header that came damaged leaves damaged (RFC 1141).
     action count_hop() {
         bit<17> sum = (bit<17>) hdr.ipv4.checksum + 0x0100;
         hdr.ipv4.checksum = sum[15:0] + (bit<16>) sum[16:16];

@@ -1,6 +1,5 @@
 // The switch program: one packet brings the same byte range of all k data units of a stripe, k + m packets leave,
-// each with one data unit's range or one parity unit's. All other traffic is forwarded as if the program were not
-// there.
+// each with one data unit's range or one parity unit's. All other traffic is forwarded as if the program were not there.
 //
 //     parser ─▶ ingress: is it for the service address?
 //                 no   forwarding ──────────────────────────────────────────▶ egress: untouched

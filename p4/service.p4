@@ -1,5 +1,5 @@
-// What is addressed to the switch itself. The agent enters the service address after it has pushed the pipeline, with
-// the pipeline's cookie: a switch without an agent's entry answers nothing, and neither does forward.p4.
+// What is addressed to the switch itself. The agent enters the service address after it has pushed the pipeline, with the
+// pipeline's cookie: a switch without an agent's entry answers nothing, and neither does forward.p4.
 
 control Service(inout headers_t hdr, inout metadata_t meta, inout standard_metadata_t sm) {
     bit<48> service_mac = 0;

@@ -1,5 +1,5 @@
-// Who gets which unit. A group is one ordered set of nodes under one map epoch; a new map brings new groups, and an
-// entry is never edited in place: a packet that is on its way under an old map meets the old group or none.
+// Who gets which unit. A group is one ordered set of nodes under one map epoch; a new map brings new groups, and an entry
+// is never edited in place: a packet that is on its way under an old map meets the old group or none.
 //
 //     ingress   group ─▶ multicast group, if map epoch, k and m are the group's
 //     egress    (group, replica) ─▶ this copy is data unit u, or parity row r, and goes to that node

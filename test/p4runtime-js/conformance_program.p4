@@ -1,5 +1,5 @@
-// What the conformance suite drives: a table of every match kind, counters, copies, a digest, and packets to and from
-// the controller. A packet from the controller names the port it should seem to have come from.
+// What the conformance suite drives: a table of every match kind, counters, copies, a digest, and packets to and from the
+// controller. A packet from the controller names the port it should seem to have come from.
 
 #include <core.p4>
 #include <v1model.p4>
