@@ -1,14 +1,15 @@
 /** `tartan put`, `get`, `ls`, `stat` and `rm`: files in and out, through the writer library. */
-import { createReadStream, createWriteStream, existsSync, renameSync, rmSync, statSync } from 'node:fs';
-import { basename, dirname, join } from 'node:path';
+import { createReadStream, createWriteStream, existsSync, statSync } from 'node:fs';
+import { basename } from 'node:path';
 import type { Readable, Writable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { parseCode } from '../erasure/code/index.js';
-import { TartanError, codeOf } from '../wire/errors.js';
+import { TartanError, codeOf, isOperating } from '../wire/errors.js';
 import type { Client } from '../writer/index.js';
 import { connect } from '../writer/index.js';
+import { PartialFile } from './partial-file.js';
 import { ProgressBar } from './progress-bar.js';
-import { formatBytes, formatRate, parseBytes, table } from './quantities.js';
+import { formatBytes, formatRate, parseBytes, printable, table } from './quantities.js';
 import { describeParity } from './wording.js';
 import type { StateDirectory } from './state-directory.js';
 
@@ -74,7 +75,10 @@ export async function put(
     try {
       await pipeline(input, writer);
     } catch (error) {
-      await client.remove(target).catch(() => {}); // the first error is the one to tell
+      // What was made here, not what may have its name by now.
+      await client.remove(writer.fileId).catch((other: unknown) => {
+        if (!isOperating(other)) throw other; // else the first error is the one to tell
+      });
       throw error;
     } finally {
       clearInterval(ticking);
@@ -95,7 +99,7 @@ export async function put(
       });
     else
       process.stdout.write(
-        `${target}: ${formatBytes(stored)} as ${codeName}, ${formatRate(stored, ms)}, ` +
+        `${printable(target)}: ${formatBytes(stored)} as ${codeName}, ${formatRate(stored, ms)}, ` +
           `${describeParity(writer.parityMode)}\n`,
       );
   });
@@ -117,8 +121,10 @@ export async function get(
   }
   await withClient(options, async (client) => {
     const reader = await client.open(name);
-    const partial = join(dirname(target), `.${basename(target)}.tartan-${process.pid}`);
-    const output: Writable = target === '-' ? process.stdout : createWriteStream(partial);
+    // A device or a pipe is written to; it is nothing to replace.
+    const isSpecial = target !== '-' && statSync(target, { throwIfNoEntry: false })?.isFile() === false;
+    const partial = target === '-' || isSpecial ? undefined : new PartialFile(target);
+    const output: Writable = partial?.stream ?? (isSpecial ? createWriteStream(target) : process.stdout);
     const bar = new ProgressBar(name, reader.length);
     const started = performance.now();
     let bytes = 0;
@@ -135,11 +141,11 @@ export async function get(
         output,
         { end: target !== '-' },
       );
-      if (target !== '-') renameSync(partial, target);
+      partial?.keep();
     } finally {
       bar.finish();
+      partial?.discard();
       await reader.close();
-      if (target !== '-') rmSync(partial, { force: true });
     }
     const ms = performance.now() - started;
     const { degradedStripes, checksumFailures } = reader.progress;
@@ -147,7 +153,7 @@ export async function get(
     if (options.json) print({ name, file: target, bytes, ms: Math.round(ms), degradedStripes, checksumFailures });
     else
       process.stdout.write(
-        `${target}: ${formatBytes(bytes)}, ${formatRate(bytes, ms)}` +
+        `${printable(target)}: ${formatBytes(bytes)}, ${formatRate(bytes, ms)}` +
           (degradedStripes > 0 ? `, ${degradedStripes} stripes restored from parity` : '') +
           (checksumFailures > 0 ? `, ${checksumFailures} checksums failed` : '') +
           '\n',

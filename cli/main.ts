@@ -5,9 +5,10 @@
  *
  * Commands load what they need when they run: `tartan --help` needs no addon.
  */
+import { createRequire } from 'node:module';
 import { Command, CommanderError, Option } from 'commander';
 import { codeOf, isOperating } from '../wire/errors.js';
-import { parseBytes, parseCount } from './quantities.js';
+import { parseBytes, parseCount, printable } from './quantities.js';
 import { readSecret } from './secret.js';
 import { StateDirectory } from './state-directory.js';
 
@@ -38,6 +39,7 @@ const USAGE_CODES = new Set(['ERR_ARGUMENT', 'ERR_UNKNOWN_CODE', 'ERR_CODE_OUT_O
 
 const program = new Command('tartan')
   .description('Erasure-coded storage whose parity is computed in the network')
+  .version(ownVersion(), '--version', 'prints the version')
   .option(
     '--dir <dir>',
     'where the cluster of this machine is kept (default: $XDG_STATE_HOME/tartan, or ~/.local/state/tartan)',
@@ -483,6 +485,11 @@ async function main(): Promise<void> {
   });
 }
 
+/** What the package.json above the built command says. */
+function ownVersion(): string {
+  return (createRequire(import.meta.url)('../../package.json') as { version: string }).version;
+}
+
 function command(name: string, description: string): Command {
   return program.command(name).description(description);
 }
@@ -512,6 +519,6 @@ async function forFiles(self: Command) {
 }
 
 function oneLine(error: unknown): string {
-  const message = (error instanceof Error ? error.message : String(error)).replace(/\s*\n\s*/g, ' ');
+  const message = printable((error instanceof Error ? error.message : String(error)).replace(/\s*\n\s*/g, ' '));
   return `tartan: ${codeOf(error) ?? 'ERR_INTERNAL'}: ${message}`;
 }

@@ -1,5 +1,5 @@
 /** One transfer's line on a terminal: a bar, the rate, where the parity is made. Draws nothing elsewhere. */
-import { formatBytes, formatRate } from './quantities.js';
+import { formatBytes, formatRate, printable } from './quantities.js';
 
 const WIDTH = 30;
 const REDRAW_MS = 80;
@@ -44,7 +44,7 @@ export class ProgressBar {
       this.total > 0
         ? `${'━'.repeat(filled)}${'─'.repeat(WIDTH - filled)} ${(fraction * 100).toFixed(0).padStart(3)} %`
         : formatBytes(this.bytes);
-    const line = `${this.label}  ${bar}  ${formatRate(this.bytes, now - this.started)}  ${this.note}`;
+    const line = `${printable(this.label)}  ${bar}  ${formatRate(this.bytes, now - this.started)}  ${this.note}`;
     return line.slice(0, Math.max(20, (this.stream.columns ?? 80) - 1));
   }
 }

@@ -45,11 +45,23 @@ export function formatRate(bytes: number, ms: number): string {
 }
 
 /**
- * Aligned columns, two spaces apart, no lines drawn.
- *
- * @param rows  the heading first; all of one length
+ * Text from elsewhere as it may be shown on a terminal: what would steer it, or turn the order of letters round, is
+ * written as `\\u{…}`.
  */
-export function table(rows: readonly (readonly string[])[]): string {
+export function printable(text: string): string {
+  return text.replace(
+    /[\p{Cc}\p{Zl}\p{Zp}\p{Bidi_Control}\u{feff}]/gu,
+    (character) => `\\u{${character.codePointAt(0)!.toString(16)}}`,
+  );
+}
+
+/**
+ * Aligned columns, two spaces apart, no lines drawn; cells as printable() shows them.
+ *
+ * @param lines  the heading first; all of one length
+ */
+export function table(lines: readonly (readonly string[])[]): string {
+  const rows = lines.map((line) => line.map(printable));
   const widths = (rows[0] ?? []).map((_, column) => Math.max(...rows.map((row) => row[column]!.length)));
   return rows
     .map((row) =>

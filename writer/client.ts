@@ -180,8 +180,11 @@ export class Client {
    * @throws {TartanError} ERR_NOT_FOUND, ERR_UNDECIDED, ERR_TOO_MANY_LOST, ERR_FENCED
    */
   async append(name: string): Promise<FileWriter> {
-    const found = await lookupFile(this.context.store, name);
-    const file = await takeOver(this.context.store, found.id);
+    return this.appendTo((await lookupFile(this.context.store, name)).id);
+  }
+
+  private async appendTo(fileId: number): Promise<FileWriter> {
+    const file = await takeOver(this.context.store, fileId);
     const writer = await this.openWriter(file);
     // The caller has no writer yet to listen to: what goes wrong meanwhile is what this call rejects with.
     const ignore = (): void => {};
@@ -237,7 +240,7 @@ export class Client {
    * @throws {TartanError} ERR_NOT_FOUND, ERR_NOT_ENOUGH_NODES, ERR_WOULD_LOSE, ERR_MAP_UNAVAILABLE
    */
   drain(id: string, options: DrainOptions = {}): Promise<DrainReport> {
-    return drainNode(this.context, id, (name) => this.closeFor(name), options);
+    return drainNode(this.context, id, (fileId) => this.closeFor(fileId), options);
   }
 
   /**
@@ -245,7 +248,7 @@ export class Client {
    * @throws {TartanError} ERR_NOT_FOUND, ERR_ARGUMENT, ERR_MAP_UNAVAILABLE
    */
   rebalance(options: RebalanceOptions = {}): Promise<RebalanceReport> {
-    return rebalance(this.context, (name) => this.closeFor(name), options);
+    return rebalance(this.context, (fileId) => this.closeFor(fileId), options);
   }
 
   /**
@@ -253,7 +256,7 @@ export class Client {
    * came back is restored, files are scrubbed now and then. Rejects only for faults of its own.
    */
   repairer(options: RepairerOptions = {}): Promise<void> {
-    return runRepairer(this.context, (name) => this.closeFor(name), options);
+    return runRepairer(this.context, (fileId) => this.closeFor(fileId), options);
   }
 
   list(): Promise<FileRecord[]> {
@@ -270,12 +273,14 @@ export class Client {
 
   /**
    * Removes a file: its name is free at once, nodes free its units as they hear of it.
+   *
+   * @param which  a name, or the id of a file: then it is this file or none, whoever has its name now
    * @throws {TartanError} ERR_NOT_FOUND
    */
-  async remove(name: string): Promise<void> {
+  async remove(which: string | number): Promise<void> {
     const { context } = this;
-    const file = await lookupFile(context.store, name);
-    await deleteFile(context.store, file.id);
+    const id = typeof which === 'number' ? which : (await lookupFile(context.store, which)).id;
+    const file = await deleteFile(context.store, id);
     const nodes = new NodeSet(await readMap(context.store), {
       context,
       nodes: [...file.nodes, ...(file.moves ?? []).map(({ to }) => to)],
@@ -321,8 +326,8 @@ export class Client {
   }
 
   /** Settles what an owner that is gone has left. */
-  private async closeFor(name: string): Promise<void> {
-    const writer = await this.append(name);
+  private async closeFor(fileId: number): Promise<void> {
+    const writer = await this.appendTo(fileId);
     await new Promise<void>((resolve, reject) => {
       writer.once('error', reject);
       writer.once('close', resolve);

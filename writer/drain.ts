@@ -39,7 +39,7 @@ const PAUSE_MS = 1000;
 export async function drainNode(
   context: ClientContext,
   id: string,
-  takeOver: (name: string) => Promise<void>,
+  takeOver: (fileId: number) => Promise<void>,
   options: DrainOptions = {},
 ): Promise<DrainReport> {
   const { store } = context,

@@ -77,6 +77,11 @@ export class FileWriter extends Writable {
     return this.session;
   }
 
+  /** The file's id: never given to another file, unlike its name. */
+  get fileId(): number {
+    return this.session.file.id;
+  }
+
   get parityMode(): ParityMode {
     return this.session.mode;
   }

@@ -93,7 +93,7 @@ export function sumOfMoves(before: MoveReport, now: MoveReport): MoveReport {
 export async function moveShares(
   context: ClientContext,
   shares: readonly Share[],
-  takeOver: (name: string) => Promise<void>,
+  takeOver: (fileId: number) => Promise<void>,
   options: MoveOptions = {},
 ): Promise<MoveReport> {
   const report = emptyMoveReport();
@@ -106,7 +106,7 @@ export async function moveShares(
 async function moveBatch(
   context: ClientContext,
   shares: readonly Share[],
-  takeOver: (name: string) => Promise<void>,
+  takeOver: (fileId: number) => Promise<void>,
   options: MoveOptions,
   report: MoveReport,
 ): Promise<void> {
@@ -183,7 +183,7 @@ async function fill(
 async function settle(
   context: ClientContext,
   shares: readonly Share[],
-  takeOver: (name: string) => Promise<void>,
+  takeOver: (fileId: number) => Promise<void>,
   options: MoveOptions,
   report: MoveReport,
 ): Promise<Share[]> {
@@ -214,7 +214,7 @@ async function settle(
   }
   for (const share of options.signal?.aborted === true ? [] : silent) {
     try {
-      await takeOver(share.file.name);
+      await takeOver(share.file.id); // by id: another file may have its name by now
       const now = await again(context, share);
       if (now !== undefined) ready.push(now);
     } catch (error) {

@@ -37,7 +37,7 @@ export interface RebalanceReport extends MoveReport {
  */
 export async function rebalance(
   context: ClientContext,
-  takeOver: (name: string) => Promise<void>,
+  takeOver: (fileId: number) => Promise<void>,
   options: RebalanceOptions = {},
 ): Promise<RebalanceReport> {
   const { store } = context,

@@ -61,7 +61,7 @@ const EMPTY_MS = 30_000;
 /** Runs until the signal ends it. A cluster store that is away is waited for. */
 export async function runRepairer(
   context: ClientContext,
-  takeOver: (name: string) => Promise<void>,
+  takeOver: (fileId: number) => Promise<void>,
   options: RepairerOptions = {},
 ): Promise<void> {
   await new Repairer(context, takeOver, options).run();
@@ -89,7 +89,7 @@ class Repairer {
 
   constructor(
     private readonly context: ClientContext,
-    private readonly takeOver: (name: string) => Promise<void>,
+    private readonly takeOver: (fileId: number) => Promise<void>,
     private readonly options: RepairerOptions,
   ) {
     this.limits = {

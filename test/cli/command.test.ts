@@ -1,14 +1,16 @@
 /** The built command, as a shell would run it: wrong usage, then a cluster from `up` to `down`. */
 import t, { type Test } from 'tap';
 import { execFile, spawn } from 'node:child_process';
-import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
+import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import type { ProcessIdentity } from '../../cluster/process-identity.js';
 import { isRunning } from '../../cluster/process-identity.js';
 import { randomBytes } from '../random-bytes.js';
 
-const MAIN = resolve(import.meta.dirname, '../../dist/cli/main.js');
+const ROOT = resolve(import.meta.dirname, '../..');
+const MAIN = join(ROOT, 'dist/cli/main.js');
 
 interface Result {
   readonly status: number;
@@ -18,11 +20,15 @@ interface Result {
 
 /** Runs the built command; the test runner's loaders stay out of it. */
 function tartan(args: readonly string[], options: { cwd?: string; input?: Buffer } = {}): Promise<Result> {
+  return node([MAIN, ...args], options);
+}
+
+function node(args: readonly string[], options: { cwd?: string; input?: Buffer } = {}): Promise<Result> {
   const { NODE_OPTIONS: _, ...env } = process.env;
   return new Promise((resolve) => {
     const child = execFile(
       process.execPath,
-      [MAIN, ...args],
+      [...args],
       { env, cwd: options.cwd, maxBuffer: 1 << 28, encoding: 'latin1' },
       (error, stdout, stderr) => {
         resolve({ status: error ? Number(error.code ?? 255) : 0, stdout, stderr });
@@ -48,6 +54,10 @@ t.test('wrong usage exits with 2, help with 0', async (t) => {
   t.equal(help.status, 0);
   for (const name of ['up', 'down', 'status', 'put', 'get', 'ls', 'stat', 'rm', 'switch', 'demo'])
     t.match(help.stdout, new RegExp(`^  ${name}\\b`, 'm'));
+  const { version } = JSON.parse(readFileSync(join(ROOT, 'package.json'), 'utf8')) as {
+    version: string;
+  };
+  t.same(await tartan(['--version']), { status: 0, stdout: `${version}\n`, stderr: '' });
   for (const args of [
     ['fly'],
     ['put'],
@@ -72,6 +82,14 @@ t.test('values that cannot work are refused before anything starts', async (t) =
   isOneLine(t, await tartan(['put', import.meta.dirname, '--dir', dir]), 1, 'ERR_IS_DIRECTORY');
   isOneLine(t, await tartan(['put', '-', '--dir', dir]), 2, 'ERR_ARGUMENT');
   t.notOk(existsSync(dir));
+});
+
+t.test('every package has its licence, and lists it', async (t) => {
+  for (const folder of ['.', 'rdma', 'p4runtime-js']) {
+    t.match(readFileSync(join(ROOT, folder, 'LICENSE'), 'utf8'), /Apache License\s+Version 2\.0[\s\S]*END OF TERMS/);
+    const { files } = JSON.parse(readFileSync(join(ROOT, folder, 'package.json'), 'utf8')) as { files: string[] };
+    t.ok(files.includes('LICENSE'), folder);
+  }
 });
 
 t.test('without a cluster every command says so', async (t) => {
@@ -174,6 +192,48 @@ t.test('a cluster lives from up to down', async (t) => {
   t.match((await run('switch', 'load')).stdout, /programmable/);
   t.equal((await run('get', 'by-the-writer')).status, 0);
   t.ok(readFileSync(join(dir, 'by-the-writer')).equals(readFileSync(join(dir, 'f5000001'))));
+
+  // The README's program, inside the checkout and outside of it.
+  const [, program] = /```ts\n([\s\S]*?)```/.exec(readFileSync(join(ROOT, 'README.md'), 'utf8'))!;
+  const outside = mkdtempSync(join(tmpdir(), 'tartan-program-'));
+  t.teardown(() => {
+    rmSync(outside, { recursive: true });
+  });
+  mkdirSync(join(outside, 'node_modules'));
+  symlinkSync(ROOT, join(outside, 'node_modules/tartan-storage'));
+  for (const where of [dir, outside]) {
+    writeFileSync(join(where, 'program.mjs'), program!.replace('/path/to/state/cluster', join(state, 'cluster')));
+    writeFileSync(join(where, 'photo.raw'), piped);
+    const ran = await node([join(where, 'program.mjs')], { cwd: where });
+    t.equal(ran.status, 0, ran.stderr);
+    t.match((await run('stat', 'photo.raw')).stdout, /length +300000\n/);
+    t.equal((await run('rm', 'photo.raw')).status, 0);
+  }
+
+  // A put whose file is removed and replaced meanwhile fails, and leaves the newer file alone.
+  const late = spawn(process.execPath, [MAIN, 'put', '-', 'late', '--dir', state], {
+    env: { ...process.env, NODE_OPTIONS: '' },
+    stdio: ['pipe', 'ignore', 'pipe'],
+  });
+  const lateEnded = new Promise<number | null>((resolve) => {
+    late.on('close', resolve);
+  });
+  let lateError = '';
+  late.stderr.on('data', (chunk) => {
+    lateError += String(chunk);
+  });
+  late.stdin.on('error', () => {}); // it may end before it has read everything
+  for (let tries = 0; tries < 100 && (await run('stat', 'late')).status !== 0; tries++);
+  t.equal((await run('rm', 'late')).status, 0, 'its name was there');
+  t.equal((await run('put', 'f131073', 'late')).status, 0);
+  late.stdin.end(randomBytes(300_000));
+  t.equal(await lateEnded, 1, lateError);
+  t.match(lateError, /tartan: ERR_(FENCED|NOT_FOUND): /);
+  const newer = await run('get', 'late', '-');
+  t.ok(
+    Buffer.from(newer.stdout, 'latin1').equals(readFileSync(join(dir, 'f131073'))),
+    'what took its name is still there',
+  );
 
   t.equal((await run('rm', 'piped')).status, 0);
   isOneLine(t, await run('stat', 'piped'), 1, 'ERR_NOT_FOUND');

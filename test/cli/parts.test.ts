@@ -1,11 +1,22 @@
 /** The parts of the command that need no cluster: quantities, the state directory, processes, tap's totals. */
 import t from 'tap';
 import { spawn } from 'node:child_process';
-import { existsSync, mkdirSync, readFileSync, readdirSync, writeFileSync } from 'node:fs';
+import { once } from 'node:events';
+import {
+  chmodSync,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  readFileSync,
+  readdirSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { isRunning, ownIdentity } from '../../cluster/process-identity.js';
 import { stopProcess } from '../../cli/child-process.js';
-import { formatBytes, formatRate, parseBytes, parseCount, table } from '../../cli/quantities.js';
+import { PartialFile } from '../../cli/partial-file.js';
+import { formatBytes, formatRate, parseBytes, parseCount, printable, table } from '../../cli/quantities.js';
 import { StateDirectory } from '../../cli/state-directory.js';
 import type { ProcessRecord } from '../../cli/state-directory.js';
 
@@ -48,6 +59,63 @@ t.test('sizes, rates and tables are written for people', async (t) => {
       ['bbb', 'c'],
     ]),
     'A    LONG\nbbb  c',
+  );
+});
+
+t.test('a file that is replaced keeps its permissions, links stay, and nothing half-done is left', async (t) => {
+  const dir = t.testdir({ private: 'old', link: t.fixture('symlink', 'private') });
+  chmodSync(join(dir, 'private'), 0o640);
+  const written = async (name: string): Promise<PartialFile> => {
+    const file = new PartialFile(join(dir, name));
+    file.stream.end('new');
+    await once(file.stream, 'close');
+    return file;
+  };
+  (await written('link')).keep();
+  t.equal(readFileSync(join(dir, 'private'), 'utf8'), 'new');
+  t.equal(statSync(join(dir, 'private')).mode & 0o777, 0o640);
+  t.ok(lstatSync(join(dir, 'link')).isSymbolicLink());
+  const late = await written('made');
+  writeFileSync(join(dir, 'made'), 'by another');
+  t.throws(
+    () => {
+      late.keep();
+    },
+    { code: 'ERR_EXISTS' },
+  );
+  t.equal(readFileSync(join(dir, 'made'), 'utf8'), 'by another');
+  (await written('dropped')).discard();
+  t.same(readdirSync(dir).sort(), ['link', 'made', 'private']);
+});
+
+t.test('a signal that ends a process removes the file it was writing', async (t) => {
+  const dir = t.testdir(),
+    module = new URL('../../dist/cli/partial-file.js', import.meta.url).href;
+  const child = spawn(process.execPath, [
+    '--input-type=module',
+    '-e',
+    `import { PartialFile } from ${JSON.stringify(module)};
+     const file = new PartialFile(${JSON.stringify(join(dir, 'target'))});
+     file.stream.write('half', () => process.kill(process.pid, 'SIGTERM'));
+     setInterval(() => {}, 1000);`,
+  ]);
+  const [, signal] = (await once(child, 'close')) as [number | null, string | null];
+  t.equal(signal, 'SIGTERM', 'it ends as without a handler');
+  t.same(readdirSync(dir), []);
+});
+
+t.test('names do not steer the terminal', async (t) => {
+  t.equal(
+    printable('a\u001b[2Jb\u202egpj.exe\u0085\u2066\u200f'),
+    'a\\u{1b}[2Jb\\u{202e}gpj.exe\\u{85}\\u{2066}\\u{200f}',
+  );
+  t.equal(printable('Grüße/写真 🎞'), 'Grüße/写真 🎞', 'letters of any script stay');
+  t.equal(
+    table([
+      ['A', 'B'],
+      ['x\ny\u202e', 'c'],
+    ]),
+    'A                B\nx\\u{a}y\\u{202e}  c',
   );
 });
 

@@ -330,6 +330,45 @@ void t.test('a file that is written moves when it is closed; one whose writer di
   });
 });
 
+void t.test('a file that got the name of one to be taken over keeps its writer', async (t) => {
+  await withCluster({ nodes: 3 }, async (cluster) => {
+    const client = await cluster.client('w1'),
+      data = randomBytes(cluster.world, 'data', 20_000),
+      mortal = cluster.memory.client();
+    const lost = await (await cluster.client('dies', { cluster: mortal })).create('a', { unitBytes: 1024 });
+    lost.write(data);
+    await lost.flush();
+    cluster.world.killHost('dies');
+    await mortal.close();
+    await addNode(cluster);
+    // Just when the drainer has asked for the owner, the file is replaced.
+    const store = cluster.memory.client(),
+      transact = store.transact.bind(store);
+    let replacement: FileWriter | undefined;
+    store.transact = async (conditions, mutations) => {
+      const result = await transact(conditions, mutations);
+      if (replacement === undefined && mutations.some((each) => 'value' in each && each.value.includes('"asked"'))) {
+        await client.remove('a');
+        replacement = await client.create('a', { unitBytes: 1024 });
+      }
+      return result;
+    };
+    const ending = new AbortController();
+    await (await cluster.client('drainer', { cluster: store })).drain('n1', {
+      ownerMs: 0,
+      signal: ending.signal,
+      onProgress: () => {
+        ending.abort();
+      },
+    });
+    t.match(await client.stat('a'), { id: replacement!.fileId, state: 'open', writerEpoch: 1 }, 'nobody fenced it');
+    replacement!.write(data);
+    await end(replacement!);
+    await reads(t, client, 'a', data, 'its writer went on');
+    await client.close();
+  });
+});
+
 void t.test("a drain is refused without a node to go to, and a share that can't be had again stays", async (t) => {
   await withCluster({ nodes: 4 }, async (cluster) => {
     const client = await cluster.client('w1'),
