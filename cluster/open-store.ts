@@ -2,16 +2,19 @@
 import { resolve } from 'node:path';
 import type { ClusterStore } from './cluster-store.js';
 import { isEtcdLocation, parseEtcdLocation } from './etcd-location.js';
-import { openEtcdStore } from './etcd-store.js';
-import { openLmdbStore } from './lmdb-store.js';
 
 /**
  * @param location  a directory, or `etcd://HOST:PORT[,HOST:PORT …][/PREFIX]`  @param options.create  makes a missing
  *         directory
  * @throws {TartanError} as openLmdbStore() and openEtcdStore() do
  */
-export function openClusterStore(location: string, options: { readonly create?: boolean } = {}): Promise<ClusterStore> {
-  return isEtcdLocation(location) ? openEtcdStore(location) : openLmdbStore(location, options);
+export async function openClusterStore(
+  location: string,
+  options: { readonly create?: boolean } = {},
+): Promise<ClusterStore> {
+  // Loading either takes a command longer than most of what it does, and none needs both.
+  if (isEtcdLocation(location)) return (await import('./etcd-store.js')).openEtcdStore(location);
+  return (await import('./lmdb-store.js')).openLmdbStore(location, options);
 }
 
 /**
