@@ -14,7 +14,7 @@ import { TartanError } from '../wire/errors.js';
 import type { ClusterStore } from './cluster-store.js';
 import { editJson, parseJson, untilApplied } from './compare-and-swap.js';
 import { checkFileName } from './file-name.js';
-import { FILES_BY_ID, FILE_ID_KEY, fileIdKey, fileNameKey } from './keys.js';
+import { FILES_BY_ID, FILE_ID_KEY, UNNAMED_FILES, fileIdKey, fileNameKey, unnamedKey } from './keys.js';
 import type { EpochFloor, FileRecord } from './records.js';
 
 /**
@@ -40,6 +40,10 @@ export interface NewFile extends Timestamped {
   readonly layout?: string;
   /** The map's epoch when the nodes were chosen. */
   readonly mapEpoch?: number;
+  /** It gets its name from publishFile(), when it is complete; until then only its id leads to it. */
+  readonly unnamed?: boolean;
+  /** An unnamed file is to replace one of that name: it may be there already. */
+  readonly replace?: boolean;
 }
 
 export interface Commit extends Timestamped {
@@ -63,7 +67,8 @@ export async function createFile(store: ClusterStore, file: NewFile): Promise<Fi
   const nameKey = fileNameKey(name);
   return untilApplied(`create '${name}'`, async () => {
     const [lastId, taken] = [await store.get(FILE_ID_KEY), await store.get(nameKey)];
-    if (taken) throw new TartanError('ERR_EXISTS', `Cannot create '${name}': the name is taken by file ${taken.value}`);
+    const unnamed = file.unnamed === true;
+    if (taken && !(unnamed && file.replace === true)) throw isTaken('create', name, taken.value);
     if (!lastId) throw new TartanError('ERR_NOT_FOUND', `Cannot create '${name}': this store holds no cluster`);
     const id = Number(lastId.value) + 1;
     const record: FileRecord = {
@@ -73,6 +78,7 @@ export async function createFile(store: ClusterStore, file: NewFile): Promise<Fi
       unitBytes,
       nodes: [...file.nodes],
       ...(file.layout !== undefined && { layout: file.layout }),
+      ...(unnamed && { unnamed: true as const }),
       writerEpoch: 1,
       length: 0,
       commitEpoch: 0,
@@ -84,13 +90,10 @@ export async function createFile(store: ClusterStore, file: NewFile): Promise<Fi
       modified: stamp(file),
     };
     const { succeeded } = await store.transact(
-      [
-        { key: FILE_ID_KEY, modRevision: lastId.modRevision },
-        { key: nameKey, modRevision: 0 },
-      ],
+      [{ key: FILE_ID_KEY, modRevision: lastId.modRevision }, ...(unnamed ? [] : [{ key: nameKey, modRevision: 0 }])],
       [
         { put: FILE_ID_KEY, value: String(id) },
-        { put: nameKey, value: String(id) },
+        { put: unnamed ? unnamedKey(id) : nameKey, value: String(id) },
         { put: fileIdKey(id), value: JSON.stringify(record) },
       ],
     );
@@ -116,7 +119,15 @@ export async function readFile(store: ClusterStore, id: number): Promise<FileRec
   return record;
 }
 
-/** All files, ascending by id. @param options.deleted  those that nodes have yet to free, instead of the living ones */
+/** Ids of the files without a name: being written, or abandoned. */
+export async function listUnnamed(store: ClusterStore): Promise<number[]> {
+  return (await store.range(UNNAMED_FILES)).map(({ value }) => Number(value));
+}
+
+/**
+ * All files, ascending by id, those without a name too.
+ * @param options.deleted  those that nodes have yet to free, instead of the living ones
+ */
 export async function listFiles(
   store: ClusterStore,
   options: { readonly deleted?: boolean } = {},
@@ -166,6 +177,57 @@ export function publishCommit(
       state: commit.state ?? record.state,
     };
     return isSame(record, next) ? record : { ...next, modified: stamp(commit) };
+  });
+}
+
+/**
+ * Closes an unnamed file that is complete, and gives it its name, in one transaction: who looks the name up finds what
+ * was there before, or all of the new file. Doing the same again is harmless.
+ *
+ * @param commit.replace  a file of that name is deleted, in the same transaction
+ * @returns the record, and that of the file it replaced: its nodes are to free its units
+ * @throws {TartanError} ERR_EXISTS: the name is taken · ERR_FENCED: the file has a newer owner, or is deleted ·
+ * ERR_NOT_FOUND
+ */
+export async function publishFile(
+  store: ClusterStore,
+  id: number,
+  commit: Commit & { readonly replace: boolean },
+): Promise<{ file: FileRecord; replaced: FileRecord | undefined }> {
+  return untilApplied(`name file ${id}`, async () => {
+    const row = await store.get(fileIdKey(id));
+    if (!row) throw noFile('name', id);
+    const record = parseJson<FileRecord>(row);
+    checkOwner(record, commit, 'name');
+    if (record.unnamed === undefined) return { file: record, replaced: undefined };
+    const { unnamed: _, ...rest } = record,
+      { name } = record;
+    const taken = await store.get(fileNameKey(name));
+    if (taken && !commit.replace) throw isTaken('name', name, taken.value);
+    const old = taken && (await store.get(fileIdKey(Number(taken.value))));
+    const replaced = old && deleted(parseJson<FileRecord>(old), commit);
+    const file: FileRecord = {
+      ...rest,
+      length: Math.max(record.length, commit.length),
+      commitEpoch: commit.commitEpoch,
+      commitCounter: commit.commitCounter,
+      state: 'closed',
+      modified: stamp(commit),
+    };
+    const { succeeded } = await store.transact(
+      [
+        { key: row.key, modRevision: row.modRevision },
+        { key: fileNameKey(name), modRevision: taken?.modRevision ?? 0 },
+        ...(old ? [{ key: old.key, modRevision: old.modRevision }] : []),
+      ],
+      [
+        { put: row.key, value: JSON.stringify(file) },
+        { delete: unnamedKey(id) },
+        { put: fileNameKey(name), value: String(id) },
+        ...(old ? [{ put: old.key, value: JSON.stringify(replaced) }] : []),
+      ],
+    );
+    return succeeded ? { file, replaced } : undefined;
   });
 }
 
@@ -252,25 +314,30 @@ function raised(floors: readonly EpochFloor[], stripe: number, epoch: number): E
 /**
  * Deletes a file: its name is free at once, its owner fenced; the record stays as 'deleted' until forgetFile().
  *
+ * @param options.onlyUnnamed  not when it has got its name meanwhile
  * @returns the deleted record: its nodes are to free the units, fenced at its writer epoch
- * @throws {TartanError} ERR_NOT_FOUND: no such file, or deleted already
+ * @throws {TartanError} ERR_NOT_FOUND: no such file, or deleted already · ERR_EXISTS: it has a name
  */
-export async function deleteFile(store: ClusterStore, id: number, options: Timestamped = {}): Promise<FileRecord> {
+export async function deleteFile(
+  store: ClusterStore,
+  id: number,
+  options: Timestamped & { readonly onlyUnnamed?: boolean } = {},
+): Promise<FileRecord> {
   return untilApplied(`delete file ${id}`, async () => {
     const row = await store.get(fileIdKey(id));
     if (!row) throw noFile('delete', id);
     const record = parseJson<FileRecord>(row);
     if (record.state === 'deleted') throw noFile('delete', id, 'it is deleted');
-    const next: FileRecord = {
-      ...record,
-      state: 'deleted',
-      writerEpoch: record.writerEpoch + 1,
-      modified: stamp(options),
-    };
+    if (options.onlyUnnamed === true && record.unnamed === undefined)
+      throw new TartanError('ERR_EXISTS', `Cannot delete file ${id} as one without a name: it is '${record.name}'`);
+    const next = deleted(record, options);
     // The name is this file's as long as the file is not deleted, so the record's revision guards both keys.
     const { succeeded } = await store.transact(
       [{ key: row.key, modRevision: row.modRevision }],
-      [{ put: row.key, value: JSON.stringify(next) }, { delete: fileNameKey(record.name) }],
+      [
+        { put: row.key, value: JSON.stringify(next) },
+        { delete: record.unnamed ? unnamedKey(id) : fileNameKey(record.name) },
+      ],
     );
     return succeeded ? next : undefined;
   });
@@ -308,6 +375,14 @@ function editFile(
     if (!record) throw noFile(verb, id);
     return edit(record);
   });
+}
+
+function deleted(record: FileRecord, at: Timestamped): FileRecord {
+  return { ...record, state: 'deleted', writerEpoch: record.writerEpoch + 1, modified: stamp(at) };
+}
+
+function isTaken(verb: string, name: string, id: string): TartanError {
+  return new TartanError('ERR_EXISTS', `Cannot ${verb} '${name}': the name is taken by file ${id}`);
 }
 
 function checkOwner(

@@ -3,6 +3,8 @@ export const CLUSTER_KEY = 'cluster';
 export const MAP_KEY = 'map';
 export const FILE_ID_KEY = 'file-id';
 export const FILES_BY_ID = 'files/by-id/';
+/** Files without a name, one key each: ranged without reading all records. */
+export const UNNAMED_FILES = 'files/unnamed/';
 export const NODE_LEASES = 'leases/node/';
 export const SCRUB_KEY = 'scrub';
 export const REPAIR_KEY = 'leases/repair';
@@ -17,4 +19,7 @@ export function fileIdKey(id: number): string {
 }
 export function nodeLeaseKey(id: string): string {
   return NODE_LEASES + id;
+}
+export function unnamedKey(id: number): string {
+  return UNNAMED_FILES + id.toString(16).padStart(16, '0');
 }

@@ -6,6 +6,7 @@
  *   file-id              the last file id given, decimal (never reused)
  *   files/by-name/NAME   file id
  *   files/by-id/ID       FileRecord (ID: 16 hex digits, so that ranges ascend)
+ *   files/unnamed/ID     the id again, while the file has no name
  *   leases/node/ID, leases/switch/ID   presence, under a lease
  *   scrub                ScrubState: what the last scrubs by themselves found (scrub-state.ts)
  *   leases/repair        who rebuilds or scrubs, under a lease (repair-hold.ts)
@@ -84,6 +85,8 @@ export interface EpochFloor {
 export interface FileRecord {
   readonly id: number;
   readonly name: string;
+  /** Nobody finds it under its name: it gets that when it is complete (publishFile), or is collected. */
+  readonly unnamed?: true;
   /** e.g. 'rs(4,2)' */
   readonly code: string;
   readonly unitBytes: number;

@@ -2,6 +2,7 @@
 import type { Device } from 'tartan-rdma';
 import { openDevice } from 'tartan-rdma';
 import type { ClusterStore } from '../cluster/cluster-store.js';
+import { checkFileName } from '../cluster/file-name.js';
 import { createFile, deleteFile, listFiles, lookupFile, readFile, takeOver } from '../cluster/files.js';
 import { purposeOf, readIdentity, readMap } from '../cluster/membership.js';
 import { openClusterStore } from '../cluster/open-store.js';
@@ -9,14 +10,15 @@ import type { ClusterMap, FileRecord } from '../cluster/records.js';
 import { parseCode } from '../erasure/code/index.js';
 import { layoutFor, layoutOf, type LayoutName } from '../erasure/layout/index.js';
 import { Hub } from '../pipeline/hub.js';
-import { NodeSet } from '../pipeline/node-set.js';
 import { RingMemory } from '../pipeline/ring-memory.js';
 import type { Clock } from '../wire/clock.js';
 import { realClock } from '../wire/clock.js';
-import { TartanError, codeOf, isOperating } from '../wire/errors.js';
+import { TartanError, codeOf } from '../wire/errors.js';
+import { checkArgument, checkOptions, expected } from './arguments.js';
 import type { ClientContext } from './context.js';
 import { drainNode, type DrainOptions, type DrainReport } from './drain.js';
 import { FileReader } from './file-reader.js';
+import type { Naming } from './file-session.js';
 import { FileWriter } from './file-writer.js';
 import type { PatrolOptions, PatrolReport } from './patrol.js';
 import { patrol } from './patrol.js';
@@ -25,6 +27,7 @@ import { ReadRepair } from './read-repair.js';
 import type { RebuildOptions, RebuildReport } from './rebuild.js';
 import { rebalance, type RebalanceOptions, type RebalanceReport } from './rebalance.js';
 import { rebuildFile } from './rebuild.js';
+import { removeFile } from './removal.js';
 import { runRepairer, type RepairerOptions } from './repairer.js';
 import { recoverTail } from './takeover.js';
 
@@ -70,13 +73,95 @@ export interface CreateOptions {
    * on more nodes than two stripes take.
    */
   readonly layout?: LayoutName;
+  /**
+   * When others find the file under its name. 'at-once' (default): empty, then as it grows. 'complete': when it has
+   * been ended and every byte is acknowledged; destroyed before, or left by a process that is gone, it never was.
+   */
+  readonly appears?: 'at-once' | 'complete';
+  /**
+   * With `appears: 'complete'`: a file of that name is replaced in the moment in which this one appears. Who reads the
+   * old one reads on.
+   */
+  readonly replace?: boolean;
+}
+
+const LAYOUTS: readonly LayoutName[] = ['rotated', 'spread'];
+const CREATE_OPTIONS = {
+  code: expected.text,
+  unitBytes: expected.positive,
+  layout: expected.oneOf(...LAYOUTS),
+  appears: expected.oneOf('at-once', 'complete'),
+  replace: expected.flag,
+};
+const CONNECT_OPTIONS = {
+  cluster: (value: unknown) =>
+    expected.text(value) === undefined || isStore(value) ? undefined : 'a directory, etcd://…, or a cluster store',
+  device: (value: unknown) =>
+    expected.text(value) === undefined || (typeof value === 'object' && value !== null)
+      ? undefined
+      : 'a device or the name of one',
+  clock: (value: unknown) => (typeof value === 'object' && value !== null ? undefined : 'a clock'),
+  transport: expected.oneOf('auto', 'tcp', 'shm'),
+  ringMemoryBytes: expected.positive,
+  secret: expected.text,
+  name: expected.text,
+  deadlineMs: expected.milliseconds,
+  holdMs: expected.millisecondsOrNone,
+  parity: expected.oneOf('auto', 'host'),
+  dataPath: expected.oneOf('auto', 'ring', 'packets'),
+  repairBytesPerSecond: (value: unknown) => (value === 0 ? undefined : expected.rate(value)),
+};
+const REBUILD_OPTIONS = {
+  bytesPerSecond: expected.rate,
+  onProgress: expected.callback,
+  signal: expected.signal,
+  stripes: (value: unknown) =>
+    Array.isArray(value) && value.every((each) => expected.count(each) === undefined) ? undefined : 'stripe numbers',
+  move: (value: unknown) => (typeof value === 'object' ? undefined : 'a move'),
+};
+const PATROL_OPTIONS = {
+  bytesPerSecond: expected.rate,
+  restMs: expected.millisecondsOrNone,
+  signal: expected.signal,
+  onFile: expected.callback,
+};
+const MOVE_OPTIONS = {
+  bytesPerSecond: expected.rate,
+  signal: expected.signal,
+  ownerMs: expected.millisecondsOrNone,
+  onProgress: expected.callback,
+  to: expected.text,
+};
+const REPAIRER_OPTIONS = {
+  ...Object.fromEntries(['downOutMs', 'settleMs', 'scrubMs'].map((each) => [each, expected.count])),
+  bytesPerSecond: expected.rate,
+  tickMs: expected.milliseconds,
+  ownerMs: expected.millisecondsOrNone,
+  idleMs: expected.milliseconds,
+  signal: expected.signal,
+  log: expected.callback,
+};
+
+function isStore(value: unknown): boolean {
+  return (
+    typeof value === 'object' &&
+    value !== null &&
+    ['get', 'range', 'transact', 'watch', 'close'].every(
+      (each) => typeof (value as Record<string, unknown>)[each] === 'function',
+    )
+  );
 }
 
 export const DEFAULT_RING_MEMORY = 256 << 20;
 const DEFAULT_REPAIR_RATE = 16 << 20;
 
-/** @throws {TartanError} ERR_STORE, ERR_FOREIGN_STORE, ERR_STORE_VERSION when the cluster can't be opened */
+/**
+ * @throws {TartanError} ERR_ARGUMENT · ERR_STORE, ERR_FOREIGN_STORE, ERR_STORE_VERSION, ERR_NOT_FOUND when the cluster
+ *         can't be opened · ERR_MAP_UNAVAILABLE: its store does not answer
+ */
 export async function connect(options: ConnectOptions): Promise<Client> {
+  checkOptions('connect', options, CONNECT_OPTIONS);
+  checkArgument('connect', 'cluster', options.cluster, CONNECT_OPTIONS.cluster);
   const owned: (() => Promise<void>)[] = [];
   let store: ClusterStore;
   if (typeof options.cluster === 'string') {
@@ -120,7 +205,8 @@ export async function connect(options: ConnectOptions): Promise<Client> {
 }
 
 export class Client {
-  private readonly context: ClientContext;
+  private readonly shared: ClientContext;
+  private closing: Promise<void> | undefined;
   private readonly owned: readonly (() => Promise<void>)[];
   private readonly writers = new Set<FileWriter>();
   private readonly readers = new Set<FileReader>();
@@ -128,13 +214,19 @@ export class Client {
   private readonly repair: ReadRepair;
 
   constructor(context: ClientContext, owned: readonly (() => Promise<void>)[], repairBytesPerSecond: number) {
-    this.context = context;
+    this.shared = context;
     this.owned = owned;
     this.repair = new ReadRepair(context, repairBytesPerSecond);
     if (repairBytesPerSecond > 0)
       context.onDamaged = (fileId, stripe) => {
         this.repair.note(fileId, stripe);
       };
+  }
+
+  /** For every use of the cluster. @throws {TartanError} ERR_CLOSED after close() */
+  private get context(): ClientContext {
+    if (this.closing !== undefined) throw new TartanError('ERR_CLOSED', 'Cannot use this client: it is closed');
+    return this.shared;
   }
 
   /** What readers found damaged, and what became of it. */
@@ -149,28 +241,39 @@ export class Client {
 
   /**
    * Creates a file and opens it for appending.
-   * @throws {TartanError} ERR_EXISTS, ERR_UNKNOWN_CODE, ERR_NOT_ENOUGH_NODES, ERR_UNIT_BYTES, …
+   * @throws {TartanError} ERR_ARGUMENT, ERR_EXISTS, ERR_UNKNOWN_CODE, ERR_CODE_OUT_OF_BOUNDS, ERR_NOT_ENOUGH_NODES,
+   *         ERR_UNIT_BYTES, ERR_RING_MEMORY, ERR_MAP_UNAVAILABLE, ERR_CLOSED
    */
   async create(name: string, options: CreateOptions = {}): Promise<FileWriter> {
+    const { context } = this;
+    checkArgument('create a file', 'its name', name, isText);
+    checkFileName(name);
+    checkOptions(`create '${name}'`, options, CREATE_OPTIONS);
+    const unnamed = options.appears === 'complete',
+      replace = options.replace === true;
+    if (replace && !unnamed)
+      throw new TartanError('ERR_ARGUMENT', `Cannot create '${name}': replace needs appears: 'complete'`);
     const code = parseCode(options.code ?? 'xor(2+1)');
     const unitBytes = options.unitBytes ?? 65536;
-    const map = await readMap(this.context.store);
+    const map = await readMap(context.store);
     const nodes = map.nodes.filter((node) => purposeOf(node) === 'member').map((node) => node.id);
     const layout = options.layout ?? layoutFor(nodes.length, code.k + code.m);
     layoutOf({ id: 0, nodes, unitBytes, layout }, code);
-    const file = await createFile(this.context.store, {
+    const file = await createFile(context.store, {
       name,
       code: code.name,
       unitBytes,
       nodes,
       mapEpoch: map.epoch,
+      unnamed,
+      replace,
       ...(layout !== 'rotated' && { layout }),
     });
     try {
-      return await this.openWriter(file);
+      return await this.openWriter(file, unnamed ? { replace } : undefined);
     } catch (error) {
       // Nothing was written: the name must not stay taken.
-      await deleteFile(this.context.store, file.id).catch(() => {});
+      await deleteFile(context.store, file.id).catch(() => {});
       throw error;
     }
   }
@@ -180,6 +283,7 @@ export class Client {
    * @throws {TartanError} ERR_NOT_FOUND, ERR_UNDECIDED, ERR_TOO_MANY_LOST, ERR_FENCED
    */
   async append(name: string): Promise<FileWriter> {
+    checkArgument('append to a file', 'its name', name, isText);
     return this.appendTo((await lookupFile(this.context.store, name)).id);
   }
 
@@ -201,6 +305,7 @@ export class Client {
 
   /** Opens a file for reading, as committed now. @throws {TartanError} ERR_NOT_FOUND */
   async open(name: string): Promise<FileReader> {
+    checkArgument('open a file', 'its name', name, isText);
     const reader = await FileReader.open(this.context, await lookupFile(this.context.store, name), (closed) =>
       this.readers.delete(closed),
     );
@@ -212,23 +317,27 @@ export class Client {
    * Restores what the file's nodes lack: after one came back or got a new disk. Writers and readers go on meanwhile;
    * may be interrupted and called again.
    *
+   * @param which  a name, or the id of a file, which also leads to one that has no name yet
    * @returns what was found and done; a stripe that can't be restored is counted there, not thrown
-   * @throws {TartanError} ERR_NOT_FOUND, ERR_RING_MEMORY, ERR_MAP_UNAVAILABLE
+   * @throws {TartanError} ERR_NOT_FOUND, ERR_ARGUMENT, ERR_RING_MEMORY, ERR_MAP_UNAVAILABLE, ERR_CLOSED
    */
-  async rebuild(name: string, options: RebuildOptions = {}): Promise<RebuildReport> {
-    return rebuildFile(this.context, await lookupFile(this.context.store, name), false, options);
+  async rebuild(which: string | number, options: RebuildOptions = {}): Promise<RebuildReport> {
+    checkOptions('rebuild a file', options, REBUILD_OPTIONS);
+    return rebuildFile(this.context, await this.find('rebuild a file', which), false, options);
   }
 
   /** As rebuild(), after every node has read its units back and checked them, and parity was compared with data. */
-  async scrub(name: string, options: RebuildOptions = {}): Promise<RebuildReport> {
-    return rebuildFile(this.context, await lookupFile(this.context.store, name), true, options);
+  async scrub(which: string | number, options: RebuildOptions = {}): Promise<RebuildReport> {
+    checkOptions('scrub a file', options, REBUILD_OPTIONS);
+    return rebuildFile(this.context, await this.find('scrub a file', which), true, options);
   }
 
   /**
    * Scrubs all files in turn, again and again, at a bounded rate, until the signal ends it. Rejects only for faults of
    * its own.
    */
-  patrol(options: PatrolOptions = {}): Promise<PatrolReport> {
+  async patrol(options: PatrolOptions = {}): Promise<PatrolReport> {
+    checkOptions('patrol', options, PATROL_OPTIONS);
     return patrol(this.context, options);
   }
 
@@ -239,7 +348,9 @@ export class Client {
    *
    * @throws {TartanError} ERR_NOT_FOUND, ERR_NOT_ENOUGH_NODES, ERR_WOULD_LOSE, ERR_MAP_UNAVAILABLE
    */
-  drain(id: string, options: DrainOptions = {}): Promise<DrainReport> {
+  async drain(id: string, options: DrainOptions = {}): Promise<DrainReport> {
+    checkArgument('drain a node', 'its id', id, isText);
+    checkOptions(`drain node ${id}`, options, { ...MOVE_OPTIONS, onWaiting: expected.callback });
     return drainNode(this.context, id, (fileId) => this.closeFor(fileId), options);
   }
 
@@ -247,7 +358,8 @@ export class Client {
    * Evens out what the nodes hold: one that was added gets its share.
    * @throws {TartanError} ERR_NOT_FOUND, ERR_ARGUMENT, ERR_MAP_UNAVAILABLE
    */
-  rebalance(options: RebalanceOptions = {}): Promise<RebalanceReport> {
+  async rebalance(options: RebalanceOptions = {}): Promise<RebalanceReport> {
+    checkOptions('rebalance', options, MOVE_OPTIONS);
     return rebalance(this.context, (fileId) => this.closeFor(fileId), options);
   }
 
@@ -255,19 +367,23 @@ export class Client {
    * Looks after the cluster until the signal ends it: shares of nodes that are lost go to spares, what nodes lack that
    * came back is restored, files are scrubbed now and then. Rejects only for faults of its own.
    */
-  repairer(options: RepairerOptions = {}): Promise<void> {
+  async repairer(options: RepairerOptions = {}): Promise<void> {
+    checkOptions('repair', options, REPAIRER_OPTIONS);
     return runRepairer(this.context, (fileId) => this.closeFor(fileId), options);
   }
 
-  list(): Promise<FileRecord[]> {
-    return listFiles(this.context.store);
+  /** All files that have a name, by id. */
+  async list(): Promise<FileRecord[]> {
+    return (await listFiles(this.context.store)).filter(({ unnamed }) => unnamed !== true);
   }
 
-  stat(name: string): Promise<FileRecord> {
+  /** @throws {TartanError} ERR_NOT_FOUND, ERR_ARGUMENT */
+  async stat(name: string): Promise<FileRecord> {
+    checkArgument('look at a file', 'its name', name, isText);
     return lookupFile(this.context.store, name);
   }
 
-  map(): Promise<ClusterMap> {
+  async map(): Promise<ClusterMap> {
     return readMap(this.context.store);
   }
 
@@ -275,44 +391,23 @@ export class Client {
    * Removes a file: its name is free at once, nodes free its units as they hear of it.
    *
    * @param which  a name, or the id of a file: then it is this file or none, whoever has its name now
-   * @throws {TartanError} ERR_NOT_FOUND
+   * @throws {TartanError} ERR_NOT_FOUND, ERR_ARGUMENT
    */
   async remove(which: string | number): Promise<void> {
     const { context } = this;
-    const id = typeof which === 'number' ? which : (await lookupFile(context.store, which)).id;
-    const file = await deleteFile(context.store, id);
-    const nodes = new NodeSet(await readMap(context.store), {
-      context,
-      nodes: [...file.nodes, ...(file.moves ?? []).map(({ to }) => to)],
-      role: 'reader',
-      name: context.name,
-      fileId: file.id,
-      unitBytes: 0,
-      slots: 0,
-      receiveSlots: 0,
-      transport: context.transport,
-      heartbeatMs: context.heartbeatMs,
-      deadlineMs: context.deadlineMs,
-      owner: { locate: () => {}, onWritten: () => {}, onAnswer: () => {}, onLinkDown: () => {} },
-    });
-    try {
-      await nodes.connectUp(context.deadlineMs);
-      await Promise.all(
-        nodes.upIndexes().map(async (index) => {
-          try {
-            await nodes.linkTo(index)?.request({ $case: 'deleteFile', value: { fileId: file.id } });
-          } catch (error) {
-            if (!isOperating(error)) throw error;
-          }
-        }),
-      );
-    } finally {
-      await nodes.destroy('done');
-    }
+    await removeFile(context, (await this.find('remove a file', which)).id);
   }
 
-  /** Ends everything; writers still open are destroyed, what they had not flushed is not acknowledged. */
-  async close(): Promise<void> {
+  /**
+   * Ends everything; writers still open are destroyed, what they had not flushed is not acknowledged. From now on every
+   * other call rejects with ERR_CLOSED; closing again does nothing more.
+   */
+  close(): Promise<void> {
+    this.closing ??= this.closeAll();
+    return this.closing;
+  }
+
+  private async closeAll(): Promise<void> {
     for (const writer of this.writers) {
       writer.on('error', () => {});
       await new Promise<void>((resolve) => {
@@ -323,6 +418,16 @@ export class Client {
     await Promise.all([...this.readers].map((reader) => reader.close()));
     await this.repair.close();
     for (const close of this.owned) await close();
+  }
+
+  private async find(attempt: string, which: string | number): Promise<FileRecord> {
+    checkArgument(attempt, 'its name or id', which, (value) =>
+      typeof value === 'number' ? expected.positive(value) : isText(value),
+    );
+    if (typeof which === 'string') return lookupFile(this.context.store, which);
+    const file = await readFile(this.context.store, which);
+    if (file.state === 'deleted') throw new TartanError('ERR_NOT_FOUND', `Cannot ${attempt}: file ${which} is deleted`);
+    return file;
   }
 
   /** Settles what an owner that is gone has left. */
@@ -349,9 +454,20 @@ export class Client {
     );
   }
 
-  private async openWriter(file: FileRecord): Promise<FileWriter> {
-    const writer = await FileWriter.open(this.context, file, (closed) => this.writers.delete(closed));
+  private async openWriter(file: FileRecord, naming?: Naming): Promise<FileWriter> {
+    const { context } = this;
+    const writer = await FileWriter.open(context, file, (closed) => this.writers.delete(closed), naming);
+    // close() may have begun while it was opened, and has not seen it.
+    if (this.closing !== undefined) {
+      await new Promise<void>((resolve) => writer.once('close', resolve).destroy());
+      throw new TartanError('ERR_CLOSED', `Cannot open '${file.name}': the client was closed meanwhile`);
+    }
     this.writers.add(writer);
     return writer;
   }
+}
+
+/** An empty one is for checkFileName() to refuse. */
+function isText(value: unknown): string | undefined {
+  return typeof value === 'string' ? undefined : 'a text';
 }

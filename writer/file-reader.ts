@@ -10,6 +10,7 @@ import { parseCode } from '../erasure/code/index.js';
 import type { Layout } from '../erasure/layout/index.js';
 import { layoutOf, placeOfOffset, stripeBytes, stripeDataLength } from '../erasure/layout/index.js';
 import { TartanError, codeOf } from '../wire/errors.js';
+import { checkArgument, checkOptions, expected } from './arguments.js';
 import type { ClientContext } from './context.js';
 import type { ReadProgress, StripeResult } from '../pipeline/stripe-reader.js';
 import { StripeReader } from '../pipeline/stripe-reader.js';
@@ -22,6 +23,7 @@ export class FileReader {
   private readonly layout: Layout;
   private readonly stripes: StripeReader;
   private fetcher: UnitFetcher | undefined;
+  private closing: Promise<void> | undefined;
   private readonly onClose: (reader: FileReader) => void;
 
   private constructor(
@@ -63,8 +65,9 @@ export class FileReader {
     return this.stripes.progress;
   }
 
-  /** Looks for bytes committed since. @returns the new length */
+  /** Looks for bytes committed since. @returns the new length @throws {TartanError} ERR_CLOSED, ERR_MAP_UNAVAILABLE */
   async refresh(): Promise<number> {
+    this.checkOpen('refresh');
     this.file = await readFile(this.context.store, this.file.id);
     // What is committed now may be newer than what a node holds whose share has moved.
     this.stripes.follow(this.file);
@@ -75,15 +78,12 @@ export class FileReader {
    * Reads a range.
    *
    * @param offset bytes from the file's start  @param length bytes; less is returned at the file's end
-   * @throws {TartanError} ERR_TOO_MANY_LOST when a stripe can't be had whole or decoded; ERR_ARGUMENT
+   * @throws {TartanError} ERR_TOO_MANY_LOST when a stripe can't be had whole or decoded; ERR_ARGUMENT; ERR_CLOSED
    */
   async read(offset: number, length: number): Promise<Buffer> {
-    if (!Number.isSafeInteger(offset) || !Number.isSafeInteger(length) || offset < 0 || length < 0) {
-      throw new TartanError(
-        'ERR_ARGUMENT',
-        `Cannot read '${this.name}' at ${offset} for ${length} bytes: both must be integers of at least 0`,
-      );
-    }
+    checkArgument(`read '${this.name}'`, 'offset', offset, expected.count);
+    checkArgument(`read '${this.name}'`, 'length', length, expected.count);
+    this.checkOpen('read');
     const end = Math.min(offset + length, this.file.length);
     if (end <= offset) return Buffer.alloc(0);
     const lone = await this.loneUnit(offset, end);
@@ -129,18 +129,34 @@ export class FileReader {
     return this.fetcher?.counters.units ?? 0;
   }
 
-  /** A Readable over [start, end) bytes, the whole file by default. */
+  /**
+   * A Readable over [start, end) bytes, the whole file by default; an end beyond the file's is the file's.
+   * @throws {TartanError} ERR_ARGUMENT, ERR_CLOSED
+   */
   stream(options: { start?: number; end?: number } = {}): Readable {
+    checkOptions(`read '${this.name}'`, options, { start: expected.count, end: expected.count });
+    const { start = 0, end = this.file.length } = options;
+    if (options.end !== undefined && start > end)
+      throw new TartanError('ERR_ARGUMENT', `Cannot read '${this.name}': start ${start} lies beyond end ${end}`);
+    this.checkOpen('read');
     const copy = async function* (pieces: AsyncGenerator<Uint8Array>): AsyncGenerator<Buffer> {
       for await (const piece of pieces) yield Buffer.from(piece);
     };
-    return Readable.from(
-      copy(this.pieces(options.start ?? 0, Math.min(options.end ?? this.file.length, this.file.length))),
-      { objectMode: false },
-    );
+    return Readable.from(copy(this.pieces(start, Math.min(end, this.file.length))), { objectMode: false });
   }
 
-  async close(): Promise<void> {
+  /** Ends reads that are under way, which reject; closing again does nothing more. */
+  close(): Promise<void> {
+    this.closing ??= this.closeAll();
+    return this.closing;
+  }
+
+  private checkOpen(attempt: string): void {
+    if (this.closing !== undefined)
+      throw new TartanError('ERR_CLOSED', `Cannot ${attempt} '${this.name}': it is closed`);
+  }
+
+  private async closeAll(): Promise<void> {
     await this.fetcher?.destroy();
     await this.stripes.destroy();
     this.onClose(this);
@@ -172,6 +188,7 @@ export class FileReader {
     };
     try {
       for (fill(); queue.length > 0; fill()) {
+        this.checkOpen('read');
         const { stripe, result } = queue.shift()!;
         const read = await result;
         try {

@@ -6,7 +6,7 @@
  * again, under the same names, with headers that say what is missing.
  */
 import type { ClusterMap, FileRecord } from '../cluster/records.js';
-import { answerPresence, publishCommit } from '../cluster/files.js';
+import { answerPresence, publishCommit, publishFile } from '../cluster/files.js';
 import { readMap, setNodeState, watchMap } from '../cluster/membership.js';
 import { parseCode } from '../erasure/code/index.js';
 import { layoutOf } from '../erasure/layout/index.js';
@@ -24,6 +24,12 @@ import type { StripePath, StripePathOwner } from './stripe-path.js';
 import { WriteWindow } from './write-window.js';
 
 export type ParityMode = 'switch' | 'host';
+
+/** An unnamed file gets its name when it is complete. */
+export interface Naming {
+  /** A file of that name goes in the same moment. */
+  readonly replace: boolean;
+}
 
 /** Unit slots asked of a node: at most this many, at most so many bytes, at least two. */
 const NODE_SLOTS = 256;
@@ -49,6 +55,10 @@ export class FileSession {
   modeChanges = 0;
   file: FileRecord;
   error: TartanError | undefined;
+  /** Of a file that is still to get its name, by this session. */
+  naming: Naming | undefined;
+  /** The file that had the name before: its units are to be freed. */
+  replaced: FileRecord | undefined;
 
   private readonly context: ClientContext;
   private readonly owner: FileSessionOwner;
@@ -213,7 +223,10 @@ export class FileSession {
     if (this.error !== undefined) throw this.error;
   }
 
-  /** Publishes length and commit mark. @throws {TartanError} ERR_FENCED, ERR_MAP_UNAVAILABLE */
+  /**
+   * Publishes length and commit mark; 'closed': also the name of a file that has none yet.
+   * @throws {TartanError} ERR_FENCED, ERR_EXISTS, ERR_MAP_UNAVAILABLE
+   */
   publish(state?: 'open' | 'closed'): Promise<void> {
     if (this.publishTimer !== undefined) {
       this.context.clock.clearTimer(this.publishTimer);
@@ -222,13 +235,19 @@ export class FileSession {
     const run = this.publishing.then(async () => {
       const { acknowledgedBytes, acknowledgedCounter } = this.window;
       if (state === undefined && acknowledgedCounter === this.published) return;
-      await publishCommit(this.context.store, this.file.id, {
+      const commit = {
         writerEpoch: this.file.writerEpoch,
         length: acknowledgedBytes,
         commitEpoch: this.file.writerEpoch,
         commitCounter: acknowledgedCounter,
-        ...(state === undefined ? {} : { state }),
-      });
+      };
+      if (state === 'closed' && this.naming !== undefined) {
+        const { replace } = this.naming;
+        this.replaced = (await publishFile(this.context.store, this.file.id, { ...commit, replace })).replaced;
+        this.naming = undefined;
+      } else {
+        await publishCommit(this.context.store, this.file.id, { ...commit, ...(state === undefined ? {} : { state }) });
+      }
       this.published = acknowledgedCounter;
     });
     this.publishing = run.catch(() => {});

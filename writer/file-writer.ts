@@ -7,10 +7,12 @@
  */
 import { Writable } from 'node:stream';
 import type { FileRecord } from '../cluster/records.js';
-import { TartanError } from '../wire/errors.js';
+import { TartanError, isOperating } from '../wire/errors.js';
+import { checkArgument, expected } from './arguments.js';
 import type { ClientContext } from './context.js';
-import type { ParityMode } from './file-session.js';
+import type { Naming, ParityMode } from './file-session.js';
 import { FileSession } from './file-session.js';
+import { freeUnits, removeFile } from './removal.js';
 
 export interface WriterProgress {
   /** Acknowledged bytes of the file, from its start. */
@@ -27,6 +29,7 @@ export interface WriterProgress {
 /** Events besides Writable's: 'mode' ({ mode, reason }), 'waiting' (reason). */
 export class FileWriter extends Writable {
   readonly name: string;
+  private readonly context: ClientContext;
   private readonly session: FileSession;
   private readonly onClose: (writer: FileWriter) => void;
   private pending: { chunk: Uint8Array; at: number; callback: (error?: Error | null) => void } | undefined;
@@ -34,18 +37,28 @@ export class FileWriter extends Writable {
   /** A reservation found the ring full: 'drain' tells when there is room. */
   private wantsRoom = false;
 
-  private constructor(session: FileSession, name: string, onClose: (writer: FileWriter) => void) {
+  private constructor(
+    context: ClientContext,
+    session: FileSession,
+    name: string,
+    onClose: (writer: FileWriter) => void,
+  ) {
     super({ highWaterMark: 1 << 20, decodeStrings: true });
+    this.context = context;
     this.session = session;
     this.name = name;
     this.onClose = onClose;
   }
 
-  /** Used by the client: opens the session of a file whose record names this writer's epoch. */
+  /**
+   * Used by the client: opens the session of a file whose record names this writer's epoch.
+   * @param naming  the file has no name yet: it gets it when it is ended, and is removed when it is destroyed before
+   */
   static async open(
     context: ClientContext,
     file: FileRecord,
     onClose: (writer: FileWriter) => void,
+    naming?: Naming,
   ): Promise<FileWriter> {
     let writer: FileWriter | undefined;
     const early: { mode: ParityMode; reason: string }[] = [];
@@ -64,7 +77,8 @@ export class FileWriter extends Writable {
         writer?.destroy(error);
       },
     });
-    writer = new FileWriter(session, file.name, onClose);
+    session.naming = naming;
+    writer = new FileWriter(context, session, file.name, onClose);
     for (const event of early)
       process.nextTick(() => {
         writer.emit('mode', event);
@@ -97,8 +111,12 @@ export class FileWriter extends Writable {
     };
   }
 
-  /** Resolves when all bytes written so far are acknowledged, and published for readers. @throws {TartanError} */
+  /**
+   * Resolves when all bytes written so far are acknowledged, and published for readers.
+   * @throws {TartanError} ERR_CLOSED after destroy(); what ended the file
+   */
   async flush(): Promise<void> {
+    if (this.destroyed) throw this.isClosed('flush');
     await new Promise<void>((resolve, reject) => {
       if (this.writableLength === 0) {
         resolve();
@@ -119,18 +137,31 @@ export class FileWriter extends Writable {
    * @param bytes wanted; the view may be shorter (the stripe ends), and is empty when the ring is full: then await
    *         'drain'
    * @returns the view, and commit(count) which appends its first `count` bytes; nothing else may be written in between
+   * @throws {TartanError} ERR_ARGUMENT · ERR_CLOSED: the file is ended or destroyed · ERR_IN_USE: the last reservation
+   *         or write is not finished
    */
   reserve(bytes: number): { readonly view: Uint8Array; commit(count: number): void } {
-    if (this.reserved || this.writableLength > 0 || this.writableEnded)
-      throw new RangeError('reserve(): the last reservation or write is not finished, or the file is ended');
+    checkArgument(`reserve room in '${this.name}'`, 'bytes', bytes, expected.positive);
+    if (this.destroyed || this.writableEnded) throw this.isClosed('reserve room in');
+    if (this.reserved || this.writableLength > 0)
+      throw new TartanError(
+        'ERR_IN_USE',
+        `Cannot reserve room in '${this.name}': the last ${this.reserved ? 'reservation' : 'write'} is not finished`,
+      );
     const view = this.session.window.reserve(bytes);
     this.reserved = view.length > 0;
     this.wantsRoom = !this.reserved;
+    let isDone = !this.reserved;
     return {
       view,
       commit: (count) => {
-        if (!this.reserved || count < 0 || count > view.length)
-          throw new RangeError(`commit(${count}): expected 0 to ${view.length} bytes, once`);
+        if (this.destroyed) throw this.isClosed('commit to');
+        if (isDone || !Number.isInteger(count) || count < 0 || count > view.length)
+          throw new TartanError(
+            'ERR_ARGUMENT',
+            `Cannot commit ${count} bytes to '${this.name}': expected 0 to ${view.length}, once`,
+          );
+        isDone = true;
         this.reserved = false;
         this.session.window.commit(count);
       },
@@ -138,6 +169,11 @@ export class FileWriter extends Writable {
   }
 
   override _write(chunk: Buffer, _encoding: BufferEncoding, callback: (error?: Error | null) => void): void {
+    if (this.reserved) {
+      // Appended now, it would lie before what the reservation holds, or after it, by chance.
+      callback(new TartanError('ERR_IN_USE', `Cannot write to '${this.name}': a reservation is not committed`));
+      return;
+    }
     this.pending = { chunk, at: 0, callback };
     this.feed();
   }
@@ -146,6 +182,7 @@ export class FileWriter extends Writable {
     this.session
       .flush()
       .then(() => this.session.publish('closed'))
+      .then(() => this.clearAway())
       .then(() => this.shutDown())
       .then(() => {
         callback();
@@ -157,14 +194,36 @@ export class FileWriter extends Writable {
     const pending = this.pending;
     this.pending = undefined;
     pending?.callback(error ?? new TartanError('ERR_CLOSED', `'${this.name}' was closed before this write found room`));
-    this.shutDown().then(
-      () => {
-        callback(error);
-      },
-      (other: Error) => {
-        callback(error ?? other);
-      },
-    );
+    this.shutDown()
+      .then(() => this.clearAway())
+      .then(
+        () => {
+          callback(error);
+        },
+        (other: Error) => {
+          callback(error ?? other);
+        },
+      );
+  }
+
+  /**
+   * Removes what is left of the file that this one has replaced, or of this one when it has not got its name. What
+   * can't be reached now is collected later.
+   */
+  private async clearAway(): Promise<void> {
+    const { context, session } = this;
+    const { naming, replaced } = session;
+    session.naming = session.replaced = undefined;
+    try {
+      if (replaced !== undefined) await freeUnits(context, replaced);
+      else if (naming !== undefined) await removeFile(context, this.fileId, { onlyUnnamed: true });
+    } catch (error) {
+      if (!isOperating(error)) throw error;
+    }
+  }
+
+  private isClosed(attempt: string): TartanError {
+    return new TartanError('ERR_CLOSED', `Cannot ${attempt} '${this.name}': it is closed`);
   }
 
   private async shutDown(): Promise<void> {

@@ -15,3 +15,18 @@ export type { ReadProgress } from '../pipeline/stripe-reader.js';
 export type { ParityMode } from './file-session.js';
 export { isOperating, OperatingError, TartanError } from '../wire/errors.js';
 export type { ErrorCode } from '../wire/errors.js';
+// What other rooms throw through this one, and the types of what is passed in and handed out.
+export { CodeError, TooManyErasuresError } from '../erasure/code/index.js';
+export { LayoutError, type LayoutName } from '../erasure/layout/index.js';
+export { RdmaError, openDevice, type Device } from 'tartan-rdma';
+export type { ClusterStore } from '../cluster/cluster-store.js';
+export type {
+  ClusterMap,
+  EpochFloor,
+  FileRecord,
+  NodeEntry,
+  PacketAddress,
+  ShareMove,
+  SwitchEntry,
+} from '../cluster/records.js';
+export type { Clock } from '../wire/clock.js';

@@ -21,6 +21,7 @@ import { readScrub, recordScrub } from '../cluster/scrub-state.js';
 import { parseCode } from '../erasure/code/index.js';
 import { NOBODY } from '../erasure/layout/index.js';
 import { isOperating } from '../wire/errors.js';
+import { AbandonedFiles } from './abandoned.js';
 import type { ClientContext } from './context.js';
 import { freeLeftovers } from './leftovers.js';
 import { moveShares, type Share } from './mover.js';
@@ -42,6 +43,8 @@ export interface RepairerOptions {
   readonly bytesPerSecond?: number;
   readonly tickMs?: number;
   readonly ownerMs?: number;
+  /** A file that has no name yet, and does not change for so long: its owner is asked for. Default 30,000. */
+  readonly idleMs?: number;
   /** Ends it; what is under way is finished. */
   readonly signal?: AbortSignal;
   /** One line for what an operator should know. */
@@ -78,6 +81,7 @@ class Repairer {
   private readonly due = new Set<number>();
   private readonly patience = new Map<number, { at: number; waitMs: number }>();
   private readonly limits: typeof DEFAULTS;
+  private readonly abandoned: AbandonedFiles;
   private readonly log: (message: string) => void;
   /** When nodes that files must do without were found to have none. */
   private readonly emptyAt = new Map<string, number>();
@@ -98,6 +102,7 @@ class Repairer {
     };
     this.log = options.log ?? (() => undefined);
     this.lastScrubAt = context.clock.now();
+    this.abandoned = new AbandonedFiles(context, options.idleMs, options.ownerMs);
   }
 
   async run(): Promise<void> {
@@ -121,6 +126,8 @@ class Repairer {
   }
 
   private async tick(): Promise<void> {
+    for (const name of await this.abandoned.collect())
+      this.say(`'${name}' is removed: whoever wrote it went before it was complete`);
     const view = await this.look(),
       from = this.homeless(view.map);
     if (from.length > 0 && this.now >= this.planAt) {

@@ -7,7 +7,9 @@ import {
   forgetFile,
   listFiles,
   lookupFile,
+  listUnnamed,
   publishCommit,
+  publishFile,
   readFile,
   takeOver,
 } from '../../cluster/files.js';
@@ -54,6 +56,43 @@ t.test('of two creators of one name exactly one wins', async (t) => {
   }
   t.equal((await listFiles(store)).length, 10);
 });
+
+t.test(
+  'an unnamed file gets its name once, from its owner alone, and one of the same name goes in the same moment',
+  async (t) => {
+    const { shared, store } = await cluster();
+    const commit = { writerEpoch: 1, length: 9, commitEpoch: 1, commitCounter: 2, replace: false };
+    const [a, b, c] = [
+      await createFile(store, { name: 'x', ...shape, unnamed: true }),
+      await createFile(store, { name: 'x', ...shape, unnamed: true }),
+      await createFile(store, { name: 'x', ...shape, unnamed: true }),
+    ];
+    await t.rejects(lookupFile(store, 'x'), { code: 'ERR_NOT_FOUND' });
+    t.same(await listUnnamed(store), [a.id, b.id, c.id]);
+    await takeOver(store, c.id);
+    await t.rejects(publishFile(store, c.id, commit), { code: 'ERR_FENCED' });
+    const raced = await Promise.allSettled([a, b].map(({ id }) => publishFile(shared.client(), id, commit)));
+    t.same(raced.map(({ status }) => status).sort(), ['fulfilled', 'rejected']);
+    const [won, lost] = raced[0]!.status === 'fulfilled' ? [a, b] : [b, a];
+    t.match(await lookupFile(store, 'x'), {
+      id: won.id,
+      state: 'closed',
+      length: 9,
+      commitCounter: 2,
+      unnamed: undefined,
+    });
+    t.match(await publishFile(store, won.id, commit), { file: { id: won.id }, replaced: undefined }, 'again');
+    await t.rejects(publishFile(store, lost.id, commit), { code: 'ERR_EXISTS' });
+    await t.rejects(deleteFile(store, won.id, { onlyUnnamed: true }), { code: 'ERR_EXISTS' });
+    const { replaced } = await publishFile(store, lost.id, { ...commit, replace: true });
+    t.match(replaced, { id: won.id, state: 'deleted', writerEpoch: 2 });
+    t.equal((await lookupFile(store, 'x')).id, lost.id);
+    await t.rejects(publishCommit(store, won.id, commit), { code: 'ERR_FENCED' });
+    await deleteFile(store, c.id, { onlyUnnamed: true });
+    t.same(await listUnnamed(store), []);
+    t.equal((await lookupFile(store, 'x')).id, lost.id, 'the name is not that of the one that never had it');
+  },
+);
 
 t.test('creators of many names get ids of their own', async (t) => {
   const { shared, store } = await cluster();
