@@ -56,7 +56,11 @@ export interface ClusterStore {
   transact(compares: readonly Compare[], mutations: readonly Mutation[]): Promise<TransactionResult>;
   /** @param ttlMs time to live without keepAlive, milliseconds */
   grantLease(ttlMs: number): Promise<Lease>;
-  /** Changes of keys under `prefix` after `fromRevision` (default: now). Another process sees a change within 50 ms. */
+  /**
+   * Changes of keys under `prefix` after `fromRevision` (default: now). Another process sees a change within 50 ms.
+   * Where "now" has to be asked for over a network, it is at the latest when this client's next range or transaction
+   * is answered.
+   */
   watch(prefix: string, onEvents: (events: readonly WatchEvent[]) => void, fromRevision?: number): Watch;
   revision(): Promise<number>;
   close(): Promise<void>;

@@ -79,7 +79,7 @@ export class EtcdConnection {
     for (;;) {
       const client = await this.ready(attempt, until);
       try {
-        return await this.#once(client, method, request, again ? Math.min(until, Date.now() + this.#memberMs) : until);
+        return await this.#once(client, method, request, again ? Math.min(until, Date.now() + this.memberMs) : until);
       } catch (error) {
         if (!UNANSWERED.includes((error as ServiceError).code)) throw refused(attempt, error as ServiceError);
         this.next(client);
@@ -100,7 +100,7 @@ export class EtcdConnection {
       const client = await this.ready(attempt, until);
       try {
         return await new Promise<Response>((resolve, reject) => {
-          const stream = this.open(client, method, Math.min(until, Date.now() + this.#memberMs));
+          const stream = this.open(client, method, Math.min(until, Date.now() + this.memberMs));
           stream.once('data', (response: Response) => {
             resolve(response);
             stream.end();
@@ -132,7 +132,7 @@ export class EtcdConnection {
       const client = this.#clients[this.#at]!;
       try {
         await new Promise<void>((resolve, reject) => {
-          client.waitForReady(Math.min(until, Date.now() + this.#memberMs), (error) => {
+          client.waitForReady(Math.min(until, Date.now() + this.memberMs), (error) => {
             if (error) reject(error);
             else resolve();
           });
@@ -143,6 +143,21 @@ export class EtcdConnection {
         if (Date.now() >= until) throw unavailable(attempt, error as Error);
         this.next(client);
       }
+    }
+  }
+
+  /** Waits for something that etcd must answer first. @throws {TartanError} ERR_MAP_UNAVAILABLE past the deadline */
+  async within(settled: Promise<void>, attempt: string): Promise<void> {
+    let timer: NodeJS.Timeout | undefined;
+    const late = new Promise<never>((_resolve, reject) => {
+      timer = setTimeout(() => {
+        reject(unavailable(attempt, new Error(`no answer within ${this.#deadlineMs} ms`)));
+      }, this.#deadlineMs);
+    });
+    try {
+      await Promise.race([settled, late]);
+    } finally {
+      clearTimeout(timer);
     }
   }
 
@@ -169,8 +184,8 @@ export class EtcdConnection {
     if (this.#clients[this.#at] === from) this.#at = (this.#at + 1) % this.#clients.length;
   }
 
-  /** A single member is waited for to the end. */
-  get #memberMs(): number {
+  /** How long a member is given to answer, milliseconds. A single one is waited for to the end. */
+  get memberMs(): number {
     return this.#clients.length > 1 ? Math.min(MEMBER_MS, this.#deadlineMs) : this.#deadlineMs;
   }
 

@@ -157,6 +157,8 @@ class EtcdStore implements ClusterStore {
       keyOf: (key) => this.#name(key),
       revisionOf,
       readRange: (key, revision, keysOnly) => this.#pages(key, revision, keysOnly),
+      readRevision: async () =>
+        headerOf(await this.#range({ key: this.#prefix, countOnly: true }, `watch '${prefix}*'`)),
     });
     this.#watches.add(watch);
     return {
@@ -178,10 +180,10 @@ class EtcdStore implements ClusterStore {
     if (this.#connection.isClosed) throw closedError(attempt);
   }
 
-  /** A watch "from now" begins when etcd says so: what this client does after asking for it must come after that. */
+  /** A watch "from now" has to ask which revision that is: what this client does comes after the answer. */
   async #watchesOpened(attempt: string): Promise<void> {
     this.#requireOpen(attempt);
-    for (const watch of this.#watches) await watch.opened;
+    for (const watch of this.#watches) await this.#connection.within(watch.opened, attempt);
     this.#requireOpen(attempt);
   }
 

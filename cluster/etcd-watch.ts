@@ -24,8 +24,10 @@ export type ReadRange = (
 export interface EtcdWatchOptions {
   /** Whole keys, as in etcd. */
   readonly prefix: Buffer;
-  /** The first revision wanted; 0: what comes after the watch began. */
+  /** The first revision wanted; 0: what comes after now, which is asked first. */
   readonly start: number;
+  /** etcd's revision now: everything acknowledged before is at or below it. */
+  readonly readRevision: () => Promise<number>;
   readonly onEvents: (events: readonly WatchEvent[]) => void;
   /** As the events name them. */
   readonly keyOf: (key: Buffer) => string;
@@ -39,7 +41,7 @@ const DELETE = 1;
 const PREFIX = Buffer.from([0]);
 
 export class EtcdWatch {
-  /** Settles when etcd has begun to watch for the first time, or could not be asked. */
+  /** Settles when it is known from which revision on this watch tells changes, or when it is closed. */
   readonly opened: Promise<void>;
   readonly #connection: EtcdConnection;
   readonly #options: EtcdWatchOptions;
@@ -59,6 +61,7 @@ export class EtcdWatch {
     this.opened = new Promise((resolve) => {
       this.#settleOpened = resolve;
     });
+    if (this.#next > 0) this.#settleOpened();
     void this.#run();
   }
 
@@ -77,12 +80,16 @@ export class EtcdWatch {
     while (!this.#isOver) {
       this.#hasAnswered = false;
       try {
+        // Were "now" the moment at which a stream begins, a stream lost at the start would lose changes with it.
+        if (this.#next === 0) {
+          this.#next = (await this.#options.readRevision()) + 1;
+          this.#settleOpened();
+        }
         const compacted = await this.#session();
         if (compacted && !this.#isOver) await this.#catchUp();
       } catch {
         // Whatever it was: again, with what is known. The watch says nothing meanwhile, as its contract allows.
       }
-      this.#settleOpened();
       if (this.#isOver) return;
       backoffMs = this.#hasAnswered ? LEAST_BACKOFF_MS : Math.min(MOST_BACKOFF_MS, backoffMs * 2);
       await delay(backoffMs, undefined, { ref: false });
@@ -95,6 +102,11 @@ export class EtcdWatch {
     if (this.#isOver) return false;
     const stream = this.#connection.open(client, WatchService.watch);
     this.#stream = stream;
+    // Alive, and yet silent: a member that was just started, or is cut off, may take the request and never answer it.
+    const patience = setTimeout(() => {
+      stream.cancel();
+    }, this.#connection.memberMs);
+    patience.unref();
     try {
       return await new Promise<boolean>((resolve, reject) => {
         stream.on('error', reject);
@@ -108,6 +120,7 @@ export class EtcdWatch {
             return;
           }
           this.#hasAnswered = true;
+          clearTimeout(patience);
           if (response.canceled) {
             stream.cancel();
             resolve(response.compactRevision > 0);
@@ -132,6 +145,7 @@ export class EtcdWatch {
       this.#connection.next(client);
       throw error;
     } finally {
+      clearTimeout(patience);
       this.#stream = undefined;
     }
   }
@@ -139,8 +153,6 @@ export class EtcdWatch {
   #deliver(response: WatchResponse): void {
     const revision = response.header?.revision ?? 0;
     if (response.created) {
-      if (this.#next === 0) this.#next = revision + 1;
-      this.#settleOpened();
       if (this.#known === undefined) void this.#learnKeys(this.#next - 1);
       return;
     }

@@ -155,6 +155,7 @@ export function conformance(name: string, open: (options: { logRevisions?: numbe
     const other = await bench.client();
     await store.transact([], [{ put: 'w/old', value: '0' }]);
     const seen = collect(store, 'w/');
+    await store.range('w/'); // By its answer the watch has begun: what another client does is told from here on.
     for (let i = 0; i < 20; i++)
       await other.transact(
         [],
@@ -258,6 +259,7 @@ export function conformance(name: string, open: (options: { logRevisions?: numbe
     await store.transact([], [{ put: 'n/d', value: '1', lease: second.id }]);
     await store.transact([], [{ put: 'n/d', value: '2', lease: lease.id }]);
     const seen = collect(other, 'n/');
+    await other.range('n/'); // The watch has begun.
     await lease.keepAlive();
     tt.equal(await store.revision(), revision + 3, 'keeping alive is no change');
     await lease.revoke();
