@@ -1,5 +1,5 @@
 import t, { type Test } from 'tap';
-import type { ClusterStore } from '../../cluster/cluster-store.js';
+import type { ClusterStore, WatchEvent } from '../../cluster/cluster-store.js';
 import { MemoryCluster, type MemoryClient } from '../../cluster/memory-store.js';
 import {
   createCluster,
@@ -7,6 +7,7 @@ import {
   readMap,
   registerNode,
   registerSwitch,
+  removeNode,
   setNodeState,
   setSwitchState,
   watchMap,
@@ -141,6 +142,48 @@ t.test('a state judged by an older map is not set, unless it is so already', asy
     'two that notice the same death agree',
   );
   await t.rejects(setNodeState(store, 'n9', 'down'), { code: 'ERR_NOT_FOUND' });
+});
+
+t.test('a node judged by another map than the present one, older or newer, is not removed', async (t) => {
+  const store = await cluster();
+  await registerNode(store, n1);
+  const before = await registerNode(store, n2);
+  for (const ifEpoch of [before.epoch - 1, before.epoch + 1])
+    await t.rejects(removeNode(store, 'n1', { ifEpoch }), { code: 'ERR_STALE_MAP', message: /remove node n1/ });
+  t.same(await readMap(store), before);
+  const after = await removeNode(store, 'n1', { ifEpoch: before.epoch });
+  t.match(after, { epoch: before.epoch + 1, nodes: [{ id: 'n2' }] });
+  t.equal(after.nodes.length, 1);
+});
+
+t.test('a watcher is never taken back to an older map, whatever order a store tells changes in', async (t) => {
+  const store = await cluster();
+  await registerNode(store, n1);
+  const older = (await store.get('map'))!;
+  let tell: (events: readonly WatchEvent[]) => void = () => {};
+  const disorderly: ClusterStore = new Proxy(store, {
+    get: (target, name) => {
+      if (name === 'watch')
+        return (_prefix: string, onEvents: typeof tell) => {
+          tell = onEvents;
+          return { close: () => {} };
+        };
+      const member: unknown = Reflect.get(target, name);
+      return typeof member === 'function' ? (member.bind(target) as unknown) : member;
+    },
+  });
+  const maps = watched(t, disorderly);
+  await settle();
+  await setNodeState(store, 'n1', 'up');
+  const newer = (await store.get('map'))!;
+  const told = ({ value, modRevision }: typeof newer): WatchEvent[] => [
+    { type: 'put', key: 'map', value, revision: modRevision },
+  ];
+  for (const row of [newer, older, newer]) tell(told(row));
+  t.same(
+    maps.map((map) => map.epoch),
+    [2, 3],
+  );
 });
 
 t.test('concurrent changes are all applied, each with its own epoch', async (t) => {

@@ -322,6 +322,11 @@ const RESULT: Result = {
 
 t.test('CSV has a heading with units, quotes what needs it, six digits, nothing for null', async (t) => {
   t.equal(toCsv(RESULT), 'unit (KiB),rate (MB/s),said\n4,11.9877,"a ""b"", c"\n64,,true\n');
+  const broken = {
+    columns: [{ name: 'said', unit: '', about: '' }],
+    rows: [{ said: 'a\nb' }, { said: 'a\rb' }, { said: 'a b' }],
+  };
+  t.equal(toCsv(broken), 'said\n"a\nb"\n"a\rb"\na b\n', 'a line break of either kind is quoted, or it ends the row');
 });
 
 t.test('a chart becomes SVG with its texts, and a PNG in which something is drawn', async (t) => {
