@@ -7,9 +7,14 @@
  * that it does not take: then its receives are withheld, and nothing more comes from it until it does.
  *
  * Work request ids: messages use the top bit; all others belong to the owner (`onWritten`).
+ *
+ * The channel is the front door of all that its handlers do: an operating error that one of them throws ends this
+ * connection alone.
  */
 import type { Device, MemoryRegion, QueuePair } from 'tartan-rdma';
 import { Flag, Opcode, Status, statusName } from 'tartan-rdma';
+import { TartanError } from '../wire/errors.js';
+import { refusalOf } from '../wire/front-door.js';
 import { Control } from '../wire/generated/ring.js';
 import {
   FRAME_WORDS,
@@ -24,6 +29,9 @@ import type { Flushable, Hub } from './hub.js';
 
 const MESSAGE_BIT = 0x8000_0000;
 const SEND_BUFFERS = 32;
+/** Of a peer that has not proved itself: the messages of a handshake. */
+const HANDSHAKE_RECEIVES = 4;
+const HANDSHAKE_SENDS = 2;
 /** Messages and records that may wait for send buffers before nothing more is received: a few hundred KiB. */
 export const MAX_QUEUED = 4096;
 
@@ -57,6 +65,16 @@ class RecordQueue {
   }
 }
 
+/** Message buffers in one region: receives first, then sends. */
+interface Buffers {
+  readonly region: MemoryRegion;
+  readonly words: Uint32Array;
+  readonly bytes: Uint8Array;
+  /** Of the first, among all of the channel. */
+  readonly from: number;
+  readonly receives: number;
+}
+
 export class MessageChannel implements Flushable {
   readonly qp: QueuePair;
   readonly hub: Hub;
@@ -74,10 +92,7 @@ export class MessageChannel implements Flushable {
   onClosed: (reason: string) => void = () => {};
   closed = false;
 
-  private readonly region: MemoryRegion;
-  private readonly words: Uint32Array;
-  private readonly bytes: Uint8Array;
-  private readonly receives: number;
+  private readonly buffers: Buffers[] = [];
   private readonly freeSends: number[] = [];
   private readonly queues: (RecordQueue | undefined)[] = [];
   private readonly controls: Uint8Array[] = [];
@@ -85,30 +100,50 @@ export class MessageChannel implements Flushable {
   private readonly withheld: number[] = [];
   private destroyed: Promise<void> | undefined;
 
-  /** @param receives receives kept posted: ring slots granted to the peer plus 32 is the rule */
-  constructor(hub: Hub, device: Device, qp: QueuePair, receives: number) {
+  /**
+   * @param receives receives kept posted: ring slots granted to the peer plus 32 is the rule. Undefined: of a peer that
+   *   has not proved itself, whose few buffers are enough for a handshake; `grow` adds the rest
+   * @throws {RdmaError} ERR_REGISTRATION_REFUSED
+   */
+  constructor(hub: Hub, device: Device, qp: QueuePair, receives: number | undefined) {
     this.hub = hub;
     this.qp = qp;
-    this.receives = receives;
-    this.region = device.allocate((receives + SEND_BUFFERS) * MESSAGE_BYTES);
-    this.words = new Uint32Array(this.region.buffer);
-    this.bytes = new Uint8Array(this.region.buffer);
-    for (let i = 0; i < SEND_BUFFERS; i++) this.freeSends.push(receives + i);
+    if (receives === undefined) this.addBuffers(device, HANDSHAKE_RECEIVES, HANDSHAKE_SENDS);
+    else this.addBuffers(device, receives, SEND_BUFFERS);
     qp.handler = (opcode, status, wrId, byteLength, imm) => {
-      this.complete(opcode, status, wrId, byteLength, imm);
+      try {
+        this.complete(opcode, status, wrId, byteLength, imm);
+      } catch (error) {
+        const refusal = refusalOf(error);
+        if (refusal === undefined) throw error;
+        qp.toError(`${refusal.code}: ${refusal.message}`);
+      }
     };
     qp.onError = (reason) => {
       this.fail(reason);
     };
-    for (let i = 0; i < receives; i++) this.postReceive(i);
-    hub.wake();
+    this.postReceives();
   }
 
+  /**
+   * The peer has proved itself: from now on `receives` are kept posted.
+   *
+   * @throws {RdmaError} ERR_REGISTRATION_REFUSED; the channel is as it was
+   */
+  grow(device: Device, receives: number): void {
+    this.addBuffers(device, receives - HANDSHAKE_RECEIVES, SEND_BUFFERS - HANDSHAKE_SENDS);
+    this.postReceives();
+  }
+
+  /** @throws {TartanError} ERR_CAPACITY when it does not fit a message */
   sendControl(message: Control): void {
     if (this.closed) return;
     const encoded = Control.encode(message).finish();
     if (encoded.length > MESSAGE_BYTES - FRAME_WORDS * 4)
-      throw new RangeError(`control message of ${encoded.length} bytes does not fit a message of ${MESSAGE_BYTES}`);
+      throw new TartanError(
+        'ERR_CAPACITY',
+        `Cannot send '${message.kind?.$case}': ${encoded.length} bytes do not fit a message of ${MESSAGE_BYTES}`,
+      );
     this.controls.push(encoded);
     this.hub.touch(this);
   }
@@ -128,20 +163,22 @@ export class MessageChannel implements Flushable {
     while (this.controls.length > 0 && this.freeSends.length > 0) {
       const encoded = this.controls.shift()!;
       const buffer = this.freeSends.pop()!;
-      const w = buffer * (MESSAGE_BYTES / 4);
-      this.words[w] = frameHead(MessageType.CONTROL, encoded.length);
-      this.words[w + 1] = this.mapEpoch;
-      this.bytes.set(encoded, buffer * MESSAGE_BYTES + FRAME_WORDS * 4);
+      const { words, bytes, from } = this.buffersOf(buffer);
+      const w = (buffer - from) * (MESSAGE_BYTES / 4);
+      words[w] = frameHead(MessageType.CONTROL, encoded.length);
+      words[w + 1] = this.mapEpoch;
+      bytes.set(encoded, (w + FRAME_WORDS) * 4);
       this.postSend(buffer, FRAME_WORDS * 4 + encoded.length);
     }
     for (const queue of this.queues) {
       while (queue !== undefined && queue.count > 0 && this.freeSends.length > 0) {
         const count = Math.min(queue.count, queue.most);
         const buffer = this.freeSends.pop()!;
-        const w = buffer * (MESSAGE_BYTES / 4);
-        this.words[w] = frameHead(queue.type, count);
-        this.words[w + 1] = this.mapEpoch;
-        for (let i = 0, n = count * queue.each; i < n; i++) this.words[w + FRAME_WORDS + i] = queue.words[i]!;
+        const { words, from } = this.buffersOf(buffer);
+        const w = (buffer - from) * (MESSAGE_BYTES / 4);
+        words[w] = frameHead(queue.type, count);
+        words[w + 1] = this.mapEpoch;
+        for (let i = 0, n = count * queue.each; i < n; i++) words[w + FRAME_WORDS + i] = queue.words[i]!;
         if (count === queue.count) queue.count = 0;
         else queue.drop(count);
         this.postSend(buffer, (FRAME_WORDS + count * queue.each) * 4);
@@ -164,17 +201,39 @@ export class MessageChannel implements Flushable {
       this.qp.toError(reason);
       await this.qp.destroy();
       this.fail(reason);
-      await this.region.deregister();
+      await Promise.all(this.buffers.map(({ region }) => region.deregister()));
     })();
     return this.destroyed;
   }
 
+  private addBuffers(device: Device, receives: number, sends: number): void {
+    const region = device.allocate((receives + sends) * MESSAGE_BYTES);
+    const last = this.buffers.at(-1);
+    const from = last === undefined ? 0 : last.from + last.words.length / (MESSAGE_BYTES / 4);
+    const words = new Uint32Array(region.buffer);
+    this.buffers.push({ region, words, bytes: new Uint8Array(region.buffer), from, receives });
+    for (let i = 0; i < sends; i++) this.freeSends.push(from + receives + i);
+  }
+
+  private postReceives(): void {
+    const { from, receives } = this.buffers.at(-1)!;
+    for (let i = 0; i < receives; i++) this.postReceive(from + i);
+    this.hub.wake();
+  }
+
+  private buffersOf(buffer: number): Buffers {
+    const last = this.buffers[this.buffers.length - 1]!;
+    return buffer >= last.from ? last : this.buffers[0]!;
+  }
+
   private postSend(buffer: number, length: number): void {
-    this.qp.postSend((MESSAGE_BIT | buffer) >>> 0, this.region, buffer * MESSAGE_BYTES, length, Flag.SIGNALED);
+    const { region, from } = this.buffersOf(buffer);
+    this.qp.postSend((MESSAGE_BIT | buffer) >>> 0, region, (buffer - from) * MESSAGE_BYTES, length, Flag.SIGNALED);
   }
 
   private postReceive(buffer: number): void {
-    this.qp.postRecv((MESSAGE_BIT | buffer) >>> 0, this.region, buffer * MESSAGE_BYTES, MESSAGE_BYTES);
+    const { region, from } = this.buffersOf(buffer);
+    this.qp.postRecv((MESSAGE_BIT | buffer) >>> 0, region, (buffer - from) * MESSAGE_BYTES, MESSAGE_BYTES);
   }
 
   private complete(opcode: number, status: number, wrId: number, byteLength: number, imm: number): void {
@@ -183,7 +242,8 @@ export class MessageChannel implements Flushable {
       return;
     }
     const buffer = wrId - MESSAGE_BIT;
-    if (buffer >= this.receives) {
+    const { from, receives } = this.buffersOf(buffer);
+    if (buffer - from >= receives) {
       this.freeSends.push(buffer);
       if (status !== Status.SUCCESS) this.fail(statusName(status));
       else if (this.controls.length > 0 || this.queues.length > 0) this.hub.touch(this);
@@ -209,23 +269,22 @@ export class MessageChannel implements Flushable {
   }
 
   private receive(buffer: number, byteLength: number): void {
-    const w = buffer * (MESSAGE_BYTES / 4);
-    const type = checkFrame(this.words, w, byteLength);
+    const { words, bytes, from } = this.buffersOf(buffer);
+    const w = (buffer - from) * (MESSAGE_BYTES / 4);
+    const type = checkFrame(words, w, byteLength);
     if (type === 0) {
       this.qp.toError(`malformed frame of ${byteLength} bytes`);
       return;
     }
-    const count = this.words[w]! >>> 16;
-    const mapEpoch = this.words[w + 1]!;
+    const count = words[w]! >>> 16;
+    const mapEpoch = words[w + 1]!;
     if (type !== MessageType.CONTROL) {
-      this.onRecords(type, this.words, w + FRAME_WORDS, count, mapEpoch);
+      this.onRecords(type, words, w + FRAME_WORDS, count, mapEpoch);
       return;
     }
     let message: Control;
     try {
-      message = Control.decode(
-        this.bytes.subarray(buffer * MESSAGE_BYTES + FRAME_WORDS * 4, buffer * MESSAGE_BYTES + byteLength),
-      );
+      message = Control.decode(bytes.subarray((w + FRAME_WORDS) * 4, w * 4 + byteLength));
     } catch {
       this.qp.toError(`malformed control message of ${count} bytes`);
       return;

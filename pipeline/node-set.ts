@@ -7,6 +7,7 @@
 import type { ClusterMap } from '../cluster/records.js';
 import type { NodeEntry } from '../cluster/records.js';
 import { TartanError } from '../wire/errors.js';
+import { detach, refusalOf } from '../wire/front-door.js';
 import type { NodeLinkOwner } from './node-link.js';
 import { NodeLink } from './node-link.js';
 import type { PacketLanes } from './packet-lanes.js';
@@ -113,6 +114,7 @@ export class NodeSet {
         try {
           await this.connect(index, timeoutMs);
         } catch (error) {
+          if (refusalOf(error) === undefined) throw error;
           failures.push({ index, error });
         }
       }),
@@ -199,5 +201,6 @@ export class NodeSet {
   private bury(link: NodeLink, reason: string): void {
     const end = link.destroy(reason).finally(() => this.dying.delete(end));
     this.dying.add(end);
+    detach(end);
   }
 }

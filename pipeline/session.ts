@@ -16,6 +16,7 @@ import { createHmac, randomBytes, timingSafeEqual } from 'node:crypto';
 import type { Device, QueuePair } from 'tartan-rdma';
 import type { Clock, TimerHandle } from '../wire/clock.js';
 import { codeOf, errorFromPeer, isOperating, TartanError } from '../wire/errors.js';
+import { answerOrRefuse, detach, refusalOf } from '../wire/front-door.js';
 import { type Control, type Grant, Hello } from '../wire/generated/ring.js';
 import { PROTOCOL_VERSION } from '../wire/ring-messages.js';
 import { MessageChannel } from './channel.js';
@@ -36,6 +37,8 @@ export interface SessionContext {
   /** Shared by all of a cluster; undefined: loopback only. */
   readonly secret: string | undefined;
   readonly clusterId: number;
+  /** One line for what an operator should know. */
+  readonly log?: (message: string) => void;
 }
 
 /** An established connection to a node or switch, client side. */
@@ -108,7 +111,13 @@ export async function connectSession(
     const code = codeOf(cause) === 'ERR_DEVICE_KIND' ? 'ERR_DEVICE_KIND' : 'ERR_CONNECT';
     throw new TartanError(code, cause.message, { cause });
   }
-  const channel = new MessageChannel(hub, device, qp, (options.receiveSlots ?? 0) + MESSAGE_RECEIVES);
+  let channel: MessageChannel;
+  try {
+    channel = new MessageChannel(hub, device, qp, (options.receiveSlots ?? 0) + MESSAGE_RECEIVES);
+  } catch (error) {
+    await qp.destroy();
+    throw error;
+  }
   const hello: Hello = {
     protocol: PROTOCOL_VERSION,
     clusterId: context.clusterId,
@@ -127,7 +136,7 @@ export async function connectSession(
   return await new Promise<Session>((resolve, reject) => {
     const give = (code: string, message: string): void => {
       clock.clearTimer(timer);
-      void channel.destroy(message);
+      detach(channel.destroy(message));
       reject(errorFromPeer(code, message));
     };
     const timer = clock.setTimer(timeoutMs, () => {
@@ -170,7 +179,12 @@ export async function connectSession(
         );
       }
     };
-    channel.sendControl({ kind: { $case: 'hello', value: hello } });
+    try {
+      channel.sendControl({ kind: { $case: 'hello', value: hello } });
+    } catch (error) {
+      if (!isOperating(error)) throw error;
+      give(error.code, error.message);
+    }
   });
 }
 
@@ -190,13 +204,23 @@ export function acceptSession(
   qp: QueuePair,
   maxSlots: number,
   decide: (hello: Hello, channel: MessageChannel) => Promise<Grant> | Grant,
-): MessageChannel {
+): void {
   const { clock, hub, device, secret } = context;
-  const channel = new MessageChannel(hub, device, qp, maxSlots + MESSAGE_RECEIVES);
+  let channel: MessageChannel;
+  try {
+    // A few buffers, until it has proved itself.
+    channel = new MessageChannel(hub, device, qp, undefined);
+  } catch (error) {
+    const refusal = refusalOf(error);
+    if (refusal === undefined) throw error;
+    context.log?.(`cannot serve ${qp.remote}: ${refusal.message}`);
+    detach(qp.destroy());
+    return;
+  }
   const close = (reason: string): void => {
     clock.clearTimer(timer);
     proven();
-    void channel.destroy(reason);
+    detach(channel.destroy(reason));
   };
   const timer: TimerHandle = clock.setTimer(HANDSHAKE_MS, () => {
     close(`no handshake within ${HANDSHAKE_MS} ms`);
@@ -246,20 +270,22 @@ export function acceptSession(
       clock.clearTimer(timer);
       proven();
       channel.onControl = () => {};
-      void (async () => {
-        try {
-          const grant = await decide(hello, channel);
-          channel.sendControl({ kind: { $case: 'grant', value: grant } });
-        } catch (error) {
-          if (!isOperating(error)) throw error;
-          refuse(error.code, error.message);
-        }
-      })();
+      const asked = hello;
+      detach(
+        answerOrRefuse(
+          async () => {
+            channel.grow(device, maxSlots + MESSAGE_RECEIVES);
+            channel.sendControl({ kind: { $case: 'grant', value: await decide(asked, channel) } });
+          },
+          ({ code, message }) => {
+            refuse(code === 'ERR_REGISTRATION_REFUSED' ? 'ERR_RING_MEMORY' : code, message);
+          },
+        ),
+      );
     } else {
       close(`unexpected ${kind?.$case ?? 'empty'} message in the handshake`);
     }
   };
-  return channel;
 }
 
 /** Answers a probe when `program` names one that runs. */

@@ -50,6 +50,9 @@ export interface PipelineOptions {
   readonly owner: PipelineOwner;
 }
 
+/** Sets of missing units whose graphs are kept. */
+const MOST_SHAPES = 256;
+
 interface Shape {
   readonly template: GraphTemplate;
   readonly nodes: Int8Array;
@@ -91,16 +94,6 @@ export class StripePipeline implements NodeLinkOwner {
     const { code, slots, region, maxOps, hub } = options;
     this.words = new Uint32Array(region.buffer);
     const units = Array.from({ length: code.k + code.m }, (_, i) => i);
-    this.coder = hub.device.createCoder({
-      k: code.k,
-      inputUnits: units.slice(0, code.k),
-      outputUnits: units.slice(code.k),
-      matrix: code.matrix,
-      digest: digestLayout,
-    });
-    this.coding = hub.device.createCodingQueue((_opcode, status, op, _length, _imm, detail) => {
-      this.encoded(op, status, detail);
-    });
     this.encodeFlags =
       (options.sealed ? Flag.DIGEST_INPUTS_CHECK : Flag.DIGEST_INPUTS_WRITE) | Flag.DIGEST_OUTPUTS_WRITE;
     this.place = {
@@ -140,6 +133,22 @@ export class StripePipeline implements NodeLinkOwner {
     this.refusal = new Uint8Array(maxOps);
     this.refusedUnit = new Uint8Array(maxOps);
     this.mapEpoch = new Uint32Array(maxOps);
+    // Last: nothing that may fail comes after what would have to be given back.
+    this.coder = hub.device.createCoder({
+      k: code.k,
+      inputUnits: units.slice(0, code.k),
+      outputUnits: units.slice(code.k),
+      matrix: code.matrix,
+      digest: digestLayout,
+    });
+    try {
+      this.coding = hub.device.createCodingQueue((_opcode, status, op, _length, _imm, detail) => {
+        this.encoded(op, status, detail);
+      });
+    } catch (error) {
+      this.coder.destroy();
+      throw error;
+    }
   }
 
   /** Whether the op is under way. */
@@ -279,6 +288,8 @@ export class StripePipeline implements NodeLinkOwner {
     const key = missingHi * 0x1_0000_0000 + missingLo;
     let shape = this.shapes.get(key);
     if (shape === undefined) {
+      // Which units are missing, a writer says: all that it may say need not be kept. Operations keep their own.
+      if (this.shapes.size >= MOST_SHAPES) this.shapes.clear();
       const { code, sealed } = this.options;
       const missing = new Set<number>();
       for (let unit = 0; unit < code.k + code.m; unit++) {

@@ -21,6 +21,7 @@ import type { GraphTemplate } from '../erasure/graph/index.js';
 import { GraphExecutor, NodeKind, stripeRead, unitNodes } from '../erasure/graph/index.js';
 import type { Layout } from '../erasure/layout/index.js';
 import { layoutOf, nodeOfUnit, unitLength } from '../erasure/layout/index.js';
+import { GiveBack } from './give-back.js';
 import type { NodeLink } from './node-link.js';
 import { NodeSet } from './node-set.js';
 import type { RingMemory } from './ring-memory.js';
@@ -187,19 +188,28 @@ export class StripeReader {
       `read '${file.name}': a stripe of ${code.name} with ${layout.unitBytes}-byte units does not fit`,
     );
     this.slotCount = this.ringBytes / slotBytes;
-    this.region = context.device.allocate(this.ringBytes, Access.REMOTE_WRITE);
-    this.words = new Uint32Array(this.region.buffer);
-    this.bytes = new Uint8Array(this.region.buffer);
-    this.verifier = context.device.createCoder({
-      k: code.k,
-      inputUnits: [0],
-      outputUnits: [],
-      matrix: new Uint8Array(0),
-      digest: digestLayout,
-    });
-    this.coding = context.device.createCodingQueue((_opcode, status, wrId, _length, _imm, detail) => {
-      this.coded(wrId, status, detail);
-    });
+    const taken = new GiveBack();
+    taken.add(() => context.memory.give(this.ringBytes));
+    try {
+      const region = (this.region = context.device.allocate(this.ringBytes, Access.REMOTE_WRITE));
+      taken.add(() => region.deregister());
+      this.words = new Uint32Array(region.buffer);
+      this.bytes = new Uint8Array(region.buffer);
+      const verifier = (this.verifier = context.device.createCoder({
+        k: code.k,
+        inputUnits: [0],
+        outputUnits: [],
+        matrix: new Uint8Array(0),
+        digest: digestLayout,
+      }));
+      taken.add(() => verifier.destroy());
+      this.coding = context.device.createCodingQueue((_opcode, status, wrId, _length, _imm, detail) => {
+        this.coded(wrId, status, detail);
+      });
+    } catch (error) {
+      taken.run();
+      throw error;
+    }
     this.executor = new GraphExecutor(this.slotCount, {
       issue: (slot, node, kind, argument) => {
         this.issue(slot, node, kind, argument);

@@ -6,6 +6,7 @@ import { readFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 import { pino } from 'pino';
 import { codeOf } from '../wire/errors.js';
+import { detach, endOnBugs } from '../wire/front-door.js';
 import { runStorageNode, type StorageNodeSettings } from './run-node.js';
 
 const USAGE =
@@ -71,6 +72,9 @@ function settingsFrom(args: string[]): Omit<StorageNodeSettings, 'log' | 'onDisp
 async function main(): Promise<void> {
   const settings = settingsFrom(process.argv.slice(2));
   const logger = pino({ name: `node-${settings.id}` }, process.stderr);
+  endOnBugs((message) => {
+    logger.fatal(message);
+  });
   const running = await runStorageNode({
     ...settings,
     log: (message) => {
@@ -84,9 +88,11 @@ async function main(): Promise<void> {
   const stop = (): void => {
     if (stopping) return;
     stopping = true;
-    void running.stop().then(() => {
-      process.exit(0);
-    });
+    detach(
+      running.stop().then(() => {
+        process.exit(0);
+      }),
+    );
   };
   process.once('SIGTERM', stop);
   process.once('SIGINT', stop);

@@ -32,6 +32,7 @@ import { RingMemory } from '../pipeline/ring-memory.js';
 import { acceptSession, answerProbe } from '../pipeline/session.js';
 import { type Clock, type TimerHandle } from '../wire/clock.js';
 import { TartanError } from '../wire/errors.js';
+import { detach } from '../wire/front-door.js';
 import type { Control, Grant, Hello, Request } from '../wire/generated/ring.js';
 import { MessageType, READ_WORDS, unitImm } from '../wire/ring-messages.js';
 import { PAGE_BYTES, unitSlotBytes } from '../wire/slot-layout.js';
@@ -177,7 +178,7 @@ export class StorageNode {
       served = resolve;
       failed = reject;
     });
-    this.serving.catch(() => undefined);
+    this.serving.catch(() => undefined); // also told to whoever called start()
     try {
       await this.open();
       served();
@@ -242,7 +243,7 @@ export class StorageNode {
       ...(nowMs !== undefined && { nowMs }),
     });
     this.store.onBatch = () => {
-      if (this.store.failed) void this.joining?.retire();
+      if (this.store.failed) detach(this.joining?.retire());
     };
     const { recovery } = this.store;
     if (recovery.torn > 0 || recovery.badHeaders > 0)
@@ -300,7 +301,8 @@ export class StorageNode {
         this.violation(channel, reason);
       },
     };
-    const context = { device, hub: this.hub, clock, secret: this.options.secret, clusterId: identity.clusterId };
+    const { secret } = this.options;
+    const context = { device, hub: this.hub, clock, secret, clusterId: identity.clusterId, log: this.log };
     this.listener = await listen(device, host, this.options.port ?? 0, (qp) => {
       acceptSession(context, qp, this.maxSlots, (hello, channel) => this.decide(hello, channel));
     });
@@ -334,9 +336,11 @@ export class StorageNode {
 
   private displaced(): void {
     this.log(`node ${this.id}: another process has taken this id; this one stops`);
-    void this.stop().then(() => {
-      this.options.onDisplaced?.();
-    });
+    detach(
+      this.stop().then(() => {
+        this.options.onDisplaced?.();
+      }),
+    );
   }
 
   private async close(): Promise<void> {
@@ -376,10 +380,14 @@ export class StorageNode {
     const peerAddress = this.packetPeer(hello, channel);
     const granted =
       hello.unitBytes > 0 ? this.grantRing(connection, hello, rebuilds) : { rkey: 0, slots: 0, slotBytes: 0 };
-    const packets =
-      peerAddress !== undefined && connection.ring !== undefined
-        ? this.takePackets(connection.ring, hello, peerAddress)
-        : {};
+    let packets: Partial<Grant> = {};
+    try {
+      if (peerAddress !== undefined && connection.ring !== undefined)
+        packets = this.takePackets(connection.ring, hello, peerAddress);
+    } catch (error) {
+      await this.releaseRing(connection, connection.ring?.close());
+      throw error;
+    }
     this.connections.add(connection);
     this.counters.connections++;
     channel.mapEpoch = this.maps.epoch;
@@ -423,6 +431,11 @@ export class StorageNode {
       2,
       Math.min(wanted === 0 ? this.maxSlots : wanted, this.maxSlots, Math.floor(RING_BYTES / slotBytes)),
     );
+    if (this.rings.size >= MAX_RINGS)
+      throw new TartanError(
+        'ERR_CAPACITY',
+        `Cannot ${attempt}: it has granted ${MAX_RINGS}, as many as it has numbers`,
+      );
     const bytes = this.memory.take(most * slotBytes, slotBytes, 2 * slotBytes, attempt);
     let region: MemoryRegion;
     try {
@@ -507,7 +520,7 @@ export class StorageNode {
       this.violation(connection.channel, `more than ${MAX_REQUESTS} requests at once`);
       return;
     }
-    void this.serve(connection, kind.value, mapEpoch);
+    detach(this.serve(connection, kind.value, mapEpoch));
   }
 
   private async serve(connection: Connection, request: Request, mapEpoch: number): Promise<void> {
@@ -573,13 +586,19 @@ export class StorageNode {
       this.ending.delete(ending);
     });
     this.ending.add(ending);
+    detach(ending);
   }
 
   /** The ring's memory goes when the connection is gone, and nobody here reads it any more: checks, disk writes. */
-  private async bury({ channel, ring, ringBytes }: Connection, reason: string): Promise<void> {
+  private async bury(connection: Connection, reason: string): Promise<void> {
+    const { channel, ring } = connection;
     const idle = ring?.close();
     await ring?.packets?.destroy();
     await channel.destroy(reason);
+    await this.releaseRing(connection, idle);
+  }
+
+  private async releaseRing({ ring, ringBytes }: Connection, idle: Promise<void> | undefined): Promise<void> {
     if (ring === undefined) return;
     await idle;
     await ring.region.deregister();
@@ -611,7 +630,7 @@ function deviceMemory(device: Device, bytes: number): AlignedMemory {
   return {
     bytes: new Uint8Array(region.buffer),
     release: () => {
-      void region.deregister();
+      detach(region.deregister());
     },
   };
 }

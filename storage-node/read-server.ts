@@ -11,7 +11,7 @@
 import type { CodingQueue, Coder, Device, MemoryRegion } from 'tartan-rdma';
 import { Flag, Status } from 'tartan-rdma';
 import type { MessageChannel } from '../pipeline/channel.js';
-import { isOperating } from '../wire/errors.js';
+import { refusalOf, detach } from '../wire/front-door.js';
 import { MessageType, READ_WORDS, Refusal } from '../wire/ring-messages.js';
 import { headerFileId, headerStripe, headerUnit, MAX_UNIT_BYTES, UNIT_MAGIC, W } from '../wire/unit-header.js';
 import { BLOCK_BYTES } from './disk.js';
@@ -196,7 +196,7 @@ export class ReadServer {
     slot.stripe = stripe;
     slot.unit = unit;
     Object.assign(slot.location, this.found);
-    void this.load(slot);
+    detach(this.load(slot));
   }
 
   private get hasSmall(): boolean {
@@ -207,7 +207,7 @@ export class ReadServer {
     try {
       await this.store.read(slot.location, slot.header, slot.payload);
     } catch (error) {
-      if (!isOperating(error)) throw error;
+      if (refusalOf(error) === undefined) throw error;
       this.fail(slot, Refusal.DISK);
       return;
     }

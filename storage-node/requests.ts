@@ -1,5 +1,6 @@
 /** The rare requests to a node (wire/proto/ring.proto, Request): each becomes one Reply with the same id. */
-import { isOperating, TartanError } from '../wire/errors.js';
+import { TartanError } from '../wire/errors.js';
+import { answerOrRefuse } from '../wire/front-door.js';
 import { Control, type Reply, type Request, type UnitEntry } from '../wire/generated/ring.js';
 import { FRAME_WORDS, MESSAGE_BYTES } from '../wire/ring-messages.js';
 import type { MapKeeper } from './map-keeper.js';
@@ -18,6 +19,8 @@ export interface RequestHost {
 
 /** An entry takes up to about 60 bytes encoded: so many are tried, fewer when they don't fit. */
 const MOST_ENTRIES = 128;
+/** Of a refusal's message, which may quote what the peer said: UTF-8 of it fits a message. */
+const MAX_MESSAGE_CHARS = 1000;
 const MESSAGE_ROOM = MESSAGE_BYTES - FRAME_WORDS * 4;
 
 /**
@@ -26,18 +29,19 @@ const MESSAGE_ROOM = MESSAGE_BYTES - FRAME_WORDS * 4;
  * @param mapEpoch  of the sender, as its frame told
  */
 export async function answerRequest(host: RequestHost, request: Request, mapEpoch: number): Promise<Reply> {
-  const reply: Reply = {
+  const empty = (code: string, message: string): Reply => ({
     id: request.id,
-    code: '',
-    message: '',
+    code,
+    message: message.slice(0, MAX_MESSAGE_CHARS),
     mapEpoch: host.maps.epoch,
     units: [],
     more: false,
     writerEpoch: 0,
     commitEpoch: 0,
     commitCounter: 0,
-  };
-  try {
+  });
+  const serve = async (): Promise<Reply> => {
+    const reply = empty('', '');
     if (mapEpoch < host.maps.epoch && request.op?.$case !== 'adoptMap') {
       throw new TartanError(
         'ERR_STALE_MAP',
@@ -45,13 +49,19 @@ export async function answerRequest(host: RequestHost, request: Request, mapEpoc
       );
     }
     await answer(host, request, reply);
-  } catch (error) {
-    if (!isOperating(error)) throw error;
-    reply.code = error.code;
-    reply.message = error.message;
-  }
-  reply.mapEpoch = host.maps.epoch;
-  return reply;
+    reply.mapEpoch = host.maps.epoch;
+    if (encodedBytes(reply) > MESSAGE_ROOM)
+      throw new TartanError(
+        'ERR_CAPACITY',
+        `Cannot answer '${request.op?.$case}' on node ${host.id}: the answer does not fit a message`,
+      );
+    return reply;
+  };
+  return await answerOrRefuse(serve, ({ code, message }) => empty(code, message));
+}
+
+function encodedBytes(reply: Reply): number {
+  return Control.encode({ kind: { $case: 'reply', value: reply } }).finish().length;
 }
 
 async function answer(
@@ -138,9 +148,7 @@ function takeInventory(
     );
     reply.more = more;
     // The longest form of what is filled in afterwards.
-    const size = Control.encode({ kind: { $case: 'reply', value: { ...reply, mapEpoch: 0xffffffff } } }).finish()
-      .length;
-    if (size <= MESSAGE_ROOM || limit <= 1) return;
+    if (encodedBytes({ ...reply, mapEpoch: 0xffffffff }) <= MESSAGE_ROOM || limit <= 1) return;
   }
 }
 

@@ -7,6 +7,7 @@ import { Hub } from '../pipeline/hub.js';
 import { realClock } from '../wire/clock.js';
 import { serveControl } from '../wire/control.js';
 import { TartanError } from '../wire/errors.js';
+import { detach } from '../wire/front-door.js';
 import { isLoopback } from '../wire/loopback.js';
 import { BLOCK_BYTES, openFileDisk } from './disk.js';
 import { NODE_PROGRAM, StorageNode } from './node-core.js';
@@ -124,9 +125,11 @@ export async function runStorageNode(settings: StorageNodeSettings): Promise<Run
       log,
       nowMs: Date.now(),
       onDisplaced: () => {
-        void closeAll().then(() => {
-          settings.onDisplaced?.();
-        });
+        detach(
+          closeAll().then(() => {
+            settings.onDisplaced?.();
+          }),
+        );
       },
     });
     await starting.start();

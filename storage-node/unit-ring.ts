@@ -17,6 +17,7 @@ import { Status } from 'tartan-rdma';
 import { isCommitted } from '../cluster/files.js';
 import type { FileRecord } from '../cluster/records.js';
 import type { MessageChannel } from '../pipeline/channel.js';
+import { detach } from '../wire/front-door.js';
 import {
   ACK_WORDS,
   MessageType,
@@ -276,10 +277,12 @@ export class UnitRing implements AppendClient {
 
   private wait<T>(slot: number, promise: Promise<T>, then: (value: T) => void): void {
     this.state[slot] = WAITING;
-    void promise.then((value) => {
-      if (this.closed) this.free(slot);
-      else then(value);
-    });
+    detach(
+      promise.then((value) => {
+        if (this.closed) this.free(slot);
+        else then(value);
+      }),
+    );
   }
 
   /** Tells the peer, and gives the slot back to it. */

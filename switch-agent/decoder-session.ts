@@ -14,6 +14,7 @@ import { layoutOf } from '../erasure/layout/index.js';
 import type { MessageChannel } from '../pipeline/channel.js';
 import { StripeReader, type ReaderContext, type StripeResult } from '../pipeline/stripe-reader.js';
 import { isOperating } from '../wire/errors.js';
+import { detach } from '../wire/front-door.js';
 import { MessageType, READ_WORDS, Refusal } from '../wire/ring-messages.js';
 
 /** Reads one peer may have under way. */
@@ -83,9 +84,11 @@ export class DecoderSession {
       return;
     }
     this.underWay++;
-    void this.decode(request, pair(request, 3), unit).finally(() => {
-      this.underWay--;
-    });
+    detach(
+      this.decode(request, pair(request, 3), unit).finally(() => {
+        this.underWay--;
+      }),
+    );
   }
 
   private async decode(request: Uint32Array, stripe: number, unit: number): Promise<void> {

@@ -7,6 +7,7 @@ import { pino } from 'pino';
 import { openClusterStore } from '../cluster/open-store.js';
 import { serveControl } from '../wire/control.js';
 import { TartanError, codeOf } from '../wire/errors.js';
+import { detach, endOnBugs } from '../wire/front-door.js';
 import { isLoopback } from '../wire/loopback.js';
 import { packetTarget } from './bmv2/target.js';
 import { serveMetrics } from './metrics.js';
@@ -109,6 +110,9 @@ function settingsFrom(args: string[]): Settings {
 async function run(settings: Settings): Promise<void> {
   const { id, host, secret } = settings;
   const logger = pino({ name: `switch-${id}` }, process.stderr);
+  endOnBugs((message) => {
+    logger.fatal(message);
+  });
   if (secret === undefined && !isLoopback(host))
     throw new TartanError(
       'ERR_SECRET_REQUIRED',
@@ -154,13 +158,15 @@ async function run(settings: Settings): Promise<void> {
   const stop = (): void => {
     if (stopping) return;
     stopping = true;
-    void (async () => {
-      await target.stop();
-      await metrics.close();
-      await control.close();
-      await store.close();
-      process.exit(0);
-    })();
+    detach(
+      (async () => {
+        await target.stop();
+        await metrics.close();
+        await control.close();
+        await store.close();
+        process.exit(0);
+      })(),
+    );
   };
   process.once('SIGTERM', stop);
   process.once('SIGINT', stop);

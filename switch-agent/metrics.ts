@@ -3,7 +3,11 @@ import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import type { Device } from 'tartan-rdma';
 import { Gauge, Registry } from 'prom-client';
+import { answerOrRefuse, detach } from '../wire/front-door.js';
 import type { SwitchCore } from './switch-core.js';
+
+/** Who collects metrics, and a few that look. */
+const MOST_CONNECTIONS = 64;
 
 export interface MetricsServer {
   readonly port: number;
@@ -67,15 +71,19 @@ export async function serveMetrics(
       response.writeHead(404).end();
       return;
     }
-    answer().then(
-      (text) => {
-        response.writeHead(200, { 'content-type': registry.contentType }).end(text);
-      },
-      () => {
-        response.writeHead(503).end();
-      },
+    const serve = async (): Promise<void> => {
+      const text = await answer();
+      response.writeHead(200, { 'content-type': registry.contentType }).end(text);
+    };
+    detach(
+      answerOrRefuse(serve, ({ code, message }) => {
+        response.writeHead(503, { 'content-type': 'text/plain' }).end(`${code}: ${message}\n`);
+      }),
     );
   });
+  server.maxConnections = MOST_CONNECTIONS;
+  // After it listens: a connection could not be accepted (no descriptor is left, perhaps). Whoever asks again may be.
+  server.on('error', () => undefined);
   await new Promise<void>((resolve, reject) => {
     server.once('error', reject);
     server.listen(port, host, resolve);

@@ -15,7 +15,8 @@ import type { MessageChannel } from '../pipeline/channel.js';
 import { RingMemory } from '../pipeline/ring-memory.js';
 import { acceptSession, answerProbe } from '../pipeline/session.js';
 import type { SessionContext } from '../pipeline/session.js';
-import { TartanError } from '../wire/errors.js';
+import { isOperating, TartanError } from '../wire/errors.js';
+import { detach } from '../wire/front-door.js';
 import type { Grant, Hello } from '../wire/generated/ring.js';
 import { DecoderSession } from './decoder-session.js';
 import { WriterSession } from './writer-session.js';
@@ -150,12 +151,12 @@ export class SwitchCore {
     for (const channel of [...this.sessions.keys(), ...this.decoders.keys(), ...this.idle])
       this.end(channel, 'the switch is stopping');
     await Promise.all(this.ending);
-    await this.publishState().catch(() => {});
+    await this.publishState();
   }
 
   private accept(qp: QueuePair): void {
-    const channel = acceptSession(this.options.context, qp, 64, (hello, accepted) => this.decide(hello, accepted));
-    void channel;
+    const { context, log } = this.options;
+    acceptSession({ ...context, log }, qp, 64, (hello, channel) => this.decide(hello, channel));
   }
 
   private async decide(hello: Hello, channel: MessageChannel): Promise<Grant> {
@@ -192,7 +193,7 @@ export class SwitchCore {
       this.sessions.delete(channel);
       // The refusal must still leave: the channel is closed by the handshake, the rest here.
       context.clock.setTimer(300, () => {
-        void session.destroy('refused');
+        detach(session.destroy('refused'));
       });
       throw error;
     }
@@ -235,7 +236,7 @@ export class SwitchCore {
       this.decoders.delete(channel);
       // As for writers: the refusal must still leave.
       context.clock.setTimer(300, () => {
-        void session.destroy('refused');
+        detach(session.destroy('refused'));
       });
       throw error;
     }
@@ -267,6 +268,7 @@ export class SwitchCore {
       addCounters(this.totals, session);
     })().finally(() => this.ending.delete(end));
     this.ending.add(end);
+    detach(end);
   }
 
   private async publishState(): Promise<void> {
@@ -274,6 +276,7 @@ export class SwitchCore {
       this.map = await setSwitchState(this.options.store, this.options.id, this.state);
       for (const session of [...this.sessions.values(), ...this.decoders.values()]) session.adopt(this.map);
     } catch (error) {
+      if (!isOperating(error)) throw error;
       // Soft state: writers learn it in band; the map follows when the store is back.
       this.options.log(`could not publish state '${this.state}': ${String(error)}`);
     }

@@ -12,11 +12,13 @@ import type { Code } from '../erasure/code/index.js';
 import { parseCode } from '../erasure/code/index.js';
 import { layoutOf } from '../erasure/layout/index.js';
 import type { MessageChannel } from '../pipeline/channel.js';
+import { GiveBack } from '../pipeline/give-back.js';
 import { NodeSet } from '../pipeline/node-set.js';
 import type { RingMemory } from '../pipeline/ring-memory.js';
 import type { SessionContext } from '../pipeline/session.js';
 import { StripePipeline } from '../pipeline/stripe-pipeline.js';
 import { TartanError } from '../wire/errors.js';
+import { detach } from '../wire/front-door.js';
 import type { Hello } from '../wire/generated/ring.js';
 import {
   MAX_SWITCH_SLOTS,
@@ -117,63 +119,66 @@ export class WriterSession {
       `serve '${hello.name}' with ${hello.code} on switch ${id}`,
     );
     this.slots = this.ringBytes / slotBytes;
+    const taken = new GiveBack();
+    taken.add(() => options.memory.give(this.ringBytes));
     try {
-      this.region = context.device.allocate(this.ringBytes, Access.REMOTE_WRITE);
-    } catch (cause) {
-      options.memory.give(this.ringBytes);
-      throw cause;
+      const region = (this.region = context.device.allocate(this.ringBytes, Access.REMOTE_WRITE));
+      taken.add(() => region.deregister());
+      region.grant(channel.qp);
+      this.words = new Uint32Array(this.region.buffer);
+      this.slotBusy = new Uint8Array(this.slots);
+      this.tagSlot = new Uint16Array(this.tags);
+      this.tagEpoch = new Uint32Array(this.tags);
+      this.tagCounter = new Uint32Array(this.tags);
+      this.tagMissing = new Float64Array(this.tags);
+      let pipeline: StripePipeline | undefined;
+      this.nodes = new NodeSet(options.map, {
+        context,
+        nodes: hello.nodes,
+        role: 'switch',
+        name: `${id}/${hello.name}`,
+        fileId: hello.fileId,
+        unitBytes: hello.unitBytes,
+        slots: Math.max(2, Math.min(NODE_SLOTS, Math.floor(NODE_RING_BYTES / unitSlotBytes(hello.unitBytes)))),
+        receiveSlots: 0,
+        transport: options.transport,
+        heartbeatMs: options.heartbeatMs,
+        deadlineMs: options.deadlineMs,
+        owner: {
+          locate: (op, unit, place) => {
+            pipeline!.locate(op, unit, place);
+          },
+          onWritten: (link, op, unit, ok) => {
+            pipeline!.onWritten(link, op, unit, ok);
+          },
+          onAnswer: (link, op, unit, refusal, epoch) => {
+            pipeline!.onAnswer(link, op, unit, refusal, epoch);
+          },
+          onLinkDown: () => {},
+        },
+      });
+      this.pipeline = pipeline = new StripePipeline({
+        hub: context.hub,
+        code: this.code,
+        layout,
+        slots: this.layout,
+        region: this.region,
+        maxOps: this.tags,
+        sealed: true,
+        linkTo: (index) => this.nodes.linkTo(index),
+        owner: {
+          onReleased: (tag) => {
+            this.credit(tag);
+          },
+          onSettled: (tag, refusal, unit, epoch) => {
+            this.settled(tag, refusal, unit, epoch);
+          },
+        },
+      });
+    } catch (error) {
+      taken.run();
+      throw error;
     }
-    this.region.grant(channel.qp);
-    this.words = new Uint32Array(this.region.buffer);
-    this.slotBusy = new Uint8Array(this.slots);
-    this.tagSlot = new Uint16Array(this.tags);
-    this.tagEpoch = new Uint32Array(this.tags);
-    this.tagCounter = new Uint32Array(this.tags);
-    this.tagMissing = new Float64Array(this.tags);
-    let pipeline: StripePipeline | undefined;
-    this.nodes = new NodeSet(options.map, {
-      context,
-      nodes: hello.nodes,
-      role: 'switch',
-      name: `${id}/${hello.name}`,
-      fileId: hello.fileId,
-      unitBytes: hello.unitBytes,
-      slots: Math.max(2, Math.min(NODE_SLOTS, Math.floor(NODE_RING_BYTES / unitSlotBytes(hello.unitBytes)))),
-      receiveSlots: 0,
-      transport: options.transport,
-      heartbeatMs: options.heartbeatMs,
-      deadlineMs: options.deadlineMs,
-      owner: {
-        locate: (op, unit, place) => {
-          pipeline!.locate(op, unit, place);
-        },
-        onWritten: (link, op, unit, ok) => {
-          pipeline!.onWritten(link, op, unit, ok);
-        },
-        onAnswer: (link, op, unit, refusal, epoch) => {
-          pipeline!.onAnswer(link, op, unit, refusal, epoch);
-        },
-        onLinkDown: () => {},
-      },
-    });
-    this.pipeline = pipeline = new StripePipeline({
-      hub: context.hub,
-      code: this.code,
-      layout,
-      slots: this.layout,
-      region: this.region,
-      maxOps: this.tags,
-      sealed: true,
-      linkTo: (index) => this.nodes.linkTo(index),
-      owner: {
-        onReleased: (tag) => {
-          this.credit(tag);
-        },
-        onSettled: (tag, refusal, unit, epoch) => {
-          this.settled(tag, refusal, unit, epoch);
-        },
-      },
-    });
   }
 
   /** Connects to every node that the map calls up. @throws {TartanError} ERR_CONNECT when one can't be reached */
@@ -199,7 +204,7 @@ export class WriterSession {
   adopt(map: ClusterMap): void {
     this.nodes.map = map;
     this.channel.mapEpoch = map.epoch;
-    void this.nodes.connectUp(this.options.deadlineMs);
+    detach(this.nodes.connectUp(this.options.deadlineMs));
   }
 
   /** Ends the session: connection first, then links, then memory. Idempotent. */

@@ -17,9 +17,11 @@ import {
   type ServiceError,
   type handleUnaryCall,
 } from '@grpc/grpc-js';
+import type { EventEmitter } from 'node:events';
 import { isIPv6 } from 'node:net';
 import { PROOF_KEY, TOKEN_KEY, TokenChecker, isProof, makeProof, makeToken, type Token } from './control-token.js';
 import { TartanError, errorFromPeer, type ErrorCode } from './errors.js';
+import { answerOrRefuse, detach } from './front-door.js';
 import {
   NodeControlService,
   SwitchControlService,
@@ -43,7 +45,7 @@ const CODE_KEY = 'tartan-code';
 
 type Awaitable<T> = T | Promise<T>;
 
-/** What a switch agent does; a TartanError it throws reaches the caller as it is. */
+/** What a switch agent does; an operating error it throws reaches the caller as it is, a bug ends the process. */
 export interface SwitchControlHandlers {
   /** @param program  "parity" or "forward" */
   load(program: string): Awaitable<SwitchStatus>;
@@ -121,6 +123,10 @@ export async function serveControl({ host, port, secret, services }: ServeContro
       );
     });
   });
+  // gRPC listens for errors of its servers only until they are bound; later ones are connections that could not be
+  // accepted because no descriptor was left: who comes again may be served.
+  for (const http2Server of (server as unknown as { http2Servers: Map<EventEmitter, unknown> }).http2Servers.keys())
+    http2Server.on('error', () => undefined);
   return {
     port: bound,
     close: () =>
@@ -257,26 +263,27 @@ function addService(server: Server, checker: Checker | undefined, methods: reado
         });
         return;
       }
-      answer(call.request)
-        .then((response) => {
-          if (checker && nonce !== undefined) {
-            const metadata = new Metadata();
-            metadata.set(PROOF_KEY, makeProof(checker.secret, path, nonce, response));
-            call.sendMetadata(metadata);
-          }
-          done(null, response);
-        })
-        .catch((error: unknown) => {
+      const serve = async (): Promise<void> => {
+        const response = await answer(call.request);
+        if (checker && nonce !== undefined) {
+          const metadata = new Metadata();
+          metadata.set(PROOF_KEY, makeProof(checker.secret, path, nonce, response));
+          call.sendMetadata(metadata);
+        }
+        done(null, response);
+      };
+      detach(
+        answerOrRefuse(serve, (error) => {
           done(toServiceError(error));
-        });
+        }),
+      );
     };
   }
   server.addService(definition, implementation);
 }
 
-function toServiceError(error: unknown): Partial<ServiceError> {
-  const details = oneLine(error instanceof Error ? error.message : String(error));
-  if (!(error instanceof TartanError)) return { code: status.INTERNAL, details };
+function toServiceError(error: Error & { readonly code: string }): Partial<ServiceError> {
+  const details = oneLine(error.message);
   const metadata = new Metadata();
   metadata.set(CODE_KEY, error.code);
   return { code: status.FAILED_PRECONDITION, details, metadata };

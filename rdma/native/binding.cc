@@ -64,7 +64,8 @@ napi_value guarded(napi_env env, napi_callback_info info) {
   try {
     return function(env, info);
   } catch (const std::exception& error) {
-    return fail(env, std::string("no memory: ") + error.what());
+    napi_throw_error(env, "ERR_NO_MEMORY", (std::string("no memory: ") + error.what()).c_str());
+    return nullptr;
   }
 }
 

@@ -1,5 +1,6 @@
 /** What a P4 switch counts, as its agent tells it. */
 import t from 'tap';
+import { TartanError } from '../../wire/errors.js';
 import { counterEntry, tableEntry, type v1 } from 'tartan-p4runtime';
 import { loadArtefact } from '../../switch-agent/bmv2/artefact.js';
 import { PacketCounters } from '../../switch-agent/bmv2/packet-counters.js';
@@ -95,7 +96,10 @@ t.test('metrics are read at each request; a cell that is gone does not show any 
   t.same(await get(), ['plain 1', 'cells{group="7",unit="0"} 5', 'cells{group="7",unit="1"} 6']);
   cells = cells.slice(1);
   t.same(await get(), ['plain 2', 'cells{group="7",unit="1"} 6']);
-  const silent = await serveMetrics(() => Promise.reject(new Error('no switch')), '127.0.0.1', 0);
+  const away = new TartanError('ERR_CONNECT', 'no switch');
+  const silent = await serveMetrics(() => Promise.reject(away), '127.0.0.1', 0);
   t.teardown(() => silent.close());
-  t.equal((await fetch(`http://127.0.0.1:${silent.port}/metrics`)).status, 503);
+  const answer = await fetch(`http://127.0.0.1:${silent.port}/metrics`);
+  t.equal(answer.status, 503);
+  t.equal(await answer.text(), 'ERR_CONNECT: no switch\n');
 });

@@ -10,7 +10,7 @@ import {
   type SwitchControlHandlers,
 } from '../../wire/control.js';
 import { TOKEN_KEY, TOKEN_WINDOW_MS, TokenChecker, isProof, makeProof, makeToken } from '../../wire/control-token.js';
-import { TartanError } from '../../wire/errors.js';
+import { OperatingError, TartanError } from '../../wire/errors.js';
 import { LoadRequest, NodeStatus, SwitchControlService, type SwitchStatus } from '../../wire/generated/control.js';
 import { isLoopback } from '../../wire/loopback.js';
 import { randomBytes } from '../random-bytes.js';
@@ -39,7 +39,8 @@ const handlers: SwitchControlHandlers = {
   status: () => switchStatus,
   unload: () => Promise.resolve(switchStatus),
   load: (program) => {
-    if (program === 'bug') throw new Error('undefined is not a line\n    at somewhere');
+    if (program === 'of another package') throw new OperatingError('ERR_ELSEWHERE', 'a first line\n    and more');
+    if (program === 'huge') throw new RangeError('Array buffer allocation failed');
     if (program === 'never') return new Promise(() => undefined);
     if (program === 'too much') return { ...switchStatus, version: 'x'.repeat(MAX_CONTROL_BYTES) };
     if (program !== 'parity')
@@ -87,10 +88,11 @@ t.test("a handler's error reaches the caller with its code, in one line", async 
     code: 'ERR_NOT_PROGRAMMABLE',
     message: "Cannot load 'nonsense': there is no such program",
   });
-  await t.rejects(switchAt().load('bug'), {
-    code: 'ERR_CONNECT',
-    message: /^Cannot load 'bug' into the switch at 127\.0\.0\.1:\d+: undefined is not a line$/,
+  await t.rejects(switchAt().load('of another package'), {
+    code: 'ERR_UNKNOWN_REFUSAL',
+    message: "a first line (refused as 'ERR_ELSEWHERE')",
   });
+  await t.rejects(switchAt().load('huge'), { code: 'ERR_CAPACITY' });
   await t.rejects(switchAt().load('too much'), { code: 'ERR_MALFORMED' });
   await t.rejects(switchAt({ deadlineMs: 100 }).load('never'), {
     code: 'ERR_DEADLINE',

@@ -296,7 +296,7 @@ export class SimDevice implements Device {
   }
 
   forgetRegion(region: SimRegion): void {
-    this.#regions.delete(region);
+    if (this.#regions.delete(region)) this.counts.regions--;
   }
 
   /** @returns its number */
@@ -307,7 +307,7 @@ export class SimDevice implements Device {
   }
 
   dropQueuePair(qp: SimQueuePair): void {
-    this.#queuePairs.delete(qp);
+    if (this.#queuePairs.delete(qp)) this.counts.queuePairs--;
   }
 
   dropCodingQueue(queue: SimCodingQueue): void {
