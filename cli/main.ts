@@ -7,7 +7,9 @@
  */
 import { createRequire } from 'node:module';
 import { Command, CommanderError, Option } from 'commander';
-import { codeOf, isOperating } from '../wire/errors.js';
+import { TartanError, codeOf, isOperating } from '../wire/errors.js';
+import { Interruption } from './interruption.js';
+import { systemReason } from './local-files.js';
 import { parseBytes, parseCount, printable } from './quantities.js';
 import { readSecret } from './secret.js';
 import { StateDirectory } from './state-directory.js';
@@ -29,6 +31,7 @@ interface Options {
   code: string;
   unit: string;
   force?: boolean;
+  append?: boolean;
   parity?: 'auto' | 'host';
   rate?: string;
 }
@@ -49,7 +52,17 @@ const program = new Command('tartan')
     'the cluster store, when it is not in that folder: etcd://HOST:PORT[,HOST:PORT …][/PREFIX]',
   )
   .option('--secret-file <file>', "holds the cluster's secret (default: TARTAN_SECRET in the environment)")
-  .showHelpAfterError('(`tartan --help` lists the commands)')
+  .configureHelp({ showGlobalOptions: true })
+  .configureOutput({
+    // One line, as any other failure.
+    outputError: (text, write) => {
+      const said = text
+        .replace(/^error: /, '')
+        .trim()
+        .replaceAll(/\s*\n\s*/g, ' ');
+      write(`tartan: ERR_USAGE: ${printable(said)}; \`--help\` after a command tells what it takes\n`);
+    },
+  })
   .exitOverride();
 
 const transport = () =>
@@ -150,10 +163,13 @@ fileCommand('put', 'stores a file (- is standard input)')
   .argument('[name]', "default: the file's own")
   .option('--code <code>', 'xor(k+1), rs(k,m), copies(1,m) or cauchy(k,m)', 'xor(2+1)')
   .option('--unit <bytes>', 'the length of a stripe unit, a power of two', '64KiB')
+  .option('--force', 'replaces a file of that name, when the new one is complete')
+  .option('--append', 'adds to the file of that name; of one that is new others see how it grows')
   .addOption(new Option('--parity <where>', 'host: never use the switch').choices(['auto', 'host']).default('auto'))
   .action(async (file: string, name: string | undefined, _: unknown, self: Command) => {
     const { files, options, client } = await forFiles(self);
-    await files.put(file, name, options.code, options.unit, client);
+    const { code, unit, force = false, append = false } = options;
+    await files.put(file, name, { ...client, code, unit, force, append });
   });
 
 fileCommand('get', 'reads a stored file (to - is standard output)')
@@ -462,25 +478,59 @@ command('demo', 'tells the whole story with a real file, in a directory of its o
 await main();
 
 async function main(): Promise<void> {
-  // `tartan get x - | head`: a reader that has seen enough is no error.
+  let outputError: unknown;
   process.stdout.on('error', (error) => {
-    process.exit(codeOf(error) === 'EPIPE' ? 0 : 1);
+    outputError ??= error;
   });
+  // A terminal that is gone hears nothing; what it would have been told is no failure of its own.
+  process.stderr.on('error', () => {});
+  process.on('uncaughtException', (error) => {
+    process.exit(report(error));
+  });
+  let status = 0,
+    signal: NodeJS.Signals | undefined;
   try {
     await program.parseAsync();
+    status = Number(process.exitCode ?? 0);
   } catch (error) {
-    if (error instanceof CommanderError) process.exitCode = error.exitCode === 0 ? 0 : 2;
-    else {
-      process.stderr.write(`${oneLine(error)}\n`);
-      // Anything unforeseen is a bug and shows its stack.
-      if (!isOperating(error) && error instanceof Error) process.stderr.write(`${error.stack ?? ''}\n`);
-      process.exitCode = USAGE_CODES.has(codeOf(error) ?? '') ? 2 : 1;
-    }
+    if (error instanceof Interruption) ({ signal } = error);
+    status = report(error);
   }
-  // A timer that a library left behind must not hold the shell: end when what was written is out.
-  process.stderr.write('', () => {
-    process.stdout.write('', () => {
-      process.exit();
+  await written(process.stdout);
+  if (status === 0 && outputError !== undefined) status = report(unwritten(outputError));
+  await written(process.stderr);
+  // As if nobody had listened: who started this learns what ended it.
+  if (signal !== undefined) process.kill(process.pid, signal);
+  // A timer that a library left behind must not hold the shell.
+  process.exit(status);
+}
+
+/** Says what went wrong, in one line. @returns the exit status */
+function report(error: unknown): number {
+  if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2;
+  // `tartan get x - | head`: a reader that has seen enough needs no word; the status is that of SIGPIPE.
+  if (codeOf(error) === 'EPIPE') return 141;
+  process.stderr.write(`${oneLine(error)}\n`);
+  // Anything unforeseen is a bug and shows where.
+  if (!isOperating(error) && error instanceof Error)
+    process.stderr.write(`${(error.stack ?? '').replace(/^[^\n]*\n(?=\s*at )/, '')}\n`);
+  return USAGE_CODES.has(codeOf(error) ?? '') ? 2 : 1;
+}
+
+function unwritten(error: unknown): unknown {
+  if (codeOf(error) === 'EPIPE' || !isOperating(error)) return error;
+  return new TartanError(
+    'ERR_LOCAL_FILE',
+    `Cannot write to standard output: ${systemReason(error)}; the command itself has done its work`,
+    { cause: error },
+  );
+}
+
+/** Resolves when everything that was written to it is out, or can't be. */
+function written(stream: NodeJS.WriteStream): Promise<void> {
+  return new Promise((resolve) => {
+    stream.write('', () => {
+      resolve();
     });
   });
 }

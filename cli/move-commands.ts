@@ -8,6 +8,7 @@ import { parseCode } from '../erasure/code/index.js';
 import { TartanError } from '../wire/errors.js';
 import type { Client, MoveOptions, MoveReport } from '../writer/index.js';
 import { withClient, type ClientOptions } from './file-commands.js';
+import { interruptible } from './interruption.js';
 import { ProgressBar } from './progress-bar.js';
 import { formatBytes, table } from './quantities.js';
 
@@ -17,7 +18,7 @@ export interface MoveCommandOptions {
 }
 
 /**
- * Empties a node; SIGINT and SIGTERM end it after the stripes under way, and the same command goes on.
+ * Empties a node; SIGINT and its kin end it after the stripes under way, and the same command goes on.
  *
  * @throws {TartanError} ERR_NOT_FOUND, ERR_NOT_ENOUGH_NODES, ERR_WOULD_LOSE; ERR_IN_USE while another repairs
  */
@@ -40,12 +41,7 @@ export async function drainNodeFor(
           process.stderr.write(`waiting until ${named(names)} ${names.length === 1 ? 'is' : 'are'} closed\n`);
         },
       });
-      if (settings.signal?.aborted === true)
-        throw new TartanError(
-          'ERR_CLOSED',
-          `Emptying node ${id} was ended: ${report.filesMoved} of ${report.files} files have moved; the same ` +
-            'command goes on',
-        );
+      settings.signal?.throwIfAborted();
       if (options.json) process.stdout.write(`${JSON.stringify(report)}\n`);
       else
         process.stdout.write(
@@ -75,6 +71,7 @@ export async function rebalanceNodes(
     () => true,
     async (client, settings) => {
       const report = await client.rebalance({ ...settings, ...(to !== undefined && { to }) });
+      settings.signal?.throwIfAborted();
       if (options.json) process.stdout.write(`${JSON.stringify(report)}\n`);
       else
         process.stdout.write(
@@ -123,42 +120,46 @@ async function moving(
   concerns: (file: FileRecord) => boolean,
   move: (client: Client, settings: MoveOptions) => Promise<void>,
 ): Promise<void> {
-  await withClient(options, async (client) => {
-    const store = await openClusterStore(options.state.cluster);
-    const stopper = new AbortController(),
-      stop = (): void => {
-        stopper.abort();
-      };
-    let hold: RepairHold | undefined, bar: ProgressBar | undefined;
-    process.once('SIGINT', stop);
-    process.once('SIGTERM', stop);
-    try {
-      const files = (await listFiles(store)).filter(concerns),
-        stripes = stripesIn(files);
-      hold = await RepairHold.take(store, what, files.length, stripes);
-      bar = new ProgressBar(
-        title,
-        files.reduce((sum, { length }) => sum + length, 0),
-      );
-      const onProgress = (now: MoveReport): void => {
-        bar!.update(stripes === 0 ? 0 : Math.min(1, now.stripesDone / stripes), '');
-        hold!.tell({
-          filesDone: now.filesMoved,
-          stripesDone: Math.min(stripes, now.stripesDone),
-          bytesRestored: now.bytesRestored,
-        });
-      };
-      await move(client, {
-        ...(bytesPerSecond !== undefined && { bytesPerSecond }),
-        signal: stopper.signal,
-        onProgress,
-      });
-    } finally {
-      bar?.finish();
-      await hold?.release();
-      await store.close();
-    }
-  });
+  let moved = 0;
+  await interruptible(
+    () => `The ${what} was interrupted: ${moved} shares have moved, and stay; the same command goes on`,
+    (signal) =>
+      withClient(
+        options,
+        async (client) => {
+          const store = await openClusterStore(options.state.cluster);
+          let hold: RepairHold | undefined, bar: ProgressBar | undefined;
+          try {
+            const files = (await listFiles(store)).filter(concerns),
+              stripes = stripesIn(files);
+            hold = await RepairHold.take(store, what, files.length, stripes);
+            bar = new ProgressBar(
+              title,
+              files.reduce((sum, { length }) => sum + length, 0),
+            );
+            const onProgress = (now: MoveReport): void => {
+              bar!.update(stripes === 0 ? 0 : Math.min(1, now.stripesDone / stripes), '');
+              moved = now.filesMoved;
+              hold!.tell({
+                filesDone: now.filesMoved,
+                stripesDone: Math.min(stripes, now.stripesDone),
+                bytesRestored: now.bytesRestored,
+              });
+            };
+            await move(client, {
+              ...(bytesPerSecond !== undefined && { bytesPerSecond }),
+              signal,
+              onProgress,
+            });
+          } finally {
+            bar?.finish();
+            await hold?.release();
+            await store.close();
+          }
+        },
+        signal,
+      ),
+  );
 }
 
 function named(names: readonly string[]): string {

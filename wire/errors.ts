@@ -48,6 +48,9 @@ const ERROR_CODES = [
   'ERR_WOULD_LOSE',
   'ERR_CAPACITY',
   'ERR_UNKNOWN_REFUSAL',
+  'ERR_LOCAL_FILE',
+  'ERR_CHANGED',
+  'ERR_INTERRUPTED',
 ] as const;
 
 export type ErrorCode = (typeof ERROR_CODES)[number];

@@ -182,7 +182,6 @@ export class FileWriter extends Writable {
     this.session
       .flush()
       .then(() => this.session.publish('closed'))
-      .then(() => this.clearAway())
       .then(() => this.shutDown())
       .then(() => {
         callback();
@@ -194,16 +193,14 @@ export class FileWriter extends Writable {
     const pending = this.pending;
     this.pending = undefined;
     pending?.callback(error ?? new TartanError('ERR_CLOSED', `'${this.name}' was closed before this write found room`));
-    this.shutDown()
-      .then(() => this.clearAway())
-      .then(
-        () => {
-          callback(error);
-        },
-        (other: Error) => {
-          callback(error ?? other);
-        },
-      );
+    this.shutDown().then(
+      () => {
+        callback(error);
+      },
+      (other: Error) => {
+        callback(error ?? other);
+      },
+    );
   }
 
   /**
@@ -228,6 +225,7 @@ export class FileWriter extends Writable {
 
   private async shutDown(): Promise<void> {
     await this.session.destroy();
+    await this.clearAway(); // before the client may take it for closed
     this.onClose(this);
   }
 

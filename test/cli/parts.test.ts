@@ -3,18 +3,24 @@ import t from 'tap';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import {
+  appendFileSync,
   chmodSync,
   existsSync,
   lstatSync,
   mkdirSync,
   readFileSync,
   readdirSync,
+  rmSync,
   statSync,
+  utimesSync,
   writeFileSync,
 } from 'node:fs';
 import { join } from 'node:path';
+import { setImmediate } from 'node:timers/promises';
 import { isRunning, ownIdentity } from '../../cluster/process-identity.js';
 import { stopProcess } from '../../cli/child-process.js';
+import { interruptible } from '../../cli/interruption.js';
+import { Source } from '../../cli/local-files.js';
 import { PartialFile } from '../../cli/partial-file.js';
 import { formatBytes, formatRate, parseBytes, parseCount, printable, table } from '../../cli/quantities.js';
 import { StateDirectory } from '../../cli/state-directory.js';
@@ -88,20 +94,93 @@ t.test('a file that is replaced keeps its permissions, links stay, and nothing h
   t.same(readdirSync(dir).sort(), ['link', 'made', 'private']);
 });
 
-t.test('a signal that ends a process removes the file it was writing', async (t) => {
-  const dir = t.testdir(),
-    module = new URL('../../dist/cli/partial-file.js', import.meta.url).href;
-  const child = spawn(process.execPath, [
-    '--input-type=module',
-    '-e',
-    `import { PartialFile } from ${JSON.stringify(module)};
-     const file = new PartialFile(${JSON.stringify(join(dir, 'target'))});
-     file.stream.write('half', () => process.kill(process.pid, 'SIGTERM'));
-     setInterval(() => {}, 1000);`,
-  ]);
-  const [, signal] = (await once(child, 'close')) as [number | null, string | null];
-  t.equal(signal, 'SIGTERM', 'it ends as without a handler');
-  t.same(readdirSync(dir), []);
+t.test(
+  'work that is interrupted cleans up, and what is said of it is its outcome; else signals do as ever',
+  async (t) => {
+    const before = ['SIGINT', 'SIGTERM', 'SIGHUP'].map((name) => process.listenerCount(name));
+    let isClean = false;
+    const busy = setInterval(() => {}, 1000); // waiting for a signal alone keeps no process
+    t.teardown(() => {
+      clearInterval(busy);
+    });
+    for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+      isClean = false;
+      const work = interruptible(
+        () => `It was interrupted; clean: ${isClean}`,
+        async (signal) => {
+          process.kill(process.pid, name);
+          await once(signal, 'abort');
+          await setImmediate();
+          isClean = true;
+          signal.throwIfAborted();
+        },
+      );
+      await t.rejects(work, { code: 'ERR_INTERRUPTED', message: 'It was interrupted; clean: true', signal: name });
+    }
+    const late = interruptible(
+      () => 'not said',
+      async (signal) => {
+        process.kill(process.pid, 'SIGINT');
+        await once(signal, 'abort');
+        return 'all done';
+      },
+    );
+    t.equal(await late, 'all done', 'what comes to its end all the same counts');
+    const bug = interruptible(
+      () => 'not said',
+      async (signal) => {
+        process.kill(process.pid, 'SIGINT');
+        await once(signal, 'abort');
+        throw new RangeError('a bug');
+      },
+    );
+    await t.rejects(bug, RangeError, 'a bug is one also then');
+    t.same(
+      ['SIGINT', 'SIGTERM', 'SIGHUP'].map((name) => process.listenerCount(name)),
+      before,
+    );
+  },
+);
+
+t.test('a file that is written to while it is read is not stored as if it had been so', async (t) => {
+  const path = join(t.testdir({ a: 'some text' }), 'a');
+  const read = async (meanwhile: () => void): Promise<void> => {
+    const source = await Source.open(path);
+    let bytes = 0;
+    try {
+      for await (const chunk of source.stream()) bytes += (chunk as Buffer).length;
+      meanwhile();
+      await source.check(bytes);
+    } finally {
+      await source.close();
+    }
+  };
+  await read(() => {});
+  const { mtimeMs } = statSync(path);
+  await t.rejects(
+    read(() => {
+      writeFileSync(path, 'some TEXT');
+      utimesSync(path, new Date(), new Date(mtimeMs + 1000));
+    }),
+    { code: 'ERR_CHANGED' },
+    'of the same length',
+  );
+  await t.rejects(
+    read(() => {
+      appendFileSync(path, '!');
+    }),
+    { code: 'ERR_CHANGED' },
+  );
+  await read(() => {
+    rmSync(path);
+  });
+  await t.rejects(Source.open(path), { code: 'ERR_NOT_FOUND' });
+  await t.rejects(Source.open(join(import.meta.filename, 'a')), { code: 'ERR_NOT_FOUND' });
+  await t.rejects(Source.open(import.meta.dirname), { code: 'ERR_IS_DIRECTORY' });
+  await t.rejects(Source.open('x'.repeat(300)), { code: 'ERR_LOCAL_FILE', message: /name too long \(ENAMETOOLONG\)$/ });
+  const proc = await Source.open('/proc/self/status');
+  await proc.check(1000);
+  await proc.close();
 });
 
 t.test('names do not steer the terminal', async (t) => {
