@@ -6,6 +6,7 @@
  *              stale, one line when it did something, its full output when it fails
  *   then       start: the demo · test [--long] [tap arguments]: lint and tap, a plain total last · bench: measurements
  *              · simulate: the cluster in virtual time · fuzz, sanitize: the native engine under sanitizers
+ *              · soak: a cluster of processes under load and faults
  *
  * Two at once are safe: preparation and tests each hold a kernel file lock (flock, from util-linux), which vanishes
  * with its holder. A step that is interrupted is seen as stale the next time. Only Node's own modules are imported
@@ -44,7 +45,7 @@ async function main(task, args) {
   if (Number(process.versions.node.split('.')[0]) < 20)
     return fail(`this is Node ${process.versions.node}, Node 20 or newer is needed`);
   if (task === 'prepare') return prepare(args[0]);
-  const tasks = ['start', 'build', 'test', 'lint', 'format', 'bench', 'simulate', 'fuzz', 'sanitize'];
+  const tasks = ['start', 'build', 'test', 'lint', 'format', 'bench', 'simulate', 'fuzz', 'sanitize', 'soak'];
   if (!tasks.includes(task)) return fail(`usage: node cli/bootstrap.mjs ${tasks.join('|')} [arguments]`);
 
   const prepared = await locked('build.lock', [here, 'prepare', task]);
@@ -60,6 +61,7 @@ async function main(task, args) {
     simulate: 'dist/test/simulation/main.js',
     fuzz: 'dist/test/fuzz/main.js',
     sanitize: 'dist/test/sanitize/main.js',
+    soak: 'dist/test/soak/main.js',
   }[task];
   // Each core has its worker then: collecting in more threads only adds work, and so does compiling what is hot for a
   // moment.

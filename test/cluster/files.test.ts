@@ -5,6 +5,7 @@ import {
   deleteFile,
   epochFloor,
   forgetFile,
+  isCommitted,
   listFiles,
   lookupFile,
   listUnnamed,
@@ -308,3 +309,44 @@ async function cluster() {
   await createCluster(store);
   return { shared, store };
 }
+
+t.test('isCommitted() is below the mark, at the floor or above, and not what a takeover cut off', (t) => {
+  const record: FileRecord = {
+    ...shape,
+    id: 1,
+    name: 'a',
+    state: 'open',
+    length: 0,
+    writerEpoch: 5,
+    commitEpoch: 5,
+    commitCounter: 10,
+    decidedEpoch: 4,
+    decidedStripes: 6,
+    floors: [
+      { stripe: 2, epoch: 3 },
+      { stripe: 4, epoch: 4 },
+    ],
+  };
+  const expected: [stripe: number, epoch: number, counter: number, is: boolean][] = [
+    [7, 5, 10, true],
+    [7, 5, 11, false],
+    [7, 6, 1, false],
+    [0, 1, 99, true],
+    [1, 1, 99, true],
+    // From stripe 2 on the owner of epoch 3 decided anew, from 4 on that of epoch 4.
+    [2, 2, 99, false],
+    [2, 3, 1, true],
+    [3, 3, 1, true],
+    [4, 3, 99, false],
+    [4, 4, 1, true],
+    [5, 4, 1, true],
+  ];
+  t.same(
+    expected.filter(([stripe, epoch, counter, is]) => isCommitted(record, stripe, epoch, counter) !== is),
+    [],
+  );
+  // Without floors only the last decision counts: beyond its stripes there is nothing from before.
+  const { floors: _, ...flat } = record;
+  t.same([isCommitted(flat, 5, 3, 1), isCommitted(flat, 6, 3, 1), isCommitted(flat, 6, 4, 1)], [true, false, true]);
+  t.end();
+});
