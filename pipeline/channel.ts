@@ -3,8 +3,9 @@
  *
  * A queue pair's receives are consumed in order by messages and by ring writes alike, so every receive has room for a
  * message; `receives` must cover the ring's slots plus the messages the peer may have under way. Receives are posted
- * again before the handler that consumed them returns, so credits alone bound the peer; unless so much is queued for it
- * that it does not take: then its receives are withheld, and nothing more comes from it until it does.
+ * again before the handler that consumed them returns, so credits alone bound the peer; unless it is one that asks, and
+ * so much is queued for it that it does not take: then its receives are withheld, and nothing more comes from it until
+ * it does. Who asks never does that: if both waited for the other to take, nobody would.
  *
  * Work request ids: messages use the top bit; all others belong to the owner (`onWritten`).
  *
@@ -32,8 +33,8 @@ const SEND_BUFFERS = 32;
 /** Of a peer that has not proved itself: the messages of a handshake. */
 const HANDSHAKE_RECEIVES = 4;
 const HANDSHAKE_SENDS = 2;
-/** Messages and records that may wait for send buffers before nothing more is received: a few hundred KiB. */
-export const MAX_QUEUED = 4096;
+/** What may wait for send buffers before nothing more is received. Bytes. */
+export const MAX_QUEUED_BYTES = 128 << 10;
 
 /** Records of one type that wait for a send buffer. */
 class RecordQueue {
@@ -92,22 +93,26 @@ export class MessageChannel implements Flushable {
   onClosed: (reason: string) => void = () => {};
   closed = false;
 
+  /** The peer asks, this side answers. */
+  private readonly isAsked: boolean;
   private readonly buffers: Buffers[] = [];
   private readonly freeSends: number[] = [];
   private readonly queues: (RecordQueue | undefined)[] = [];
   private readonly controls: Uint8Array[] = [];
+  private controlBytes = 0;
   /** Receives that are posted again when the peer has taken what is queued for it. */
   private readonly withheld: number[] = [];
   private destroyed: Promise<void> | undefined;
 
   /**
    * @param receives receives kept posted: ring slots granted to the peer plus 32 is the rule. Undefined: of a peer that
-   *   has not proved itself, whose few buffers are enough for a handshake; `grow` adds the rest
+   *   connected and has not proved itself, whose few buffers are enough for a handshake; `grow` adds the rest
    * @throws {RdmaError} ERR_REGISTRATION_REFUSED
    */
   constructor(hub: Hub, device: Device, qp: QueuePair, receives: number | undefined) {
     this.hub = hub;
     this.qp = qp;
+    this.isAsked = receives === undefined;
     if (receives === undefined) this.addBuffers(device, HANDSHAKE_RECEIVES, HANDSHAKE_SENDS);
     else this.addBuffers(device, receives, SEND_BUFFERS);
     qp.handler = (opcode, status, wrId, byteLength, imm) => {
@@ -145,6 +150,7 @@ export class MessageChannel implements Flushable {
         `Cannot send '${message.kind?.$case}': ${encoded.length} bytes do not fit a message of ${MESSAGE_BYTES}`,
       );
     this.controls.push(encoded);
+    this.controlBytes += encoded.length;
     this.hub.touch(this);
   }
 
@@ -162,6 +168,7 @@ export class MessageChannel implements Flushable {
     if (this.closed) return;
     while (this.controls.length > 0 && this.freeSends.length > 0) {
       const encoded = this.controls.shift()!;
+      this.controlBytes -= encoded.length;
       const buffer = this.freeSends.pop()!;
       const { words, bytes, from } = this.buffersOf(buffer);
       const w = (buffer - from) * (MESSAGE_BYTES / 4);
@@ -184,15 +191,20 @@ export class MessageChannel implements Flushable {
         this.postSend(buffer, (FRAME_WORDS + count * queue.each) * 4);
       }
     }
-    if (this.withheld.length > 0 && this.queued() <= MAX_QUEUED / 2)
+    if (this.withheld.length > 0 && this.queuedBytes <= MAX_QUEUED_BYTES / 2)
       for (const receive of this.withheld.splice(0)) this.postReceive(receive);
   }
 
-  /** @returns messages and records that wait for a send buffer */
-  queued(): number {
-    let count = this.controls.length;
-    for (const queue of this.queues) if (queue !== undefined) count += queue.count;
-    return count;
+  /** Messages and records that wait for a send buffer. */
+  get queuedBytes(): number {
+    let bytes = this.controlBytes;
+    for (const queue of this.queues) if (queue !== undefined) bytes += queue.count * queue.each * 4;
+    return bytes;
+  }
+
+  /** So much waits that the peer can't be taking what it asked for. */
+  get isFull(): boolean {
+    return this.queuedBytes > MAX_QUEUED_BYTES;
   }
 
   /** Ends the connection; the memory is given back when everything has flushed. */
@@ -264,7 +276,7 @@ export class MessageChannel implements Flushable {
   }
 
   private giveBack(receive: number): void {
-    if (this.queued() > MAX_QUEUED) this.withheld.push(receive);
+    if (this.isAsked && this.isFull) this.withheld.push(receive);
     else this.postReceive(receive);
   }
 

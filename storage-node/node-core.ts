@@ -371,6 +371,7 @@ export class StorageNode {
       ring: undefined,
       ringBytes: 0,
       reads: 0,
+      readSlots: 0,
       requests: 0,
       heardAt: this.options.clock.now(),
       name: hello.name,
@@ -610,8 +611,11 @@ export class StorageNode {
     const { clock } = this.options;
     const silentMs = this.options.silentMs ?? SILENT_MS;
     this.silenceTimer = clock.setTimer(silentMs / 2, () => {
-      for (const connection of this.connections)
+      const untaken = this.reads.untaken();
+      for (const connection of [...this.connections])
         if (clock.now() - connection.heardAt > silentMs) this.end(connection, `nothing heard for ${silentMs} ms`);
+        else if (untaken.has(connection))
+          this.violation(connection.channel, `it took no answer for ${silentMs / 2} ms or more`);
       this.dropSilent();
     });
   }

@@ -6,7 +6,9 @@
  *                  └── no unit, too little room: READ_FAILED
  *
  * A slot is two blocks for the header's blocks, then the payload. Two sizes of slots, so that small units have many.
- * Bounded: slots by memory, waiting reads by connection; a reader beyond its bound loses its connection.
+ * Bounded: slots by memory, waiting reads by connection; a reader beyond its bound loses its connection, and so does
+ * one that lets what was written to it lie. The last free slot is for readers that hold none, so that one that takes
+ * nothing does not stop the others meanwhile.
  */
 import type { CodingQueue, Coder, Device, MemoryRegion } from 'tartan-rdma';
 import { Flag, Status } from 'tartan-rdma';
@@ -31,6 +33,8 @@ const HEADER_WRITE = 0x4000_0000;
 export interface Reader {
   readonly channel: MessageChannel;
   reads: number;
+  /** Of those, in slots. */
+  readSlots: number;
 }
 
 export interface ReadCounters {
@@ -49,24 +53,25 @@ interface ReadSlot {
   readonly payload: Uint8Array;
   readonly location: UnitLocation;
   reader: Reader | undefined;
+  /** Since its answer was posted: how often `untaken()` has found it so, and 1; 0: it is not posted. */
+  age: number;
   fileId: number;
   stripe: number;
   unit: number;
   request: Uint32Array;
 }
 
-interface Waiting {
-  readonly reader: Reader;
-  readonly request: Uint32Array;
-}
+/** Readers whose requests wait for a slot, in the order in which they are served: each in turn. */
+type Waiting = Map<Reader, Uint32Array[]>;
 
 export class ReadServer {
   private readonly regions: MemoryRegion[] = [];
   private readonly slots: ReadSlot[] = [];
   private readonly free = { small: [] as ReadSlot[], large: [] as ReadSlot[] };
-  private readonly waiting = { small: [] as Waiting[], large: [] as Waiting[] };
+  private readonly waiting = { small: new Map() as Waiting, large: new Map() as Waiting };
   private readonly found = emptyLocation();
   private readonly bytesTaken: number;
+  private readonly largeSlots: number;
   private stopped = false;
   private onIdle: (() => void) | undefined;
 
@@ -87,6 +92,7 @@ export class ReadServer {
   ) {
     const large = Math.max(1, Math.floor((budget * 3) / 4 / LARGE_SLOT_BYTES));
     const small = Math.max(0, Math.min(256, Math.floor((budget - large * LARGE_SLOT_BYTES) / SMALL_SLOT_BYTES)));
+    this.largeSlots = large;
     const bytes = large * LARGE_SLOT_BYTES + small * SMALL_SLOT_BYTES;
     this.bytesTaken = memory.take(bytes, bytes, bytes, 'set up the ring for reads');
     this.addSlots(device, large, LARGE_SLOT_BYTES, true);
@@ -121,11 +127,20 @@ export class ReadServer {
     if ((wrId & HEADER_WRITE) === 0) this.release(this.slots[wrId]!);
   }
 
+  /** To be called at equal intervals. @returns readers that let an answer lie for a whole interval */
+  untaken(): Set<Reader> {
+    const readers = new Set<Reader>();
+    for (const slot of this.slots) if (slot.age > 0 && ++slot.age > 2) readers.add(slot.reader!);
+    return readers;
+  }
+
   /** Resolves when no slot is in use, and gives the memory back. */
   async stop(): Promise<void> {
     this.stopped = true;
-    for (const list of [this.waiting.small, this.waiting.large])
-      for (const { reader } of list.splice(0)) reader.reads--;
+    for (const waiting of [this.waiting.small, this.waiting.large]) {
+      for (const [reader, requests] of waiting) reader.reads -= requests.length;
+      waiting.clear();
+    }
     if (this.free.small.length + this.free.large.length < this.slots.length)
       await new Promise<void>((resolve) => {
         this.onIdle = resolve;
@@ -146,6 +161,7 @@ export class ReadServer {
         large,
         location: emptyLocation(),
         reader: undefined,
+        age: 0,
         fileId: 0,
         stripe: 0,
         unit: 0,
@@ -185,12 +201,17 @@ export class ReadServer {
       return;
     }
     const small = this.found.unitLength <= SMALL_UNIT_BYTES && this.hasSmall;
-    const slot = (small ? this.free.small : this.free.large).pop();
+    const pool = small ? this.free.small : this.free.large;
+    const slot = this.isReserved(pool, small, reader) ? undefined : pool.pop();
     if (slot === undefined) {
-      (small ? this.waiting.small : this.waiting.large).push({ reader, request });
+      const waiting = small ? this.waiting.small : this.waiting.large;
+      const requests = waiting.get(reader);
+      if (requests === undefined) waiting.set(reader, [request]);
+      else requests.push(request);
       return;
     }
     slot.reader = reader;
+    reader.readSlots++;
     slot.request = request;
     slot.fileId = fileId;
     slot.stripe = stripe;
@@ -249,6 +270,7 @@ export class ReadServer {
     const { qp, hub } = slot.reader!.channel;
     const requestId = request[0]!,
       rkey = request[8]!;
+    slot.age = 1;
     this.counters.unitsRead++;
     this.counters.bytesRead += location.unitLength;
     qp.postWrite(index | HEADER_WRITE, region, offset + location.headerByte, location.headerBytes, rkey, request[11]!);
@@ -298,22 +320,42 @@ export class ReadServer {
 
   private release(slot: ReadSlot): void {
     slot.reader!.reads--;
+    slot.reader!.readSlots--;
     slot.reader = undefined;
+    slot.age = 0;
     slot.request = noRequest;
     this.pool(slot).push(slot);
     if (this.stopped) {
       if (this.free.small.length + this.free.large.length === this.slots.length) this.onIdle?.();
       return;
     }
-    const list = slot.large ? this.waiting.large : this.waiting.small;
-    for (let next = list.shift(); next !== undefined; next = list.shift()) {
-      if (next.reader.channel.closed) {
-        next.reader.reads--;
+    this.serveWaiting(slot.large);
+  }
+
+  /** One request of each reader in turn, as long as there are slots for them. */
+  private serveWaiting(large: boolean): void {
+    const waiting = large ? this.waiting.large : this.waiting.small,
+      pool = large ? this.free.large : this.free.small;
+    for (const [reader, requests] of waiting) {
+      if (pool.length === 0) return;
+      if (reader.channel.closed) {
+        waiting.delete(reader);
+        reader.reads -= requests.length;
         continue;
       }
-      this.begin(next.reader, next.request);
-      if (this.pool(slot).length === 0) break;
+      if (this.isReserved(pool, !large, reader)) continue;
+      const request = requests.shift()!;
+      // Its turn comes again after all others'.
+      waiting.delete(reader);
+      if (requests.length > 0) waiting.set(reader, requests);
+      this.begin(reader, request);
     }
+  }
+
+  /** The last slot is for readers that hold none. */
+  private isReserved(pool: readonly ReadSlot[], small: boolean, reader: Reader): boolean {
+    const slots = small ? this.slots.length - this.largeSlots : this.largeSlots;
+    return pool.length === 1 && slots > 1 && reader.readSlots > 0;
   }
 }
 

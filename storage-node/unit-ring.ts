@@ -331,6 +331,11 @@ export class UnitRing implements AppendClient {
     counter: number,
     mapEpoch: number,
   ): void {
+    // Packets use up no receives, by which others are held back that do not take their answers.
+    if (this.channel.isFull) {
+      this.violated('it does not take its acknowledgements');
+      return;
+    }
     const queue = this.channel.records(MessageType.UNIT_ACK),
       at = queue.push(),
       record = queue.words;
