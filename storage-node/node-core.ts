@@ -9,105 +9,54 @@
  * budget.
  */
 import {
-  Access,
   Opcode,
   RdmaError,
-  ipv4Of,
   type Coder,
   type CodingQueue,
   type Device,
   type Listener,
-  type MemoryRegion,
   type PacketCounters,
   type PacketSocket,
   type QueuePair,
 } from 'tartan-rdma';
-import type { ClusterStore } from '../cluster/cluster-store.js';
 import { readFile } from '../cluster/files.js';
 import { readIdentity } from '../cluster/membership.js';
-import type { ClusterMap, FileRecord } from '../cluster/records.js';
+import type { ClusterMap } from '../cluster/records.js';
 import type { MessageChannel } from '../pipeline/channel.js';
 import { Hub } from '../pipeline/hub.js';
 import { RingMemory } from '../pipeline/ring-memory.js';
 import { acceptSession, answerProbe } from '../pipeline/session.js';
-import { type Clock, type TimerHandle } from '../wire/clock.js';
+import type { TimerHandle } from '../wire/clock.js';
 import { TartanError } from '../wire/errors.js';
 import { detach } from '../wire/front-door.js';
 import type { Control, Grant, Hello, Request } from '../wire/generated/ring.js';
-import { MessageType, READ_WORDS, unitImm } from '../wire/ring-messages.js';
-import { PAGE_BYTES, unitSlotBytes } from '../wire/slot-layout.js';
-import { digestLayout, MAX_UNIT_BYTES, MIN_UNIT_BYTES } from '../wire/unit-header.js';
-import type { Disk } from './disk.js';
+import { MessageType, READ_WORDS } from '../wire/ring-messages.js';
+import { digestLayout } from '../wire/unit-header.js';
+import { deviceMemory } from './device-memory.js';
 import { Joining } from './joining.js';
 import { MapKeeper } from './map-keeper.js';
+import type { NodeCounters, StorageNodeOptions } from './node-options.js';
 import { Placements } from './placements.js';
 import { ReadServer, type Reader } from './read-server.js';
 import { answerRequest } from './requests.js';
+import { RingGrants } from './ring-grants.js';
 import { Scrubber } from './scrubber.js';
-import { UnitRing, type RingHost } from './unit-ring.js';
-import { UnitStore, type AlignedMemory, type Durability, type StoreStats } from './unit-store.js';
+import type { UnitRing, RingHost } from './unit-ring.js';
+import { UnitStore, type StoreStats } from './unit-store.js';
 
-export interface StorageNodeOptions {
-  readonly id: string;
-  readonly device: Device;
-  /** Shared with others on the same device; made here otherwise. */
-  readonly hub?: Hub;
-  readonly clock: Clock;
-  readonly clusterStore: ClusterStore;
-  readonly disk: Disk;
-  /** Address to listen on, and to register. Port 0: any. */
-  readonly host: string;
-  readonly port?: number;
-  /** UDP port for units in packets, at `host`, which must then be an IPv4 address; 0: any. Default: none are taken. */
-  readonly packetPort?: number;
-  readonly controlPort?: number;
-  readonly secret?: string | undefined;
-  readonly durability?: Durability;
-  /** Bytes of all rings. Default 256 MiB. */
-  readonly ringMemoryBytes?: number;
-  /** Of those, for reads (at least one unit of 4 MiB). Default: a quarter, at most 32 MiB. */
-  readonly readMemoryBytes?: number;
-  readonly log?: (message: string) => void;
-  /** ms since 1970, for a new store. */
-  readonly nowMs?: number;
-  /** Another process took this id; the node has stopped. */
-  readonly onDisplaced?: () => void;
-  readonly leaseMs?: number;
-  readonly rejoinMs?: number;
-  /** A peer not heard of for so long is dropped. Default 60,000. */
-  readonly silentMs?: number;
-  /** Most unit slots granted to one writer; every session takes 4 KiB for each. Default 256. */
-  readonly maxSlots?: number;
-}
-
-export interface NodeCounters {
-  unitsReceived: number;
-  bytesReceived: number;
-  unitsRefused: number;
-  unitsAcknowledged: number;
-  unitsRead: number;
-  bytesRead: number;
-  readsFailed: number;
-  checksumFailures: number;
-  protocolErrors: number;
-  requests: number;
-  connections: number;
-}
+export type { NodeCounters, StorageNodeOptions } from './node-options.js';
 
 export const NODE_PROGRAM = { name: 'node', version: '1' } as const;
 const RING_MEMORY_BYTES = 256 << 20;
 const READ_MEMORY_BYTES = 32 << 20;
 const MAX_SLOTS = 256;
-const RING_BYTES = 16 << 20;
 const SILENT_MS = 60_000;
 const MAX_REQUESTS = 64;
 /** VERIFY work request ids: ring id << 16 | slot, or this bit and a read slot. */
 const READ_VERIFY = 0x8000_0000;
-const MAX_RINGS = 1 << 15;
 
 interface Connection extends Reader {
   ring: UnitRing | undefined;
-  ringBytes: number;
   requests: number;
   heardAt: number;
   name: string;
@@ -137,8 +86,6 @@ export class StorageNode {
   private readonly log: (message: string) => void;
   private readonly maps: MapKeeper;
   private readonly connections = new Set<Connection>();
-  private readonly rings = new Map<number, UnitRing>();
-  private nextRing = 0;
   private readonly ending = new Set<Promise<void>>();
   private coding!: CodingQueue;
   private coder!: Coder;
@@ -146,7 +93,7 @@ export class StorageNode {
   private placements!: Placements;
   private reads!: ReadServer;
   private scrubber!: Scrubber;
-  private ringHost!: RingHost;
+  private grants!: RingGrants;
   private joining: Joining | undefined;
   private listener: Listener | undefined;
   private packetSocket: PacketSocket | undefined;
@@ -279,7 +226,7 @@ export class StorageNode {
       onDamage,
     );
     this.scrubber = new Scrubber(this.store, device, this.coder, this.memory, onDamage);
-    this.ringHost = {
+    const ringHost: RingHost = {
       clusterId: identity.clusterId,
       store: this.store,
       maps: this.maps,
@@ -302,12 +249,13 @@ export class StorageNode {
       },
     };
     const { secret } = this.options;
+    this.packetSocket = await this.openPackets();
+    this.grants = new RingGrants(id, device, this.memory, this.maxSlots, ringHost, this.packetSocket);
     const context = { device, hub: this.hub, clock, secret, clusterId: identity.clusterId, log: this.log };
     this.listener = await listen(device, host, this.options.port ?? 0, (qp) => {
       acceptSession(context, qp, this.maxSlots, (hello, channel) => this.decide(hello, channel));
     });
     this.port = this.listener.port;
-    this.packetSocket = await this.openPackets();
     await this.joining.join(
       this.store,
       host,
@@ -369,7 +317,6 @@ export class StorageNode {
     const connection: Connection = {
       channel,
       ring: undefined,
-      ringBytes: 0,
       reads: 0,
       readSlots: 0,
       requests: 0,
@@ -378,15 +325,15 @@ export class StorageNode {
       ended: false,
     };
     const rebuilds = hello.role === 'rebuilder' ? await readFile(this.options.clusterStore, hello.fileId) : undefined;
-    const peerAddress = this.packetPeer(hello, channel);
-    const granted =
-      hello.unitBytes > 0 ? this.grantRing(connection, hello, rebuilds) : { rkey: 0, slots: 0, slotBytes: 0 };
+    const peerAddress = this.grants.packetPeer(hello, channel);
+    const ring = hello.unitBytes > 0 ? this.grants.grant(channel, hello, rebuilds) : undefined;
+    connection.ring = ring;
+    const granted = { rkey: ring?.region.rkey ?? 0, slots: ring?.slots ?? 0, slotBytes: ring?.slotBytes ?? 0 };
     let packets: Partial<Grant> = {};
     try {
-      if (peerAddress !== undefined && connection.ring !== undefined)
-        packets = this.takePackets(connection.ring, hello, peerAddress);
+      if (peerAddress !== undefined && ring !== undefined) packets = this.grants.takePackets(ring, hello, peerAddress);
     } catch (error) {
-      await this.releaseRing(connection, connection.ring?.close());
+      await this.grants.takeBack(ring!, ring!.close());
       throw error;
     }
     this.connections.add(connection);
@@ -411,99 +358,6 @@ export class StorageNode {
     };
     if (channel.closed) this.end(connection, 'closed during the handshake');
     return { name: this.id, ...granted, ...packets, mapEpoch: this.maps.epoch, state: '' };
-  }
-
-  /** @throws {TartanError} ERR_RING_MEMORY, ERR_UNIT_BYTES */
-  private grantRing(
-    connection: Connection,
-    { name, unitBytes, slots: wanted }: Hello,
-    rebuilds: FileRecord | undefined,
-  ): Pick<Grant, 'rkey' | 'slots' | 'slotBytes'> {
-    const attempt = `grant '${name}' a ring on node ${this.id}`;
-    if (unitBytes < MIN_UNIT_BYTES || unitBytes > MAX_UNIT_BYTES || !Number.isInteger(Math.log2(unitBytes))) {
-      throw new TartanError(
-        'ERR_UNIT_BYTES',
-        `Cannot ${attempt}: units of ${unitBytes} bytes, expected a power of two ` +
-          `from ${MIN_UNIT_BYTES} to ${MAX_UNIT_BYTES}`,
-      );
-    }
-    const slotBytes = unitSlotBytes(unitBytes);
-    const most = Math.max(
-      2,
-      Math.min(wanted === 0 ? this.maxSlots : wanted, this.maxSlots, Math.floor(RING_BYTES / slotBytes)),
-    );
-    if (this.rings.size >= MAX_RINGS)
-      throw new TartanError(
-        'ERR_CAPACITY',
-        `Cannot ${attempt}: it has granted ${MAX_RINGS}, as many as it has numbers`,
-      );
-    const bytes = this.memory.take(most * slotBytes, slotBytes, 2 * slotBytes, attempt);
-    let region: MemoryRegion;
-    try {
-      region = this.options.device.allocate(bytes, Access.REMOTE_WRITE);
-      region.grant(connection.channel.qp);
-    } catch (cause) {
-      this.memory.give(bytes);
-      throw cause instanceof RdmaError
-        ? new TartanError('ERR_RING_MEMORY', `Cannot ${attempt}: ${cause.message}`, { cause })
-        : cause;
-    }
-    do this.nextRing = (this.nextRing + 1) % MAX_RINGS;
-    while (this.rings.has(this.nextRing));
-    const ring = new UnitRing(
-      this.ringHost,
-      this.nextRing,
-      connection.channel,
-      region,
-      bytes / slotBytes,
-      unitBytes,
-      rebuilds,
-    );
-    this.rings.set(ring.id, ring);
-    connection.ring = ring;
-    connection.ringBytes = bytes;
-    return { rkey: region.rkey, slots: ring.slots, slotBytes };
-  }
-
-  /**
-   * Where packets of this session will come from; undefined: there are none, or this node takes none.
-   * @throws {TartanError} ERR_ARGUMENT
-   */
-  private packetPeer({ name, packetPort, packetHost }: Hello, { qp }: MessageChannel): number | undefined {
-    if (packetPort === undefined || this.packetSocket === undefined) return undefined;
-    const host = packetHost ?? qp.remote.slice(0, qp.remote.lastIndexOf(':'));
-    try {
-      return ipv4Of(host);
-    } catch {
-      throw new TartanError(
-        'ERR_ARGUMENT',
-        `Cannot take packets of '${name}' on node ${this.id}: its address is '${host}', an IPv4 address is expected`,
-      );
-    }
-  }
-
-  /** Units of this writer come as packets: the ring's memory is filled by the packet socket, no longer by the peer. */
-  private takePackets(ring: UnitRing, hello: Hello, peerAddress: number): { rkey: number; packetPort: number } {
-    const socket = this.packetSocket!;
-    ring.packets = socket.createReceiver(
-      {
-        peerAddress,
-        peerPort: hello.packetPort!,
-        fileId: hello.fileId,
-        writerEpoch: hello.writerEpoch ?? 0,
-        region: ring.region,
-        slots: ring.slots,
-        slotBytes: ring.slotBytes,
-        unitBytes: hello.unitBytes,
-      },
-      (slot, headerBytes, byteLength) => {
-        ring.arrive(unitImm(slot, headerBytes), byteLength);
-      },
-      (unit, stripe, counter, mapEpoch) => {
-        ring.repeat(unit, stripe, hello.writerEpoch ?? 0, counter, mapEpoch);
-      },
-    );
-    return { rkey: 0, packetPort: socket.port };
   }
 
   private control(connection: Connection, message: Control, mapEpoch: number): void {
@@ -566,7 +420,7 @@ export class StorageNode {
 
   private verified(wrId: number, status: number): void {
     if (wrId >= READ_VERIFY) this.reads.verified(wrId - READ_VERIFY, status);
-    else this.rings.get(wrId >>> 16)!.verified(wrId & 0xffff, status);
+    else this.grants.ring(wrId >>> 16).verified(wrId & 0xffff, status);
   }
 
   private violation(channel: MessageChannel, reason: string): void {
@@ -591,20 +445,11 @@ export class StorageNode {
   }
 
   /** The ring's memory goes when the connection is gone, and nobody here reads it any more: checks, disk writes. */
-  private async bury(connection: Connection, reason: string): Promise<void> {
-    const { channel, ring } = connection;
+  private async bury({ channel, ring }: Connection, reason: string): Promise<void> {
     const idle = ring?.close();
     await ring?.packets?.destroy();
     await channel.destroy(reason);
-    await this.releaseRing(connection, idle);
-  }
-
-  private async releaseRing({ ring, ringBytes }: Connection, idle: Promise<void> | undefined): Promise<void> {
-    if (ring === undefined) return;
-    await idle;
-    await ring.region.deregister();
-    this.rings.delete(ring.id);
-    this.memory.give(ringBytes);
+    if (ring !== undefined) await this.grants.takeBack(ring, idle);
   }
 
   private dropSilent(): void {
@@ -626,17 +471,6 @@ export class StorageNode {
     for (const { channel } of this.connections) channel.mapEpoch = map.epoch;
     this.joining?.onMap();
   }
-}
-
-/** Page-aligned memory from the device: what an O_DIRECT disk needs. */
-function deviceMemory(device: Device, bytes: number): AlignedMemory {
-  const region = device.allocate(Math.max(bytes, PAGE_BYTES));
-  return {
-    bytes: new Uint8Array(region.buffer),
-    release: () => {
-      detach(region.deregister());
-    },
-  };
 }
 
 async function listen(

@@ -21,8 +21,6 @@ const MOST_LINES = 600;
 /** Longer since a formatter sets their lines; the list only shrinks. */
 const TO_BE_SPLIT = [
   'pipeline/stripe-reader.ts',
-  'storage-node/node-core.ts',
-  'storage-node/unit-store.ts',
   'test/p4runtime-js/conformance.ts',
   'test/rdma/conformance-coding.ts',
   'test/rdma/conformance-transfer.ts',

@@ -12,6 +12,8 @@ import { NodeSet } from '../../pipeline/node-set.js';
 import { StripePipeline } from '../../pipeline/stripe-pipeline.js';
 import type { Batch } from '../../storage-node/batch.js';
 import { FileIndex } from '../../storage-node/file-index.js';
+import { Appender } from '../../storage-node/appender.js';
+import { IndexView } from '../../storage-node/index-view.js';
 import { LogWriter } from '../../storage-node/log-writer.js';
 import { StorageNode } from '../../storage-node/node-core.js';
 import { UnitRing } from '../../storage-node/unit-ring.js';
@@ -165,7 +167,7 @@ export const mutants: Readonly<Record<string, Mutant>> = {
     finds: ['redundancy lost silently'],
     make: () => {
       replace(
-        UnitStore,
+        Appender,
         'fieldsOf',
         (original) =>
           function (...args) {
@@ -175,7 +177,7 @@ export const mutants: Readonly<Record<string, Mutant>> = {
           },
       );
       replace(
-        UnitStore,
+        IndexView,
         'heldUnits',
         (original) =>
           function (...args) {
