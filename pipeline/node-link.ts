@@ -73,7 +73,8 @@ export interface ReadWish {
   epoch: number;
   counter: number;
   exact: boolean;
-  rkey: number;
+  /** Where the answer goes: this link's peer may write there from the first read on. */
+  region: MemoryRegion;
   payloadOffset: number;
   capacity: number;
   headerOffset: number;
@@ -108,6 +109,7 @@ export class NodeLink {
   private readonly owner: NodeLinkOwner;
   private readonly channel: MessageChannel;
   private readonly rkey: number;
+  private readonly granted = new WeakSet<MemoryRegion>();
   private readonly slotBytes: number;
   private readonly heartbeat: Heartbeat;
   private readonly clock: Clock;
@@ -213,6 +215,10 @@ export class NodeLink {
 
   /** Asks for a unit; the owner hears onRead or onReadFailed, or onLinkDown. */
   read(wish: ReadWish): void {
+    if (!this.granted.has(wish.region)) {
+      this.granted.add(wish.region);
+      wish.region.grant(this.channel.qp);
+    }
     const queue = this.channel.records(MessageType.READ);
     const w = queue.push(),
       words = queue.words;
@@ -224,7 +230,7 @@ export class NodeLink {
     words[w + 5] = wish.unit;
     words[w + 6] = wish.epoch;
     words[w + 7] = wish.counter;
-    words[w + 8] = wish.rkey;
+    words[w + 8] = wish.region.rkey;
     words[w + 9] = wish.payloadOffset;
     words[w + 10] = wish.capacity;
     words[w + 11] = wish.headerOffset;

@@ -396,7 +396,7 @@ export class StripeReader {
         epoch: job.epoch,
         counter: job.counter,
         exact: job.exact,
-        rkey: this.region.rkey,
+        region: this.region,
         payloadOffset: at + this.slots.unitsOffset + argument * this.slots.unitBytes,
         capacity: this.slots.unitBytes,
         headerOffset: at + headerOffsetIn(this.slots, argument),

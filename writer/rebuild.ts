@@ -595,7 +595,7 @@ class Rebuilder {
           epoch,
           counter,
           exact: true,
-          rkey: this.region.rkey,
+          region: this.region,
           payloadOffset,
           capacity: slots.unitBytes,
           headerOffset,

@@ -127,7 +127,7 @@ export class UnitFetcher {
       epoch: file.commitEpoch,
       counter: file.commitCounter,
       exact: false,
-      rkey: this.region.rkey,
+      region: this.region,
       payloadOffset,
       capacity: this.unitBytes,
       headerOffset,

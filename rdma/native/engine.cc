@@ -233,7 +233,10 @@ void Engine::execute(Command& command) {
       return services_.regions.add(command.region);
     case CommandType::grant_region:
       command.region->is_restricted = true;
-      if (pair) command.region->granted.insert(pair->qpn);
+      if (pair) {
+        pair->granted_rkeys.push_back(command.region->rkey);
+        command.region->granted.insert(pair->qpn);
+      }
       return;
     case CommandType::deregister:
       return deregister(command.region);

@@ -206,6 +206,7 @@ void QueuePair::report_gone_if_wanted() {
   if (!wants_destroy_ || is_reported_gone_ || state_ != State::closed) return;
   is_reported_gone_ = true;
   services_.queue_pairs.erase(qpn);
+  for (uint32_t rkey : granted_rkeys) services_.regions.ungrant(rkey, qpn);
   services_.emit({EventType::queue_pair_gone, 0, qpn});
   services_.bury(this);
 }

@@ -56,6 +56,7 @@ class QueuePair : public Pollable {
   void on_deadline() override;
 
   const uint32_t qpn;
+  std::vector<uint32_t> granted_rkeys;  // of regions, of which some may be gone
   const TransportKind transport;
   const std::string remote;
   bool is_dirty = false;

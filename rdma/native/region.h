@@ -56,6 +56,9 @@ class RegionTable {
     Region* region = find(by_rkey_, rkey);
     return region && region->is_granted_to(qpn) ? region : nullptr;
   }
+  void ungrant(uint32_t rkey, uint32_t qpn) {  // the queue pair is gone
+    if (Region* region = find(by_rkey_, rkey)) region->granted.erase(qpn);
+  }
 
  private:
   using Table = std::unordered_map<uint32_t, Region*>;

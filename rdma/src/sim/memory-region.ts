@@ -39,7 +39,7 @@ export class SimRegion implements MemoryRegion {
   readonly #device: SimDevice;
   #outstanding = 0;
   /** Undefined: it is reachable with its key alone. */
-  #granted: Set<QueuePair> | undefined;
+  #granted: WeakSet<QueuePair> | undefined;
   #deregistered: Promise<void> | undefined;
   #onIdle: (() => void) | undefined;
 
@@ -81,7 +81,7 @@ export class SimRegion implements MemoryRegion {
   }
 
   grant(qp: QueuePair): void {
-    (this.#granted ??= new Set()).add(qp);
+    (this.#granted ??= new WeakSet()).add(qp);
   }
 
   isGrantedTo(qp: QueuePair): boolean {
