@@ -5,9 +5,10 @@ import { isEtcdLocation } from '../cluster/etcd-location.js';
 import { listFiles } from '../cluster/files.js';
 import { createCluster, readMap } from '../cluster/membership.js';
 import { openClusterStore } from '../cluster/open-store.js';
+import { presentSince } from '../cluster/presence.js';
 import { TartanError, codeOf } from '../wire/errors.js';
 import { startChild, stopProcess } from './child-process.js';
-import type { ProcessRecord, ProcessRole, StateDirectory } from './state-directory.js';
+import type { ProcessRecord, ProcessRole, StartedWith, StateDirectory } from './state-directory.js';
 
 export interface ClusterOptions {
   /** Of a new cluster. */
@@ -67,6 +68,7 @@ export async function startCluster(
   state: StateDirectory,
   options: ClusterOptions,
   onReady: (record: ProcessRecord) => void = () => {},
+  signal?: AbortSignal,
 ): Promise<ProcessRecord[]> {
   state.create();
   const running = state.running();
@@ -78,12 +80,14 @@ export async function startCluster(
     );
   await createStore(state);
   const ids = await nodesToStart(state, options);
+  state.keepStartedWith(startedWith(options));
   if (options.basePort > 0) await requireFreePorts(options, ids);
   state.write([]);
   try {
     // Settled, not raced: none may still be starting when the others are stopped.
     const settled = await Promise.allSettled(ids.map((id) => startNode(state, options, id).then(onReady)));
     for (const each of settled) if (each.status === 'rejected') throw each.reason;
+    signal?.throwIfAborted();
     const others = await Promise.allSettled(
       [
         startSwitch(state, options),
@@ -91,6 +95,7 @@ export async function startCluster(
       ].map((each) => each.then(onReady)),
     );
     for (const each of others) if (each.status === 'rejected') throw each.reason;
+    signal?.throwIfAborted();
   } catch (error) {
     await stopCluster(state, 0);
     throw error;
@@ -101,13 +106,51 @@ export async function startCluster(
 /** Those that the map has and whose stores are here: nodes were added, and removed for good, since the first start. */
 async function nodesToStart(state: StateDirectory, { nodes, grows = false }: ClusterOptions): Promise<string[]> {
   const store = await openClusterStore(state.cluster);
-  const [map, files] = await Promise.all([readMap(store), listFiles(store)]).finally(() => store.close());
+  const [map, files, present] = await Promise.all([readMap(store), listFiles(store), presentSince(store)]).finally(() =>
+    store.close(),
+  );
   const ids = map.nodes.map(({ id }) => id).filter((id) => existsSync(state.node(id)));
+  // What a crash left of this folder's own goes by itself; what is present otherwise runs somewhere else.
+  const own = new Set(state.processes().map(({ id }) => id));
+  const others = [...present.keys()].filter(
+    (id) => !own.has(id) && (ids.length === 0 || id === SWITCH_ID || ids.includes(id)),
+  );
+  if (others.length > 0)
+    throw new TartanError(
+      'ERR_IN_USE',
+      `Cannot start a cluster at ${state.path}: its store, ${state.cluster}, serves one that runs elsewhere ` +
+        `(${others.join(', ')}); end that, or, if it was killed a moment ago, try again in some seconds`,
+    );
   const highest = Math.max(0, ...map.nodes.map(({ id }) => Number(/^n(\d+)$/.exec(id)?.[1] ?? 0)));
   // Without files it may be that its first start was cut short.
   const wanted = ids.length === 0 || files.length === 0 || grows ? nodes : 0;
   for (let number = highest + 1; ids.length < wanted; number++) ids.push(`n${number}`);
   return ids;
+}
+
+/**
+ * How one process of a cluster that was started here is started again.
+ *
+ * @throws {TartanError} ERR_IN_USE: it runs · ERR_NOT_RUNNING: no cluster was ever started in this folder
+ */
+export function againOptions(state: StateDirectory, id: string, secret: string | undefined): ClusterOptions {
+  const running = state.running(),
+    itself = running.find((each) => each.id === id);
+  if (itself !== undefined)
+    throw new TartanError('ERR_IN_USE', `Cannot start ${id}: it runs, as process ${itself.identity.pid}`);
+  const before = state.startedWith();
+  if (before === undefined)
+    throw new TartanError(
+      'ERR_NOT_RUNNING',
+      `Cannot start ${id}: nothing in ${state.path} says how its cluster was started; \`tartan up\` starts all of it`,
+    );
+  return { ...before, nodes: 1, dependent: false, secret };
+}
+
+/** What is remembered of options. */
+export function startedWith(options: ClusterOptions): StartedWith {
+  const { host, basePort, durability, transport, device = 'soft', ringMemoryBytes, sizeBytes } = options;
+  return { host, basePort, durability, transport, device, ringMemoryBytes, sizeBytes };
 }
 
 export function startNode(state: StateDirectory, options: ClusterOptions, id: string): Promise<ProcessRecord> {

@@ -271,6 +271,17 @@ startsNode('add', 'starts one node more on this machine; files made from then on
       options.json === true,
     );
   });
+nodeCommand
+  .command('start')
+  .description('starts a node of this machine that has ended, as `up` did')
+  .argument('<id>')
+  .addOption(json())
+  .action(async (id: string, _: unknown, self: Command) => {
+    const options = self.optsWithGlobals<Options>();
+    const { startNodeAgain } = await import('./node-commands.js');
+    const state = StateDirectory.choose(options.dir, options.clusterStore);
+    await startNodeAgain(state, id, readSecret(options.secretFile), options.json === true);
+  });
 startsNode('replace', 'gives a node of this machine a new, blank store, and restores what the old one held')
   .argument('<id>')
   .option('--rate <bytes>', 'restores at most so many bytes a second')
@@ -339,7 +350,7 @@ nodeCommand
     await removeNodeFor(StateDirectory.choose(options.dir, options.clusterStore), id, options.json === true);
   });
 
-const switchCommand = command('switch', 'gives the switch its program, or takes it away');
+const switchCommand = command('switch', 'gives the switch its program, takes it away, or starts it again');
 for (const [verb, text] of [
   ['load', 'makes the switch compute parity'],
   ['unload', 'makes the switch forward packets only'],
@@ -359,6 +370,17 @@ for (const [verb, text] of [
       );
     });
 }
+
+switchCommand
+  .command('start')
+  .description('starts the switch of this machine when it has ended, as `up` did')
+  .addOption(json())
+  .action(async (_: unknown, self: Command) => {
+    const options = self.optsWithGlobals<Options>();
+    const { startSwitchAgain } = await import('./cluster-commands.js');
+    const state = StateDirectory.choose(options.dir, options.clusterStore);
+    await startSwitchAgain(state, readSecret(options.secretFile), options.json === true);
+  });
 
 command('rdma', 'RDMA devices')
   .command('devices')

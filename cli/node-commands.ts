@@ -10,7 +10,7 @@ import type { ClusterMap, FileRecord } from '../cluster/records.js';
 import { TartanError, codeOf } from '../wire/errors.js';
 import { stopProcess } from './child-process.js';
 import type { ClusterOptions } from './cluster-processes.js';
-import { startNode } from './cluster-processes.js';
+import { againOptions, startNode } from './cluster-processes.js';
 import type { ClientOptions } from './file-commands.js';
 import { table } from './quantities.js';
 import { repair } from './repair-commands.js';
@@ -84,6 +84,34 @@ export async function addNode(
           '\n',
       );
     return id;
+  });
+}
+
+/**
+ * Starts a node of this machine again, with the store that it has.
+ *
+ * @throws {TartanError} ERR_IN_USE: it runs · ERR_NOT_FOUND: no such node has its store here
+ */
+export async function startNodeAgain(
+  state: StateDirectory,
+  id: string,
+  secret: string | undefined,
+  json: boolean,
+): Promise<void> {
+  if (!/^n\d+$/.test(id) || !existsSync(state.node(id)))
+    throw new TartanError(
+      'ERR_NOT_FOUND',
+      `Cannot start node '${id}': there is no store of it in ${state.path}; \`tartan node add\` makes a new node`,
+    );
+  againOptions(state, id, secret);
+  await state.locked(async () => {
+    const store = await openClusterStore(state.cluster);
+    const { nodes } = await readMap(store).finally(() => store.close());
+    if (!nodes.some((node) => node.id === id))
+      throw new TartanError('ERR_NOT_FOUND', `Cannot start node '${id}': it was removed from the cluster`);
+    const record = await startNode(state, againOptions(state, id, secret), id);
+    if (json) process.stdout.write(`${JSON.stringify(record)}\n`);
+    else process.stdout.write(`${id} runs on port ${record.port}\n`);
   });
 }
 

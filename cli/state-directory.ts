@@ -5,6 +5,7 @@
  *   cluster.location where it is instead: etcd://…
  *   nodes/n1/ …      the unit stores
  *   log/n1.out       a process's standard output: its ready line; log/n1.err: its log
+ *   started.json     what `up` was last told, for those that are started again one by one
  *   processes.json   the processes that `up` started, for `down` and `status`
  *   lock             held by an `up` or `down` at work
  *
@@ -34,6 +35,17 @@ export interface ProcessRecord {
   readonly metricsPort: number;
   /** What it was told to open; undefined until it is ready. */
   readonly device?: string;
+}
+
+/** What the processes of a cluster have in common, as `up` was told. */
+export interface StartedWith {
+  readonly host: string;
+  readonly basePort: number;
+  readonly durability: string;
+  readonly transport: string;
+  readonly device: string;
+  readonly ringMemoryBytes: number;
+  readonly sizeBytes: number;
 }
 
 export class StateDirectory {
@@ -84,6 +96,7 @@ export class StateDirectory {
   removeCluster(): void {
     rmSync(this.ownCluster, { recursive: true, force: true });
     rmSync(this.locationFile, { force: true });
+    rmSync(this.startedFile, { force: true });
   }
 
   private get kept(): string | undefined {
@@ -109,6 +122,9 @@ export class StateDirectory {
   private get processesFile(): string {
     return join(this.path, 'processes.json');
   }
+  private get startedFile(): string {
+    return join(this.path, 'started.json');
+  }
   private get lockFile(): string {
     return join(this.path, 'lock');
   }
@@ -127,6 +143,19 @@ export class StateDirectory {
         cause: error,
       });
     }
+  }
+
+  /** What `up` was last told; undefined: it never was, or was one that did not write it down. */
+  startedWith(): StartedWith | undefined {
+    try {
+      return JSON.parse(readFileSync(this.startedFile, 'utf8')) as StartedWith;
+    } catch {
+      return undefined; // it only saves telling again
+    }
+  }
+
+  keepStartedWith(options: StartedWith): void {
+    writeFileSync(this.startedFile, `${JSON.stringify(options)}\n`, { mode: 0o600 });
   }
 
   /** Every process recorded, whether it still runs or not. */

@@ -6,6 +6,7 @@ export const FILES_BY_ID = 'files/by-id/';
 /** Files without a name, one key each: ranged without reading all records. */
 export const UNNAMED_FILES = 'files/unnamed/';
 export const NODE_LEASES = 'leases/node/';
+export const SWITCH_LEASES = 'leases/switch/';
 export const SCRUB_KEY = 'scrub';
 export const REPAIR_KEY = 'leases/repair';
 export const REPAIR_WISH_KEY = 'leases/repair-wish';

@@ -25,6 +25,8 @@ export interface JoiningOptions {
   readonly id: string;
   readonly maps: MapKeeper;
   readonly log: (message: string) => void;
+  /** The date, for those who ask since when this node runs. */
+  readonly nowMs?: number | undefined;
   /** Presence: time to live without renewal. Default 5000. */
   readonly leaseMs?: number;
   /** A node marked down by others waits so long before it marks itself up again. Default 1000. */
@@ -172,9 +174,11 @@ export class Joining {
     const { clusterStore, id } = this.options;
     const lease = await clusterStore.grantLease(leaseMs);
     this.granted.set(lease.id, lease);
+    const { nowMs } = this.options,
+      since = nowMs === undefined ? {} : { since: new Date(nowMs).toISOString() };
     const { succeeded } = await clusterStore.transact(
       [{ key: nodeLeaseKey(id), modRevision: 0 }],
-      [{ put: nodeLeaseKey(id), value: JSON.stringify({ id }), lease: lease.id }],
+      [{ put: nodeLeaseKey(id), value: JSON.stringify({ id, ...since }), lease: lease.id }],
     );
     this.lease = succeeded ? lease : this.granted.get((await clusterStore.get(nodeLeaseKey(id)))?.lease ?? '');
     for (const other of this.granted.values()) {

@@ -171,6 +171,7 @@ export class StorageNode {
       id,
       maps: this.maps,
       log: this.log,
+      nowMs,
       onDisplaced: () => {
         this.displaced();
       },

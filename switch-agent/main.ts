@@ -122,6 +122,12 @@ async function run(settings: Settings): Promise<void> {
   const options = {
     ...settings,
     store,
+    onDisplaced: () => {
+      // The entry in the map is the other's: nothing is said there.
+      process.stderr.write(`tartan: ERR_IN_USE: Switch '${id}' ends: another process has taken its id\n`, () => {
+        process.exit(1);
+      });
+    },
     log: (message: string) => {
       logger.info(message);
     },

@@ -2,6 +2,7 @@
 import { openDevice } from 'tartan-rdma';
 import type { ClusterStore } from '../cluster/cluster-store.js';
 import { readIdentity } from '../cluster/membership.js';
+import { SwitchPresence } from '../cluster/presence.js';
 import { Hub } from '../pipeline/hub.js';
 import { realClock } from '../wire/clock.js';
 import { switchCounters } from './metrics.js';
@@ -19,6 +20,8 @@ export interface SoftTargetOptions {
   readonly deadlineMs: number;
   readonly secret: string | undefined;
   readonly log: (message: string) => void;
+  /** The switch has stopped by itself: another process took its id. */
+  readonly onDisplaced: () => void;
 }
 
 export async function softTarget({
@@ -31,15 +34,17 @@ export async function softTarget({
   deadlineMs,
   secret,
   log,
+  onDisplaced,
   ...options
 }: SoftTargetOptions): Promise<Target> {
   const device = openDevice(options.device, { name: id, host, log });
   const { clusterId } = await readIdentity(store);
   // The control port must be known before the switch registers itself.
-  let core: SwitchCore | undefined;
+  let core: SwitchCore | undefined, presence: SwitchPresence | undefined;
   const counters = (): Record<string, number> => (core === undefined ? {} : switchCounters(core, device));
   return {
     async start(controlPort) {
+      presence = await SwitchPresence.take(store, id, { onDisplaced });
       core = new SwitchCore({
         context: { device, hub: new Hub(device), clock: realClock, secret, clusterId },
         store,
@@ -79,6 +84,7 @@ export async function softTarget({
     samples: () => [],
     async stop() {
       await core?.stop();
+      await presence?.release();
       await device.close();
     },
   };

@@ -3,11 +3,11 @@
  * emptied the same way, from the other units.
  */
 import { listFiles } from '../cluster/files.js';
-import { presentNodes, readMap, setNodePurpose } from '../cluster/membership.js';
+import { presentNodes, purposeOf, readMap, setNodePurpose } from '../cluster/membership.js';
 import { enlistSpares } from '../cluster/moves.js';
 import type { FileRecord } from '../cluster/records.js';
 import { sleep } from '../wire/clock.js';
-import { TartanError } from '../wire/errors.js';
+import { TartanError, codeOf } from '../wire/errors.js';
 import type { ClientContext } from './context.js';
 import { freeLeftovers } from './leftovers.js';
 import { emptyMoveReport, moveShares, sumOfMoves, type MoveOptions, type MoveReport, type Share } from './mover.js';
@@ -43,30 +43,42 @@ export async function drainNode(
   options: DrainOptions = {},
 ): Promise<DrainReport> {
   const { store } = context,
-    { to, onWaiting, ...settings } = options;
+    { to } = options;
   await checkTarget(context, id, to);
-  await setNodePurpose(store, id, 'leaving');
-  const total = emptyMoveReport(),
+  const before = await purposeBefore(context, id),
     holds = (file: FileRecord): boolean => file.nodes.includes(id);
+  // Refused before anything has happened.
+  refuseStuck(id, to, (await plan(context, id, holds, to)).stuck);
+  await setNodePurpose(store, id, 'leaving');
+  const total = emptyMoveReport();
+  try {
+    return await empty(context, id, holds, takeOver, options, total);
+  } catch (error) {
+    // A drain that could not move anything has not happened: files may use the node as before.
+    if (codeOf(error) === 'ERR_NOT_ENOUGH_NODES' && total.filesMoved === 0) await setNodePurpose(store, id, before);
+    throw error;
+  }
+}
+
+async function empty(
+  context: ClientContext,
+  id: string,
+  holds: (file: FileRecord) => boolean,
+  takeOver: (fileId: number) => Promise<void>,
+  { to, onWaiting, ...settings }: DrainOptions,
+  total: MoveReport,
+): Promise<DrainReport> {
+  const { store } = context;
   const files = (await listFiles(store)).filter(holds).length;
   for (;;) {
     const { shares, stuck } = await plan(context, id, holds, to);
     // What can go goes first.
-    if (shares.length === 0 && stuck[0] !== undefined)
-      throw new TartanError(
-        'ERR_NOT_ENOUGH_NODES',
-        `Cannot empty node ${id}: ` +
-          (to === undefined
-            ? `'${stuck[0].name}' uses every node that is up`
-            : `'${stuck[0].name}' uses ${to} already`) +
-          '; ' +
-          'add a node first',
-      );
+    if (shares.length === 0) refuseStuck(id, to, stuck);
     if (shares.length === 0) break;
     const report = await moveShares(context, shares, takeOver, {
       ...settings,
       onProgress: (now) => {
-        options.onProgress?.(sumOfMoves(total, now));
+        settings.onProgress?.(sumOfMoves(total, now));
       },
     });
     Object.assign(total, sumOfMoves(total, report));
@@ -92,6 +104,21 @@ export async function drainNode(
     (await Promise.all([listFiles(store), listFiles(store, { deleted: true })])).flat().map((file) => file.id),
   );
   return { ...total, waiting: [], failed: [], node: id, files };
+}
+
+async function purposeBefore({ store }: ClientContext, id: string): Promise<'member' | 'spare' | 'leaving'> {
+  const node = (await readMap(store)).nodes.find((each) => each.id === id);
+  return node === undefined ? 'member' : purposeOf(node); // whether there is such a node setNodePurpose() says
+}
+
+/** @throws {TartanError} ERR_NOT_ENOUGH_NODES when there is one */
+function refuseStuck(id: string, to: string | undefined, [file]: readonly FileRecord[]): void {
+  if (file === undefined) return;
+  throw new TartanError(
+    'ERR_NOT_ENOUGH_NODES',
+    `Cannot empty node ${id}: '${file.name}' uses ${to === undefined ? 'every node that is up' : `${to} already`}; ` +
+      'add a node first',
+  );
 }
 
 async function checkTarget({ store }: ClientContext, id: string, to: string | undefined): Promise<void> {

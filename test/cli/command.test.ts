@@ -4,6 +4,8 @@ import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, 
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { openClusterStore } from '../../cluster/open-store.js';
+import { presentSince } from '../../cluster/presence.js';
 import type { ProcessIdentity } from '../../cluster/process-identity.js';
 import { isRunning } from '../../cluster/process-identity.js';
 import { randomBytes } from '../random-bytes.js';
@@ -12,6 +14,11 @@ import { MAIN, ROOT, isOneLine, run, tartan, type Result, type RunOptions } from
 /** Runs a program of somebody's. */
 function node(args: readonly string[], options: RunOptions = {}): Promise<Result> {
   return run(process.execPath, args, options);
+}
+
+function processesOf(state: string): { id: string; identity: ProcessIdentity }[] {
+  const text = readFileSync(join(state, 'processes.json'), 'utf8');
+  return (JSON.parse(text) as { processes: { id: string; identity: ProcessIdentity }[] }).processes;
 }
 
 t.test('the command is built', async (t) => {
@@ -72,6 +79,7 @@ t.test('without a cluster every command says so', async (t) => {
     ['put', MAIN],
     ['switch', 'load'],
     ['switch', 'unload'],
+    ['switch', 'start'],
   ]) {
     isOneLine(t, await tartan([...args, '--dir', dir]), 1, 'ERR_NOT_RUNNING');
   }
@@ -188,22 +196,43 @@ t.test('a cluster lives from up to down', async (t) => {
   process.kill(processes.find((each) => each.id === 's1')!.identity.pid, 'SIGKILL');
   isOneLine(t, await run('switch', 'load'), 1, 'ERR_NOT_RUNNING');
   isOneLine(t, await run('up'), 1, 'ERR_IN_USE');
-  for (const each of processes.filter((each) => each.id !== 's1')) process.kill(each.identity.pid, 'SIGKILL');
+  // One that ended is started again by itself, with the options of `up`; one that runs is left alone.
+  process.kill(processes.find((each) => each.id === 'n2')!.identity.pid, 'SIGKILL');
+  const store = await openClusterStore(join(state, 'cluster'));
+  while ((await presentSince(store)).size > 2)
+    await new Promise((resolve) => {
+      setTimeout(resolve, 20);
+    });
+  t.match((await run('status')).stdout, /^n2 +node +ended +\d+ +none +(up, silent|down)$/m, 'the lease, not the map');
+  isOneLine(t, await run('node', 'start', 'n1'), 1, 'ERR_IN_USE', /process \d+/);
+  isOneLine(t, await run('node', 'start', 'n9'), 1, 'ERR_NOT_FOUND');
+  t.match((await run('node', 'start', 'n2')).stdout, /^n2 runs on port \d+\n$/);
+  t.match((await run('switch', 'start')).stdout, /^s1 runs on port \d+\n$/);
+  t.match((await run('status')).stdout, /^n2 +node +\d+ +\d+ +\d+ s +up$/m);
+  t.same([...(await presentSince(store)).keys()], ['n1', 'n2', 'n3', 's1']);
+  await store.close();
+  // Another folder may not start a cluster on the store of one that runs.
+  const elsewhere = await tartan(['up', '--dir', join(dir, 'elsewhere'), '--cluster-store', join(state, 'cluster')]);
+  isOneLine(t, elsewhere, 1, 'ERR_IN_USE', /runs elsewhere \(n1, n2, n3, s1\)/);
+  for (const each of processesOf(state)) process.kill(each.identity.pid, 'SIGKILL');
   isOneLine(t, await run('ls'), 1, 'ERR_NOT_RUNNING');
-  t.equal((await run('up', '--ring-memory', '64MiB', '--size', '256MiB')).status, 0, 'up again after a crash');
+  const again = await run('up', '--ring-memory', '64MiB', '--size', '1GiB', '--durability', 'volatile');
+  t.equal(again.status, 0, 'up again after a crash');
+  t.match(
+    again.stderr,
+    /^other options [a-z ]+: --durability volatile \(before: sync\), --size 1073741824 \(before: 268435456; /,
+  );
   t.equal((await run('get', 'f5000001', 'after')).status, 0);
   t.ok(
     readFileSync(join(dir, 'after')).equals(readFileSync(join(dir, 'f5000001'))),
     'stored bytes outlive every process',
   );
 
-  const again = JSON.parse(readFileSync(join(state, 'processes.json'), 'utf8')) as {
-    processes: { identity: ProcessIdentity }[];
-  };
+  const last = processesOf(state);
   const down = await run('down', '--wipe');
   t.equal(down.status, 0, down.stderr);
   t.match(down.stdout, /^r1 ended\ns1 ended\nn1 ended\nn2 ended\nn3 ended\n$/, 'all obey');
-  for (const each of again.processes) t.notOk(isRunning(each.identity));
+  for (const each of last) t.notOk(isRunning(each.identity));
   t.notOk(existsSync(join(state, 'nodes')));
   isOneLine(t, await run('status'), 1, 'ERR_NOT_RUNNING');
 });

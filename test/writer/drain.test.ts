@@ -379,6 +379,8 @@ void t.test("a drain is refused without a node to go to, and a share that can't 
       message: /'a' uses every node that is up; add a node first/,
     });
     await t.rejects(client.drain('n9'), { code: 'ERR_NOT_FOUND' });
+    const changed = (await client.map()).nodes.filter(({ leaving }) => leaving === true);
+    t.same(changed, [], 'a refused drain has changed nothing');
     await addNode(cluster);
     await t.rejects(client.drain('n2', { to: 'n3' }), { code: 'ERR_NOT_ENOUGH_NODES', message: /'a' uses n3 already/ });
     // Three of four hold nothing any more: what n2 has can't be checked against anything, and is not given up.
