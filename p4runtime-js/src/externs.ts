@@ -1,11 +1,30 @@
 /** Counters, meters, multicast groups, clone sessions, digests, action profiles: entities by names, checked. */
-import type { CounterEntry, DigestList, Entity, Replica as WireReplica } from './generated/p4/v1/p4runtime.js';
+import type {
+  ActionProfileGroup,
+  ActionProfileMember,
+  CounterEntry,
+  DigestList,
+  Entity,
+  MeterEntry,
+  Replica as WireReplica,
+} from './generated/p4/v1/p4runtime.js';
 import type { P4Data } from './generated/p4/v1/p4data.js';
 import { CounterSpec_Unit as Unit, type P4Info } from './generated/p4/config/v1/p4info.js';
 import { fromByteString, toByteString, type Value } from './byte-string.js';
 import { invalid } from './errors.js';
 import type { Program } from './program.js';
-import { tableEntry, toAction, type ActionCall, type EntryFields } from './table-entry.js';
+import {
+  readAction,
+  readMeterConfig,
+  readWatchPort,
+  tableEntry,
+  toAction,
+  toMeterConfig,
+  toWatchKind,
+  type ActionCall,
+  type EntryFields,
+  type MeterRates,
+} from './table-entry.js';
 
 export interface CounterValue {
   readonly bytes: bigint;
@@ -87,14 +106,6 @@ export function directCounterEntry(
   };
 }
 
-export interface MeterRates {
-  readonly cir: bigint;
-  readonly cburst: bigint;
-  readonly pir: bigint;
-  readonly pburst: bigint;
-  readonly eburst?: bigint;
-}
-
 /** A cell of an indirect meter; without rates, back to its default (every packet green). */
 export function meterEntry(program: Program, meter: string, index?: number | bigint, rates?: MeterRates): Entity {
   const info = program.find('meter', meter);
@@ -104,10 +115,22 @@ export function meterEntry(program: Program, meter: string, index?: number | big
       value: {
         meterId: info.preamble!.id,
         index: index === undefined ? undefined : { index: cell(index, info.size, `meter '${meter}'`) },
-        config: rates === undefined ? undefined : { ...rates, eburst: rates.eburst ?? 0n },
+        config: toMeterConfig(rates),
         counterData: undefined,
       },
     },
+  };
+}
+
+/** A meter's cell that was read; without rates it is at its default. */
+export function readMeterEntry(
+  program: Program,
+  entry: MeterEntry,
+): { readonly meter: string; readonly index: bigint; readonly rates: MeterRates | undefined } {
+  return {
+    meter: program.nameOf(program.findById('meter', entry.meterId)),
+    index: entry.index?.index ?? 0n,
+    rates: readMeterConfig(entry.config),
   };
 }
 
@@ -182,12 +205,23 @@ export function cloneSession(
   });
 }
 
-/** The replicas of a group or session that was read, by port number. */
-export function readReplicas(replicas: readonly WireReplica[]): { port: bigint; instance: number }[] {
-  return replicas.map(({ portKind, instance }) => ({
-    port: portKind?.$case === 'port' ? fromByteString(portKind.value) : BigInt(portKind?.value ?? 0),
-    instance,
-  }));
+/**
+ * The replicas of a group or session that was read: by port number, or, where the program translates ports to names
+ * (sdn_string), by name. The wire does not tell the two apart.
+ */
+export function readReplicas(replicas: readonly WireReplica[]): { port: bigint; instance: number }[];
+export function readReplicas(
+  replicas: readonly WireReplica[],
+  options: { readonly named: true },
+): { port: string; instance: number }[];
+export function readReplicas(
+  replicas: readonly WireReplica[],
+  options?: { readonly named: true },
+): { port: bigint | string; instance: number }[] {
+  return replicas.map(({ portKind, instance }) => {
+    if (portKind?.$case !== 'port') return { port: BigInt(portKind?.value ?? 0), instance };
+    return { port: options === undefined ? fromByteString(portKind.value) : portKind.value.toString(), instance };
+  });
 }
 
 /** Digests may be lost: carry nothing in them that must arrive. */
@@ -251,11 +285,44 @@ export function actionProfileMember(program: Program, profile: string, memberId:
   };
 }
 
+export function readActionProfileMember(
+  program: Program,
+  entry: ActionProfileMember,
+): { readonly profile: string; readonly member: number; readonly action: ReturnType<typeof readAction> | undefined } {
+  return {
+    profile: program.nameOf(program.findById('action profile', entry.actionProfileId)),
+    member: entry.memberId,
+    action: entry.action && readAction(program, entry.action),
+  };
+}
+
+export interface GroupMember {
+  readonly member: number;
+  readonly weight: number;
+  /** While this port is down, the member gets nothing. */
+  readonly watchPort?: Uint8Array;
+}
+
+export function readActionProfileGroup(
+  program: Program,
+  entry: ActionProfileGroup,
+): { readonly profile: string; readonly group: number; readonly members: GroupMember[]; readonly maxSize: number } {
+  return {
+    profile: program.nameOf(program.findById('action profile', entry.actionProfileId)),
+    group: entry.groupId,
+    members: entry.members.map(({ memberId, weight, watchKind }) => {
+      const watchPort = readWatchPort(watchKind);
+      return { member: memberId, weight, ...(watchPort !== undefined && { watchPort }) };
+    }),
+    maxSize: entry.maxSize,
+  };
+}
+
 export function actionProfileGroup(
   program: Program,
   profile: string,
   groupId: number,
-  members: readonly { readonly member: number; readonly weight: number }[] = [],
+  members: readonly GroupMember[] = [],
   maxSize = 0,
 ): Entity {
   const info = program.find('action profile', profile);
@@ -271,7 +338,11 @@ export function actionProfileGroup(
         actionProfileId: info.preamble!.id,
         groupId,
         maxSize,
-        members: members.map(({ member, weight }) => ({ memberId: member, weight, watchKind: undefined })),
+        members: members.map(({ member, weight, watchPort }) => ({
+          memberId: member,
+          weight,
+          watchKind: toWatchKind(watchPort),
+        })),
       },
     },
   };

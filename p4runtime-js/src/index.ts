@@ -29,6 +29,7 @@ export {
   type ActionCall,
   type EntryAction,
   type EntryFields,
+  type MeterRates,
   type ReadEntry,
 } from './table-entry.js';
 export { lpm, optional, range, ternary, type Match, type ReadMatch } from './match.js';
@@ -42,12 +43,15 @@ export {
   directCounterEntry,
   meterEntry,
   multicastGroup,
+  readActionProfileGroup,
+  readActionProfileMember,
   readCounterEntry,
   readDigestList,
+  readMeterEntry,
   readReplicas,
   registerEntry,
   type CounterValue,
-  type MeterRates,
+  type GroupMember,
   type Replica,
 } from './externs.js';
 export { packetOut, readPacketIn } from './packet-io.js';

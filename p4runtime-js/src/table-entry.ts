@@ -5,7 +5,7 @@ import {
   type Action as ActionInfo,
   type Table,
 } from './generated/p4/config/v1/p4info.js';
-import { Entity, TableEntry, type Action, type TableAction } from './generated/p4/v1/p4runtime.js';
+import { Entity, TableEntry, type Action, type MeterConfig, type TableAction } from './generated/p4/v1/p4runtime.js';
 import { toByteString, type Value } from './byte-string.js';
 import { invalid } from './errors.js';
 import {
@@ -22,6 +22,15 @@ import type { Program } from './program.js';
 export interface ActionCall {
   readonly name: string;
   readonly params?: Readonly<Record<string, Value>>;
+}
+
+/** Of a meter's cell: committed and peak rates, in the meter's unit a second, and bursts. */
+export interface MeterRates {
+  readonly cir: bigint;
+  readonly cburst: bigint;
+  readonly pir: bigint;
+  readonly pburst: bigint;
+  readonly eburst?: bigint;
 }
 
 /**
@@ -43,7 +52,7 @@ export interface EntryFields {
   readonly table: string;
   /** By field name. Exact fields must all be there; fields that do not care may be left out. */
   readonly match?: Readonly<Record<string, Match>>;
-  readonly action?: EntryAction;
+  readonly action?: EntryAction | undefined;
   /** 1 or more where a field is ternary, range or optional; else left out. Higher wins. */
   readonly priority?: number;
   /**
@@ -54,9 +63,12 @@ export interface EntryFields {
   /** The controller's own bytes. */
   readonly metadata?: Uint8Array;
   /** To be written, or, in a read, wanted. */
-  readonly counter?: { readonly bytes: bigint; readonly packets: bigint };
+  readonly counter?: { readonly bytes: bigint; readonly packets: bigint } | undefined;
+  /** Of the table's direct meter. */
+  readonly meter?: MeterRates | undefined;
 }
 
+/** What was read. Given to tableEntry() again it makes the same entry. */
 export interface ReadEntry {
   readonly table: string;
   readonly match: Readonly<Record<string, ReadMatch>>;
@@ -64,10 +76,22 @@ export interface ReadEntry {
     | { readonly name: string; readonly params: Readonly<Record<string, bigint | string>> }
     | { readonly member: number }
     | { readonly group: number }
+    | {
+        readonly oneShot: readonly {
+          readonly action: { readonly name: string; readonly params: Readonly<Record<string, bigint | string>> };
+          readonly weight: number;
+          readonly watchPort?: Uint8Array;
+        }[];
+      }
     | undefined;
   readonly priority: number;
   readonly isDefault: boolean;
   readonly isConst: boolean;
+  /** 0: none. */
+  readonly idleTimeoutNs: bigint;
+  /** Since a packet matched it, where that was asked for. */
+  readonly sinceLastHitNs: bigint | undefined;
+  readonly meter: MeterRates | undefined;
   readonly metadata: Uint8Array;
   readonly counter: { readonly bytes: bigint; readonly packets: bigint } | undefined;
 }
@@ -78,7 +102,7 @@ export function tableEntry(program: Program, fields: EntryFields): Entity {
     what = `table '${fields.table}'`;
   const isDefault = fields.isDefault === true;
   if (table.isConstTable) throw invalid(`${what} is constant: its entries are the program's`);
-  if (isDefault && (fields.priority !== undefined || Object.keys(fields.match ?? {}).length > 0))
+  if (isDefault && ((fields.priority ?? 0) !== 0 || Object.keys(fields.match ?? {}).length > 0))
     throw invalid(`${what}: the default action has neither match nor priority`);
   if (isDefault && table.constDefaultActionId !== 0) throw invalid(`${what}: the default action is constant`);
   if (
@@ -88,6 +112,7 @@ export function tableEntry(program: Program, fields: EntryFields): Entity {
   )
     throw invalid(`${what} has no idle timeout`);
   if (fields.counter !== undefined && !hasDirectCounter(program, table)) throw invalid(`${what} has no direct counter`);
+  if (fields.meter !== undefined && !hasDirectMeter(program, table)) throw invalid(`${what} has no direct meter`);
   return entity({
     tableId: table.preamble!.id,
     match: isDefault ? [] : matchesOf(table, fields.match ?? {}, what),
@@ -96,6 +121,7 @@ export function tableEntry(program: Program, fields: EntryFields): Entity {
     isDefaultAction: isDefault,
     idleTimeoutNs: fields.idleTimeoutNs ?? 0n,
     metadata: Buffer.from(fields.metadata ?? []),
+    meterConfig: toMeterConfig(fields.meter),
     counterData:
       fields.counter === undefined
         ? undefined
@@ -108,16 +134,20 @@ export function tableEntry(program: Program, fields: EntryFields): Entity {
  *
  * @param options.defaults  the default action instead of the entries
  * @param options.counters  with their direct counters, where the table has them
+ * @param options.meters  with their direct meters' rates, where it has them
+ * @param options.idleTimes  with the time since their last packet
  */
 export function tableWildcard(
   program: Program,
   table?: string,
-  options: { defaults?: boolean; counters?: boolean } = {},
+  options: { defaults?: boolean; counters?: boolean; meters?: boolean; idleTimes?: boolean } = {},
 ): Entity {
   return entity({
     tableId: table === undefined ? 0 : program.find('table', table).preamble!.id,
     isDefaultAction: options.defaults === true,
     counterData: options.counters === true ? { byteCount: 0n, packetCount: 0n } : undefined,
+    meterConfig: options.meters === true ? toMeterConfig({ cir: 0n, cburst: 0n, pir: 0n, pburst: 0n }) : undefined,
+    timeSinceLastHit: options.idleTimes === true ? { elapsedNs: 0n } : undefined,
   });
 }
 
@@ -142,6 +172,9 @@ export function readTableEntry(program: Program, entry: TableEntry): ReadEntry {
     isDefault: entry.isDefaultAction,
     isConst: entry.isConst,
     metadata: entry.metadata,
+    idleTimeoutNs: entry.idleTimeoutNs,
+    sinceLastHitNs: entry.timeSinceLastHit?.elapsedNs,
+    meter: readMeterConfig(entry.meterConfig),
     counter:
       entry.counterData === undefined
         ? undefined
@@ -199,6 +232,17 @@ function readTableAction(program: Program, action: TableAction | undefined): Rea
     case 'actionProfileGroupId':
       return { group: action.type.value };
     case 'actionProfileActionSet':
+      return {
+        oneShot: action.type.value.actionProfileActions.map((each) => {
+          if (each.action === undefined) throw invalid('a weighted action without an action cannot be read');
+          const watchPort = readWatchPort(each.watchKind);
+          return {
+            action: readAction(program, each.action),
+            weight: each.weight,
+            ...(watchPort !== undefined && { watchPort }),
+          };
+        }),
+      };
     case undefined:
       return undefined;
   }
@@ -256,10 +300,7 @@ function toTableAction(
           return {
             action: allowed(program, table, each.action, false, what),
             weight: each.weight,
-            watchKind:
-              each.watchPort === undefined
-                ? undefined
-                : { $case: 'watchPort' as const, value: Buffer.from(each.watchPort) },
+            watchKind: toWatchKind(each.watchPort),
           };
         }),
       },
@@ -278,6 +319,32 @@ function allowed(program: Program, table: Table, call: ActionCall, isDefault: bo
   if (!isDefault && ref.scope === Scope.DEFAULT_ONLY)
     throw invalid(`${what}: action '${call.name}' can only be the default action`);
   return toAction(program, call, `${what}, action '${call.name}'`);
+}
+
+type WatchKind = { $case: 'watch'; value: number } | { $case: 'watchPort'; value: Buffer } | undefined;
+
+export function toWatchKind(port: Uint8Array | undefined): WatchKind {
+  return port === undefined ? undefined : { $case: 'watchPort', value: Buffer.from(port) };
+}
+
+/** Servers before 1.4 number ports in a field of their own. */
+export function readWatchPort(kind: WatchKind): Uint8Array | undefined {
+  if (kind === undefined) return undefined;
+  return kind.$case === 'watchPort' ? kind.value : toByteString(kind.value, 32, 'watch port');
+}
+
+export function toMeterConfig(rates: MeterRates | undefined): MeterConfig | undefined {
+  return rates && { ...rates, eburst: rates.eburst ?? 0n };
+}
+
+export function readMeterConfig(config: MeterConfig | undefined): MeterRates | undefined {
+  if (config === undefined) return undefined;
+  const { cir, cburst, pir, pburst, eburst } = config;
+  return { cir, cburst, pir, pburst, ...(eburst !== 0n && { eburst }) };
+}
+
+function hasDirectMeter(program: Program, table: Table): boolean {
+  return table.directResourceIds.some((id) => program.p4info.directMeters.some((meter) => meter.preamble?.id === id));
 }
 
 function hasDirectCounter(program: Program, table: Table): boolean {

@@ -15,12 +15,14 @@ import {
   v1,
   type Program,
 } from 'tartan-p4runtime';
+import { TartanError } from '../../wire/errors.js';
 import { entering, removing } from './difference.js';
 import type { Artefact } from './artefact.js';
 
 const { VERIFY_AND_SAVE, VERIFY_AND_COMMIT, COMMIT } = v1.SetForwardingPipelineConfigRequest_Action;
 const { COOKIE_ONLY } = v1.GetForwardingPipelineConfigRequest_ResponseType;
 
+/** A call may take so long at least, a program four times. */
 const LEAST_CALL_MS = 5000;
 
 export class Controller {
@@ -56,13 +58,14 @@ export class Controller {
     readonly deadlineMs: number;
     readonly electionId: bigint;
     readonly takeOver: boolean;
+    readonly leastCallMs?: number | undefined;
   }): Promise<Controller> {
     // Hundreds of entries take a busy switch longer than a silence that means death: that is what the stream and probes
     // are for.
     const client = await connect({
       address: options.address,
       deviceId: options.deviceId,
-      deadlineMs: Math.max(LEAST_CALL_MS, options.deadlineMs),
+      deadlineMs: Math.max(options.leastCallMs ?? LEAST_CALL_MS, options.deadlineMs),
     });
     const controller = new Controller(client);
     try {
@@ -109,6 +112,8 @@ export class Controller {
    *
    * The multicast groups of the program before are deleted first, so floods and stripes pause until the commit: BMv2
    * forgets the groups with a push, but keeps their copies, and would send each packet once more after each push.
+   *
+   * @throws {TartanError} ERR_DEADLINE: a push was not answered · {P4RuntimeError} it was refused
    */
   async install({ program, deviceConfig, cookie }: Artefact, entities: readonly v1.Entity[]): Promise<void> {
     const pipeline = { p4info: program.p4info, deviceConfig, cookie };
@@ -120,6 +125,14 @@ export class Controller {
       await this.write(entering(program, entities));
       await this.client.setPipeline(undefined, COMMIT);
     } catch (error) {
+      if (isUnanswered(error))
+        // What does not answer would not answer the next request either, nor does a second push help.
+        throw new TartanError(
+          'ERR_DEADLINE',
+          `Cannot push the program: the switch has not answered ${isSaved ? 'COMMIT' : 'VERIFY_AND_SAVE'} in time; ` +
+            'BMv2 may hang there for ever while packets are under way: if it stays so, restart its process',
+          { cause: error },
+        );
       if (!(error instanceof P4RuntimeError) || (error.code !== 'ERR_P4_RPC' && error.code !== 'ERR_P4_WRITE'))
         throw error;
       // Those that were entered for the saved program; where none was saved a write could kill BMv2.
@@ -163,4 +176,8 @@ export class Controller {
   close(): void {
     this.client.close();
   }
+}
+
+function isUnanswered(error: unknown): boolean {
+  return error instanceof P4RuntimeError && error.status === Status.DEADLINE_EXCEEDED;
 }

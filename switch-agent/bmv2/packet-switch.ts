@@ -43,6 +43,8 @@ export interface PacketSwitchOptions {
   /** Asks the data plane; without it the cookie alone is believed. */
   readonly probe?: { ask(timeoutMs: number): Promise<ProbeBody | undefined> } | undefined;
   readonly deadlineMs: number;
+  /** A call to the switch may take so long at least, a program four times. Default 5000. */
+  readonly leastCallMs?: number | undefined;
   readonly log: (message: string) => void;
 }
 
@@ -240,12 +242,19 @@ export class PacketSwitch {
   }
 
   async #keep(): Promise<void> {
-    const { p4runtime: address, deviceId, deadlineMs } = this.#options;
+    const { p4runtime: address, deviceId, deadlineMs, leastCallMs } = this.#options;
     let isFirst = true,
       electionId = (BigInt(Date.now()) << 16n) | BigInt(randomInt(2 ** 16));
     while (!this.#isStopping) {
       try {
-        const controller = await Controller.connect({ address, deviceId, deadlineMs, electionId, takeOver: isFirst });
+        const controller = await Controller.connect({
+          address,
+          deviceId,
+          deadlineMs,
+          electionId,
+          takeOver: isFirst,
+          leastCallMs,
+        });
         isFirst = false;
         controller.onChange = () => {
           this.#wake();

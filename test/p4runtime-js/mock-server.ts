@@ -60,6 +60,10 @@ export class MockServer {
   #controllers: Controller[] = [];
   /** The highest election id ever seen, by role: section 5.3. */
   readonly #highest = new Map<string, bigint>();
+  /** A push with this action is never answered, as BMv2 does at times. */
+  hangsOn: v1.SetForwardingPipelineConfigRequest_Action | undefined;
+  /** Actions of the pushes so far. */
+  readonly pushes: v1.SetForwardingPipelineConfigRequest_Action[] = [];
   port = 0;
 
   /** @param maxReceiveBytes  of one request; −1: any */
@@ -88,11 +92,18 @@ export class MockServer {
           call.emit('error', plain(error));
         }
       },
-      setForwardingPipelineConfig: this.#unary((request: v1.SetForwardingPipelineConfigRequest) => {
-        this.#requirePrimary(request);
-        this.device.setPipeline(request.action, request.config);
-        return {};
-      }),
+      setForwardingPipelineConfig: (
+        call: { request: v1.SetForwardingPipelineConfigRequest },
+        done: sendUnaryData<object>,
+      ) => {
+        this.pushes.push(call.request.action);
+        if (call.request.action === this.hangsOn) return;
+        this.#unary((request: v1.SetForwardingPipelineConfigRequest) => {
+          this.#requirePrimary(request);
+          this.device.setPipeline(request.action, request.config);
+          return {};
+        })(call, done);
+      },
       getForwardingPipelineConfig: this.#unary((request: v1.GetForwardingPipelineConfigRequest) => {
         this.#requireDevice(request.deviceId);
         return { config: this.device.getPipeline(request.responseType) };

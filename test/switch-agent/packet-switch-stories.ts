@@ -387,7 +387,7 @@ async function impaired(
 }
 
 /** A cluster of three nodes that take packets, and an agent whose switch is programmable. */
-export async function begin(t: Test, makeRig: () => Promise<Rig>) {
+export async function begin(t: Test, makeRig: () => Promise<Rig>, leastCallMs?: number) {
   const rig = await makeRig(),
     cluster = new MemoryCluster(realClock),
     store = cluster.client();
@@ -410,7 +410,8 @@ export async function begin(t: Test, makeRig: () => Promise<Rig>) {
     state: 'up',
     packets: { host: '10.9.9.9', port: 21_000 },
   });
-  const agents: PacketSwitch[] = [];
+  const agents: PacketSwitch[] = [],
+    said: string[] = [];
   const startAgent = async (state = 'programmable', address = rig.address): Promise<PacketSwitch> => {
     const agent = new PacketSwitch({
       store,
@@ -424,7 +425,9 @@ export async function begin(t: Test, makeRig: () => Promise<Rig>) {
       ports: PORTS,
       probe: rig,
       deadlineMs: DEADLINE_MS,
+      leastCallMs,
       log: (message) => {
+        said.push(message);
         t.comment(message);
       },
     });
@@ -456,7 +459,7 @@ export async function begin(t: Test, makeRig: () => Promise<Rig>) {
     await store.close();
     cluster.close();
   });
-  return { rig, store, switchAgent, epoch, startAgent, restartAgent, states };
+  return { rig, store, switchAgent, epoch, startAgent, restartAgent, states, said };
 }
 
 /** What a switch holds, one line each, sorted. */

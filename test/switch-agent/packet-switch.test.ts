@@ -2,13 +2,14 @@
 import t, { type Test } from 'tap';
 import { connect as connectSocket, createServer, type AddressInfo, type Socket } from 'node:net';
 import { ServerCredentials } from '@grpc/grpc-js';
-import { readTableEntry, tableWildcard } from 'tartan-p4runtime';
+import { readTableEntry, tableWildcard, v1 } from 'tartan-p4runtime';
 import { readMap } from '../../cluster/membership.js';
 import { loadArtefact } from '../../switch-agent/bmv2/artefact.js';
 import { FLOOD_GROUP } from '../../switch-agent/bmv2/forwarding.js';
 import { MockServer } from '../p4runtime-js/mock-server.js';
 import { HOSTS, begin, stories, until, type Rig } from './packet-switch-stories.js';
 
+const { COMMIT, VERIFY_AND_SAVE } = v1.SetForwardingPipelineConfigRequest_Action;
 const { program } = loadArtefact('parity-k2-1500');
 
 interface MockRig extends Rig {
@@ -62,6 +63,25 @@ t.test('a packet leaves once by each port, after however many pushes', async (t)
     await switchAgent.load('parity');
     t.same(packets(), [ports, '1 2 3'], `with it again, ${push} times`);
   }
+});
+
+t.test('a switch that hangs on COMMIT is given up, said so, and has its program again when it answers', async (t) => {
+  const mock = await makeRig(),
+    // As long as the agent's own deadline: a push then has four times that.
+    { switchAgent, states, said } = await begin(t, () => Promise.resolve(mock), 1),
+    server = mock.server();
+  await switchAgent.unload();
+  states.length = said.length = server.pushes.length = 0;
+  server.hangsOn = COMMIT;
+  await t.rejects(switchAgent.load('parity'), { code: 'ERR_DEADLINE', message: /not answered COMMIT .* restart its/ });
+  t.same(server.pushes, [VERIFY_AND_SAVE, COMMIT], 'nothing more is asked of what does not answer');
+  await until(
+    () => Promise.resolve(said.some((each) => each.includes('not answered COMMIT'))),
+    'it tries, and says so',
+  );
+  t.notOk(states.includes('programmable'), 'writers make their parity themselves meanwhile');
+  server.hangsOn = undefined;
+  await until(() => Promise.resolve(switchAgent.state === 'programmable'), 'it has its program again');
 });
 
 t.test('a standby agent that loses the switch never says that it is down', async (t) => {
