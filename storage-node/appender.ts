@@ -10,7 +10,11 @@ import type { FileIndex } from './file-index.js';
 import { E, EntryFlag, type EntryFields, type IndexTable } from './index-table.js';
 import { EntryKind, missingEntry, unitEntryWords } from './log-format.js';
 import type { LogWriter } from './log-writer.js';
+import type { PendingDiscards } from './pending-discards.js';
 import { QUEUED } from './store-types.js';
+
+/** Of tryAppend(): a discard that is about the unit is pending. */
+const COVERED = -2;
 
 /** A unit that append() took and could not place yet. */
 interface ParkedUnit {
@@ -26,6 +30,7 @@ export interface AppenderOptions {
   readonly index: IndexTable;
   readonly log: LogWriter;
   readonly isDeleted: (fileId: number) => boolean;
+  readonly discards: PendingDiscards;
   /** The file's commit mark has risen. */
   readonly onMark: (file: FileIndex) => void;
   /** There is no room. @returns whether some is being made: retryParked() is called then */
@@ -37,6 +42,8 @@ export class Appender {
   private readonly index: IndexTable;
   private readonly log: LogWriter;
   private parked: ParkedUnit[] = [];
+  /** Units that wait for discards. */
+  private covered: ParkedUnit[] = [];
 
   constructor(private readonly options: AppenderOptions) {
     this.index = options.index;
@@ -59,43 +66,37 @@ export class Appender {
     rebuilt: boolean,
   ): number {
     const refusal = this.tryAppend(client, token, words, w, headerBytes, payload, rebuilt);
-    if (
-      refusal === Refusal.DISK_FULL &&
-      this.park({ client, token, words: words.slice(w, w + (headerBytes >> 2)), headerBytes, payload, rebuilt })
-    )
+    if (refusal === COVERED || (refusal === Refusal.DISK_FULL && this.options.makeRoom())) {
+      const unit = { client, token, words: words.slice(w, w + (headerBytes >> 2)), headerBytes, payload, rebuilt };
+      (refusal === COVERED ? this.covered : this.parked).push(unit);
       return QUEUED;
+    }
     if (refusal === Refusal.NONE) this.counts.duplicates++;
     else if (refusal !== QUEUED) this.counts.refused++;
     return refusal;
   }
 
-  /** Keeps a unit for which there is no room while some is being made. @returns false: none is */
-  private park(unit: ParkedUnit): boolean {
-    if (!this.options.makeRoom()) return false;
-    this.parked.push(unit);
-    return true;
-  }
-
   /** Some room was made, or no more will be. @param isLast  no more room will be made now */
   retryParked(isLast: boolean): void {
-    for (const unit of this.parked.splice(0)) {
-      const refusal = this.tryAppend(
-        unit.client,
-        unit.token,
-        unit.words,
-        0,
-        unit.headerBytes,
-        unit.payload,
-        unit.rebuilt,
-      );
-      if (refusal === QUEUED) continue;
-      if (refusal === Refusal.DISK_FULL && !isLast) {
-        this.parked.push(unit);
-        continue;
-      }
+    for (const unit of this.parked.splice(0)) this.retry(unit, !isLast);
+  }
+
+  /** A discard has settled. */
+  retryCovered(): void {
+    for (const unit of this.covered.splice(0)) this.retry(unit, this.options.makeRoom());
+  }
+
+  /** @param mayPark  when there is no room for it */
+  private retry(unit: ParkedUnit, mayPark: boolean): void {
+    const { client, token, words, headerBytes, payload, rebuilt } = unit;
+    const refusal = this.tryAppend(client, token, words, 0, headerBytes, payload, rebuilt);
+    if (refusal === QUEUED) return;
+    if (refusal === COVERED) this.covered.push(unit);
+    else if (refusal === Refusal.DISK_FULL && mayPark) this.parked.push(unit);
+    else {
       if (refusal === Refusal.NONE) this.counts.duplicates++;
       else this.counts.refused++;
-      unit.client.onAppended(unit.token, refusal);
+      client.onAppended(token, refusal);
     }
   }
 
@@ -117,6 +118,7 @@ export class Appender {
     const writerEpoch = words[w + W.WRITER_EPOCH]!,
       counter = words[w + W.COUNTER]!;
     if (writerEpoch < file.fence && !rebuilt) return Refusal.STALE_WRITER_EPOCH;
+    if (this.options.discards.covers(fileId, stripe, writerEpoch)) return COVERED;
     file.fence = Math.max(file.fence, writerEpoch);
     if (file.raiseMark(writerEpoch, words[w + W.COMMIT_MARK]!)) this.options.onMark(file);
 

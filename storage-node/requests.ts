@@ -75,6 +75,7 @@ async function answer(
       reply.writerEpoch = await store.fence(op.value.fileId, op.value.writerEpoch);
       return;
     case 'inventory':
+      await store.discardsSettled(op.value.fileId);
       takeInventory(store, op.value.fileId, op.value.fromStripe, op.value.limit, op.value.verify === true, reply);
       if (op.value.verify === true) {
         // A scrub begins: the log's headers, too, lie there for long.

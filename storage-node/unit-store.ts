@@ -24,6 +24,7 @@ import { IndexView } from './index-view.js';
 import { EntryKind, missingEntry, writePair } from './log-format.js';
 import { LogWriter, type Durability } from './log-writer.js';
 import { openLog, type OpenedLog, type StoreRecovery } from './open-log.js';
+import { PendingDiscards } from './pending-discards.js';
 import { SegmentsKeeper } from './segments-keeper.js';
 import type { Segments } from './segments.js';
 import { ordinaryMemory, type StoreStats, type UnitLocation, type UnitStoreOptions } from './store-types.js';
@@ -49,7 +50,8 @@ export class UnitStore {
   private readonly index: IndexTable;
   private readonly log: LogWriter;
   /** Files whose deletion is queued. */
-  private readonly deleting = new Set<number>();
+  private readonly deleting = new Map<number, Promise<void>>();
+  private readonly discards = new PendingDiscards();
   private readonly segments: Segments;
   private readonly checkpointer: Checkpointer;
   private readonly cleaner: Cleaner;
@@ -116,6 +118,7 @@ export class UnitStore {
       index: this.index,
       log: this.log,
       isDeleted: (fileId) => this.isDeleted(fileId),
+      discards: this.discards,
       onMark: (file) => {
         this.effects.freeSuperseded(file);
       },
@@ -332,6 +335,11 @@ export class UnitStore {
     const file = this.liveFile(fileId, 'discard stripes of');
     this.checkEpoch(file, fileId, writerEpoch, 'discard stripes of');
     file.fence = writerEpoch;
+    const pending = this.discards.begin(fileId, fromStripe, writerEpoch);
+    const settled = (): void => {
+      pending.end();
+      this.appender.retryCovered();
+    };
     await this.control(
       EntryKind.DISCARD,
       (words, w) => {
@@ -345,32 +353,43 @@ export class UnitStore {
         });
         file.durableFence = Math.max(file.durableFence, writerEpoch);
       },
+      settled,
     );
+  }
+
+  /** Resolves when the discards of a file that are queued now have settled: what they are about is still listed. */
+  discardsSettled(fileId: number): Promise<void> {
+    return this.discards.settled(fileId);
   }
 
   /**
    * Forgets a file for ever, durably when it resolves; again is no error.
    * @throws {TartanError} ERR_DISK, ERR_DISK_FULL, ERR_CLOSED
    */
-  async deleteFile(fileId: number): Promise<void> {
-    if (this.index.isDeleted(fileId)) return;
-    this.deleting.add(fileId);
-    try {
-      await this.control(
+  deleteFile(fileId: number): Promise<void> {
+    if (this.index.isDeleted(fileId)) return Promise.resolve();
+    let deleting = this.deleting.get(fileId);
+    if (deleting === undefined) {
+      // Whoever asks meanwhile shares it: were one of two to fail, units would be taken before the other removes them.
+      let isSettled = false;
+      deleting = this.control(
         EntryKind.DELETE,
         (words, w) => {
           writePair(words, w, fileId);
         },
         () => {
-          if (!this.index.isDeleted(fileId))
-            this.index.deleteFile(fileId, (entry) => {
-              this.segments.remove(this.index.headerBlock(entry), this.index.payloadBlocks(entry));
-            });
+          this.index.deleteFile(fileId, (entry) => {
+            this.segments.remove(this.index.headerBlock(entry), this.index.payloadBlocks(entry));
+          });
+        },
+        () => {
+          isSettled = true;
+          this.deleting.delete(fileId);
         },
       );
-    } finally {
-      this.deleting.delete(fileId);
+      if (!isSettled) this.deleting.set(fileId, deleting);
     }
+    return deleting;
   }
 
   /**
@@ -440,10 +459,22 @@ export class UnitStore {
     kind: Parameters<LogWriter['addControl']>[0],
     fill: (words: Uint32Array, w: number) => void,
     apply: () => void,
+    onSettled: () => void = () => undefined,
   ): Promise<void> {
     return new Promise((resolve, reject) => {
-      const refusal = this.log.addControl(kind, fill, { apply, resolve, reject });
-      if (refusal !== Refusal.NONE) reject(this.refused(refusal));
+      const control = {
+        apply,
+        resolve: () => {
+          onSettled();
+          resolve();
+        },
+        reject: (error: unknown) => {
+          onSettled();
+          reject(error as Error);
+        },
+      };
+      const refusal = this.log.addControl(kind, fill, control);
+      if (refusal !== Refusal.NONE) control.reject(this.refused(refusal));
     });
   }
 

@@ -110,9 +110,9 @@ export class Client implements AppendClient {
     this.waiting.get(token)?.(refusal);
   }
   /** Appends; resolves with the refusal, whether it came at once or later. */
-  append(store: UnitStore, unit: TestUnit): Promise<number> {
+  append(store: UnitStore, unit: TestUnit, rebuilt = false): Promise<number> {
     const token = this.next++;
-    const now = store.append(this, token, unit.words, 0, unit.headerBytes, unit.padded);
+    const now = store.append(this, token, unit.words, 0, unit.headerBytes, unit.padded, rebuilt);
     if (now !== QUEUED) return Promise.resolve(now);
     return new Promise((resolve) => {
       this.waiting.set(token, resolve);
