@@ -25,7 +25,7 @@ export class BatchEffects {
     file.durableFence = Math.max(file.durableFence, this.index.get(entry, E.WRITER_EPOCH));
     if (this.index.get(this.index.first(file, stripe), E.NEXT) !== 0) {
       this.removeReplaced(file, stripe, entry);
-      file.superseded.add(stripe);
+      this.index.noteVersions(file, stripe, entry);
       this.freeSuperseded(file);
     }
   }

@@ -3,6 +3,7 @@
  * lie.
  */
 import { compareVersions } from '../wire/unit-header.js';
+import { Superseded } from './superseded.js';
 
 /** Stripes of one page; a file remembers pages, not stripes. */
 export const PAGE_STRIPES = 256;
@@ -19,7 +20,7 @@ export class FileIndex {
   markEpoch = 0;
   markCounter = 0;
   /** Stripes with more than one version of a unit, for freeing once the mark passes. */
-  readonly superseded = new Set<number>();
+  readonly superseded = new Superseded();
   /** Units recorded missing, by stripe and version. */
   readonly missing = new Map<
     string,

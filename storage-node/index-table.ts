@@ -202,9 +202,12 @@ export class IndexTable {
   /** Stripes held from `from` on, ascending; those that come or go meanwhile may be seen or not. */
   *stripesFrom(file: FileIndex, from: number): Generator<number> {
     for (let page = file.pages.from(Math.floor(from / PAGE_STRIPES)); page >= 0; page = file.pages.from(page + 1)) {
-      const end = (page + 1) * PAGE_STRIPES;
-      for (let stripe = Math.max(from, page * PAGE_STRIPES); stripe < end; stripe++)
-        if (this.first(file, stripe) !== 0) yield stripe;
+      // beyond 2^53 a stripe's number plus one is itself: what is counted is exact
+      for (let i = 0, last = -1; i < PAGE_STRIPES; i++) {
+        const stripe = page * PAGE_STRIPES + i;
+        if (stripe >= from && stripe !== last && this.first(file, stripe) !== 0) yield stripe;
+        last = stripe;
+      }
     }
   }
 
@@ -253,6 +256,24 @@ export class IndexTable {
         best = entry;
     }
     return best;
+  }
+
+  /**
+   * A durable entry has joined its stripe's chain: remembers by which versions' commit older ones may go. Where it is
+   * the newest, the others have been seen when they came; if it is late, the newer ones' turn may have been missed.
+   */
+  noteVersions(file: FileIndex, stripe: number, entry: number): void {
+    if (this.get(this.first(file, stripe), E.NEXT) === 0) return;
+    const epoch = this.get(entry, E.WRITER_EPOCH),
+      counter = this.get(entry, E.COUNTER);
+    file.superseded.add(epoch, counter, stripe);
+    for (let other = this.first(file, stripe); other !== 0; other = this.get(other, E.NEXT)) {
+      const otherEpoch = this.get(other, E.WRITER_EPOCH),
+        otherCounter = this.get(other, E.COUNTER);
+      const isNewer = compareVersions(otherEpoch, otherCounter, epoch, counter) > 0;
+      if (isNewer && (this.flags(other) & EntryFlag.PENDING) === 0)
+        file.superseded.add(otherEpoch, otherCounter, stripe);
+    }
   }
 
   /** Adds an entry in front of its stripe's chain. @returns its number */
@@ -438,8 +459,8 @@ export class IndexTable {
     const file = this.restoredFile(words[w + E.FILE]!),
       next = this.first(file, stripe);
     own[at + E.NEXT] = next;
-    if (next !== 0) file.superseded.add(stripe);
     this.link(file, stripe, entry, next);
+    this.noteVersions(file, stripe, entry);
   }
   restoreMask(words: Uint32Array, w: number): void {
     if (words[w]! === 0 || words[w]! >= this.used) throw senseless(`a mask is of entry ${words[w]} of ${this.used}`);

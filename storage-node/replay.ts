@@ -1,6 +1,6 @@
 /** Builds the index from the log's tail. Nothing is checked against rules that were checked when it was written. */
 import { W, headerFileId, headerStripe, headerUnit } from '../wire/unit-header.js';
-import { E, type IndexTable } from './index-table.js';
+import type { IndexTable } from './index-table.js';
 import type { HeaderPlace, LogReader, UnitPlace } from './recovery.js';
 import { discardVersions, freeSuperseded } from './versions.js';
 
@@ -52,7 +52,7 @@ export class Replay implements LogReader {
       0,
     );
     this.index.setPlace(entry, headerBlock, headerByte, payloadBlock);
-    if (this.index.get(entry, E.NEXT) !== 0) file.superseded.add(stripe);
+    this.index.noteVersions(file, stripe, entry);
     file.raiseMark(writerEpoch, words[w + W.COMMIT_MARK]!);
     return replaced;
   }

@@ -16,34 +16,46 @@ export function freeSuperseded(
   file: FileIndex,
   remove: (stripe: number, entry: number) => void,
 ): void {
-  for (const stripe of file.superseded) {
-    const old: number[] = [];
-    for (let entry = index.first(file, stripe); entry !== 0; entry = index.get(entry, E.NEXT)) {
-      const committed = index.highest(
-        file,
-        stripe,
-        index.unit(entry),
-        file.markEpoch,
-        file.markCounter,
-        EntryFlag.PENDING,
-      );
-      if (committed === 0 || (index.flags(entry) & EntryFlag.PENDING) !== 0) continue;
-      const older =
-        compareVersions(
-          index.get(entry, E.WRITER_EPOCH),
-          index.get(entry, E.COUNTER),
-          index.get(committed, E.WRITER_EPOCH),
-          index.get(committed, E.COUNTER),
-        ) < 0;
-      if (older) old.push(entry);
-    }
-    for (const entry of old) {
-      const writerEpoch = index.get(entry, E.WRITER_EPOCH),
-        counter = index.get(entry, E.COUNTER);
-      remove(stripe, entry);
-      if (!holds(index, file, stripe, writerEpoch, counter)) file.forgetMissing(stripe, writerEpoch, counter);
-    }
-    if (!repeats(index, file, stripe)) file.superseded.delete(stripe);
+  const { superseded, markEpoch, markCounter } = file;
+  for (
+    let stripe = superseded.takeUpTo(markEpoch, markCounter);
+    stripe >= 0;
+    stripe = superseded.takeUpTo(markEpoch, markCounter)
+  )
+    freeStripe(index, file, stripe, remove);
+}
+
+function freeStripe(
+  index: IndexTable,
+  file: FileIndex,
+  stripe: number,
+  remove: (stripe: number, entry: number) => void,
+): void {
+  const old: number[] = [];
+  for (let entry = index.first(file, stripe); entry !== 0; entry = index.get(entry, E.NEXT)) {
+    const committed = index.highest(
+      file,
+      stripe,
+      index.unit(entry),
+      file.markEpoch,
+      file.markCounter,
+      EntryFlag.PENDING,
+    );
+    if (committed === 0 || (index.flags(entry) & EntryFlag.PENDING) !== 0) continue;
+    const older =
+      compareVersions(
+        index.get(entry, E.WRITER_EPOCH),
+        index.get(entry, E.COUNTER),
+        index.get(committed, E.WRITER_EPOCH),
+        index.get(committed, E.COUNTER),
+      ) < 0;
+    if (older) old.push(entry);
+  }
+  for (const entry of old) {
+    const writerEpoch = index.get(entry, E.WRITER_EPOCH),
+      counter = index.get(entry, E.COUNTER);
+    remove(stripe, entry);
+    if (!holds(index, file, stripe, writerEpoch, counter)) file.forgetMissing(stripe, writerEpoch, counter);
   }
 }
 
@@ -51,16 +63,6 @@ export function freeSuperseded(
 function holds(index: IndexTable, file: FileIndex, stripe: number, writerEpoch: number, counter: number): boolean {
   for (let entry = index.first(file, stripe); entry !== 0; entry = index.get(entry, E.NEXT)) {
     if (index.get(entry, E.WRITER_EPOCH) === writerEpoch && index.get(entry, E.COUNTER) === counter) return true;
-  }
-  return false;
-}
-
-/** Whether some unit of the stripe is still there in more than one version. Chains are short. */
-function repeats(index: IndexTable, file: FileIndex, stripe: number): boolean {
-  for (let entry = index.first(file, stripe); entry !== 0; entry = index.get(entry, E.NEXT)) {
-    for (let other = index.get(entry, E.NEXT); other !== 0; other = index.get(other, E.NEXT)) {
-      if (index.unit(entry) === index.unit(other)) return true;
-    }
   }
   return false;
 }

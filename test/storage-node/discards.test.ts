@@ -1,4 +1,4 @@
-/** What is discarded or deleted, and what comes meanwhile: rebuilt units, duplicates, inventories, a second deletion. */
+/** What is discarded or deleted, and what comes meanwhile: rebuilt units, duplicates, inventories, deletions. */
 import t from 'tap';
 import { MemoryDisk } from '../../storage-node/memory-disk.js';
 import { TartanError } from '../../wire/errors.js';

@@ -200,3 +200,11 @@ t.test('What no checkpoint of ours says is refused: found by fuzzing', async (t)
     'a mask of no entry',
   );
 });
+
+t.test('Stripes up to the last number that can be counted are listed, and the list ends', async (t) => {
+  const index = new IndexTable(),
+    file = index.file(1);
+  for (const stripe of [0, Number.MAX_SAFE_INTEGER, Number.MAX_SAFE_INTEGER + 1])
+    index.insert(file, stripe, fields(), 0);
+  t.same([...index.stripesFrom(file, 1)], [Number.MAX_SAFE_INTEGER, Number.MAX_SAFE_INTEGER + 1]);
+});
