@@ -27,7 +27,7 @@ import { Hub } from '../pipeline/hub.js';
 import { RingMemory } from '../pipeline/ring-memory.js';
 import { acceptSession, answerProbe } from '../pipeline/session.js';
 import type { TimerHandle } from '../wire/clock.js';
-import { TartanError } from '../wire/errors.js';
+import { TartanError, isOperating } from '../wire/errors.js';
 import { detach } from '../wire/front-door.js';
 import type { Control, Grant, Hello, Request } from '../wire/generated/ring.js';
 import { MessageType, READ_WORDS } from '../wire/ring-messages.js';
@@ -56,6 +56,8 @@ const MAX_REQUESTS = 64;
 const READ_VERIFY = 0x8000_0000;
 
 interface Connection extends Reader {
+  /** Of a reader: the file that it reads; 0: none. */
+  readonly readsFile: number;
   ring: UnitRing | undefined;
   requests: number;
   heardAt: number;
@@ -65,6 +67,8 @@ interface Connection extends Reader {
 
 export class StorageNode {
   readonly id: string;
+  /** Removed files whose units are still read. */
+  private readonly deferred = new Set<number>();
   readonly counters: NodeCounters = {
     unitsReceived: 0,
     bytesReceived: 0,
@@ -323,6 +327,7 @@ export class StorageNode {
       requests: 0,
       heardAt: this.options.clock.now(),
       name: hello.name,
+      readsFile: hello.role === 'reader' ? hello.fileId : 0,
       ended: false,
     };
     const rebuilds = hello.role === 'rebuilder' ? await readFile(this.options.clusterStore, hello.fileId) : undefined;
@@ -390,6 +395,7 @@ export class StorageNode {
         scrubber: this.scrubber,
         id: this.id,
         log: this.log,
+        deleteFile: (fileId) => this.deleteFile(fileId, connection),
       },
       request,
       mapEpoch,
@@ -434,13 +440,40 @@ export class StorageNode {
     channel.qp.toError(reason);
   }
 
+  /**
+   * Who reads a file when it is removed, or replaced, reads on: its units go with the last reader's connection. What
+   * this node forgets when it ends meanwhile is freed as other leftovers are.
+   */
+  private async deleteFile(fileId: number, asker: Connection): Promise<void> {
+    if (this.isRead(fileId, asker)) this.deferred.add(fileId);
+    else await this.store.deleteFile(fileId);
+  }
+
+  private isRead(fileId: number, asker?: Connection): boolean {
+    for (const each of this.connections) if (each.readsFile === fileId && each !== asker) return true;
+    return false;
+  }
+
+  private async deleteUnread(fileId: number): Promise<void> {
+    if (!this.deferred.has(fileId) || this.isRead(fileId) || this.stopping !== undefined) return;
+    this.deferred.delete(fileId);
+    try {
+      await this.store.deleteFile(fileId);
+    } catch (error) {
+      if (!isOperating(error)) throw error;
+      this.log(`node ${this.id}: units of file ${fileId}, which was removed, stay for now: ${error.message}`);
+    }
+  }
+
   private end(connection: Connection, reason: string): void {
     if (connection.ended) return;
     connection.ended = true;
     this.connections.delete(connection);
-    const ending = this.bury(connection, reason).finally(() => {
-      this.ending.delete(ending);
-    });
+    const ending = this.bury(connection, reason)
+      .then(() => this.deleteUnread(connection.readsFile))
+      .finally(() => {
+        this.ending.delete(ending);
+      });
     this.ending.add(ending);
     detach(ending);
   }

@@ -15,6 +15,8 @@ export interface RequestHost {
   readonly scrubber: Scrubber;
   readonly id: string;
   readonly log: (message: string) => void;
+  /** Frees a file's units, now or when nobody reads them any more. */
+  readonly deleteFile: (fileId: number) => Promise<void>;
 }
 
 /** An entry takes up to about 60 bytes encoded: so many are tried, fewer when they don't fit. */
@@ -65,7 +67,7 @@ function encodedBytes(reply: Reply): number {
 }
 
 async function answer(
-  { store, maps, placements, scrubber, id, log }: RequestHost,
+  { store, maps, placements, scrubber, id, log, deleteFile }: RequestHost,
   request: Request,
   reply: Reply,
 ): Promise<void> {
@@ -97,7 +99,7 @@ async function answer(
       return;
     }
     case 'deleteFile':
-      await store.deleteFile(op.value.fileId);
+      await deleteFile(op.value.fileId);
       placements.forget(op.value.fileId);
       return;
     case 'adoptMap':

@@ -6,7 +6,7 @@
  * and namespaces end with it) is removed by the next.
  */
 import { randomBytes } from 'node:crypto';
-import { mkdirSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -23,6 +23,7 @@ import { Bmv2Process, P4RUNTIME, requireBmv2 } from './bmv2-process.js';
 import { TestbedError } from './errors.js';
 import { Interruption } from './interruption.js';
 import { Network } from './network.js';
+import { contentsOf, leaveFolder, takeFolder } from './own-folder.js';
 import { RemoteWorker } from './remote-worker.js';
 import { requireMachine } from './requirements.js';
 import type { Topology } from './topology.js';
@@ -43,7 +44,7 @@ export interface TestbedOptions {
   readonly ringMemoryBytes?: number;
   /** A peer silent for so long is taken for gone. Default 1000. */
   readonly deadlineMs?: number;
-  /** Where it is kept while it runs. Default: a fixed folder of the system's temporary one. */
+  /** Where it is kept while it runs: empty, or a testbed's before. Default: a fixed folder in the temporary one. */
   readonly folder?: string;
   /** Told of what was cleaned up. */
   readonly note?: (line: string) => void;
@@ -101,7 +102,7 @@ export class Testbed {
     requireMachine();
     if (plan !== undefined) requireBmv2();
     const state = new StateDirectory(options.folder ?? FOLDER);
-    mkdirSync(state.path, { recursive: true, mode: 0o700 });
+    takeFolder(state.path);
     return state.locked(async () => {
       await sweep(state, options.note ?? (() => {}));
       state.create();
@@ -127,6 +128,7 @@ export class Testbed {
         } finally {
           interruption.over();
           wipe(state);
+          leaveFolder(state.path);
         }
       }
     });
@@ -360,9 +362,9 @@ async function sweep(state: StateDirectory, note: (line: string) => void): Promi
     );
 }
 
-/** @returns how many entries were there, the lock not counted */
+/** @returns how many entries were there */
 function wipe(state: StateDirectory): number {
-  const entries = readdirSync(state.path).filter((name) => !name.startsWith('lock'));
+  const entries = contentsOf(state.path);
   for (const name of entries) rmSync(join(state.path, name), { recursive: true, force: true });
   return entries.length;
 }

@@ -18,6 +18,7 @@ import { createStore } from '../cli/cluster-processes.js';
 import { StateDirectory, type ProcessRecord } from '../cli/state-directory.js';
 import { TestbedError } from './errors.js';
 import { Interruption } from './interruption.js';
+import { leaveFolder, takeFolder } from './own-folder.js';
 import { run } from './network.js';
 import { requireVerbsMachine } from './requirements.js';
 import type { Durability } from './testbed.js';
@@ -77,7 +78,7 @@ export class VerbsTestbed {
       );
     const loaded = await loadModules(options.netdev === undefined ? [...MODULES, 'dummy'] : MODULES);
     const state = new StateDirectory(join(tmpdir(), 'tartan-testbed-verbs'));
-    mkdirSync(state.path, { recursive: true, mode: 0o700 });
+    takeFolder(state.path);
     return state.locked(async () => {
       for (const left of state.running()) await stopProcess(left.identity, 0);
       await removeLinks();
@@ -102,6 +103,7 @@ export class VerbsTestbed {
           testbed.secretFile,
         ])
           rmSync(path, { recursive: true, force: true });
+        leaveFolder(state.path);
       }
     });
   }

@@ -109,6 +109,27 @@ void t.test('a file is replaced in one moment, and only by one that is complete'
   });
 });
 
+void t.test('who reads a file when it is replaced, or removed, reads it to its end; then it is freed', async (t) => {
+  await withCluster(async (cluster) => {
+    const client = await cluster.client('w1'),
+      other = await cluster.client('r1'),
+      old = randomBytes(cluster.world, 'old', 300_000),
+      writer = await client.create('a', { unitBytes: 1024 });
+    writer.write(old);
+    await end(writer);
+    const readers = [await other.open('a'), await other.open('a')];
+    await end(await client.create('a', { ...COMPLETE, replace: true }));
+    t.equal((await other.stat('a')).length, 0, 'another has the name');
+    t.ok((await readers[0]!.read(0, old.length)).equals(old), 'all of the old one is there');
+    await readers[0]!.close();
+    t.ok((await readers[1]!.read(100_000, 100_000)).equals(old.subarray(100_000, 200_000)), 'until the last has read');
+    await readers[1]!.close();
+    const clock = cluster.clock('test');
+    for (let i = 0; i < 100 && (await unitsOf(cluster, writer.fileId)) > 0; i++) await sleep(clock, 10);
+    t.equal(await unitsOf(cluster, writer.fileId), 0);
+  });
+});
+
 void t.test('what a writer that is gone has left is collected; one that is only slow goes on', async (t) => {
   await withCluster(async (cluster) => {
     const gone = cluster.memory.client(),
