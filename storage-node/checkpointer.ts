@@ -9,7 +9,7 @@
  * checkpoint that a pointer may name is a segment reused, nor of the log behind it, nor one in which it holds a live
  * unit.
  */
-import { isOperating } from '../wire/errors.js';
+import { codeOf, isOperating } from '../wire/errors.js';
 import type { AlignedMemory } from './batch.js';
 import { writePointer, type LogPosition, type Pointer, type Tag } from './checkpoint-pointer.js';
 import { CheckpointWriter, pieceBlocks, segmentsFor } from './checkpoint-stream.js';
@@ -37,6 +37,9 @@ export interface CheckpointerOptions {
   /** Segments in which nothing was live when the base was taken. */
   readonly empty: readonly number[];
 }
+
+/** A checkpoint is written so often, each time elsewhere, before the disk is left alone with it. */
+const MOST_TRIES = 3;
 
 export class Checkpointer {
   /** Taken since the store was opened, and their bytes. */
@@ -110,6 +113,21 @@ export class Checkpointer {
    * @throws {TartanError} ERR_DISK when a sync failed: the log has failed then
    */
   async take(): Promise<boolean> {
+    const unwritable: number[] = [];
+    for (let tries = 1; ; tries++) {
+      const outcome = await this.tryTake();
+      if (outcome === 'taken') {
+        // Others could be written, so it is these.
+        for (const segment of unwritable) this.options.segments.condemn(segment);
+        return true;
+      }
+      if (outcome === 'full' || tries === MOST_TRIES) return false;
+      unwritable.push(outcome);
+    }
+  }
+
+  /** @returns the segment that could not be written, or 'full': there is no room, or the pointer can't be written */
+  private async tryTake(): Promise<'taken' | 'full' | number> {
     const { disk, segments, tag, log, allocate } = this.options;
     this.neededAt = -1;
     const area: number[] = [],
@@ -150,12 +168,12 @@ export class Checkpointer {
       this.freeEmpty(shot.segments.empty);
       // Whatever opening found torn is not in this checkpoint, and the log before it is not read again.
       log.trustTail();
-      return true;
+      return 'taken';
     } catch (error) {
       if (!isOperating(error) || log.state === 'failed') throw error;
-      if (this.areas[1 - this.slot]!.includes(area[0]!)) return false;
+      if (this.areas[1 - this.slot]!.includes(area[0]!)) return 'full';
       this.release(area);
-      return false;
+      return codeOf(error) === 'ERR_DISK' ? area.at(-1)! : 'full';
     } finally {
       this.taking = [];
       shot.index.release();
@@ -176,13 +194,8 @@ export class Checkpointer {
     for (const segment of segments) this.options.segments.release(segment);
   }
 
-  private async sync(): Promise<void> {
-    try {
-      await this.options.disk.sync();
-    } catch (error) {
-      this.options.log.fail();
-      throw error;
-    }
+  private sync(): Promise<void> {
+    return this.options.log.sync();
   }
 
   private snapshot(): Promise<{

@@ -14,6 +14,8 @@ export const BLOCK_BYTES = 4096;
 export interface Disk {
   /** Bytes, a multiple of 4096. */
   readonly size: number;
+  /** Reads see what the device holds, and not a cache that may show what a failed sync has dropped. Default false. */
+  readonly direct?: boolean;
   /** Fills `into`; both multiples of 4096. @throws {TartanError} ERR_DISK */
   read(into: Uint8Array, position: number): Promise<void>;
   /** Writes the views one after the other from `position` on. @throws {TartanError} ERR_DISK, ERR_DISK_FULL */

@@ -38,6 +38,7 @@ export interface JoiningOptions {
 const LEASE_MS = 5000;
 const REJOIN_MS = 1000;
 const POLL_MS = 100;
+const MOST_BACKOFF_MS = 60_000;
 
 export class Joining {
   private lease: Lease | undefined;
@@ -52,6 +53,9 @@ export class Joining {
   private rejoining = true;
   private stopped = false;
   private retired = false;
+  /** Times in a row that the disk could not be written, or still can't; and when it came back the last time. */
+  private troubles = 0;
+  private recoveredAt = -Infinity;
 
   constructor(private readonly options: JoiningOptions) {}
 
@@ -96,8 +100,18 @@ export class Joining {
       }),
     );
     await this.comeUp();
+    await this.joined();
+  }
+
+  /** It is up. What has happened on the way is looked at now. */
+  private async joined(): Promise<void> {
     this.rejoining = false;
-    this.onMap();
+    if (this.store!.ailing && !this.retired && !this.stopped) {
+      this.rejoining = true;
+      await this.goDown();
+      this.later(this.backoffMs, () => this.rejoin());
+    } else if (this.retired) await this.goDown();
+    else this.onMap();
   }
 
   /** A newer map: if it calls this node down, it comes up again after a while. */
@@ -116,17 +130,46 @@ export class Joining {
   }
 
   /** The disk takes no more writes: marks the node down, and it does not come up again in this life. */
-  async retire(): Promise<void> {
+  async retire(why: string): Promise<void> {
     if (this.retired) return;
     this.retired = true;
     this.options.log(
-      `node ${this.options.id}: the disk takes no more writes; the node goes down and serves what it holds`,
+      `node ${this.options.id}: the disk takes no more writes; the node goes down and serves what it holds: ${why}`,
     );
+    await this.goDown();
+  }
+
+  /**
+   * The disk could be written nowhere: marks the node down, and up again when a probe of the disk has succeeded. Each
+   * time sooner than ten waits after the last, it waits twice as long: a node that comes and goes costs every writer
+   * more than one that is gone.
+   */
+  async withdraw(why: string): Promise<void> {
+    if (this.stopped || this.retired) return;
+    const { clock, id, log } = this.options;
+    if (clock.now() - this.recoveredAt > 10 * this.backoffMs) this.troubles = 0;
+    this.troubles++;
+    log(`node ${id}: the disk can't be written; the node goes down, and tries it in ${this.backoffMs} ms: ${why}`);
+    // Already on its way to 'up': it finds the trouble at the end.
+    if (this.rejoining) return;
+    this.rejoining = true;
+    await this.goDown();
+    this.later(this.backoffMs, () => this.rejoin());
+  }
+
+  private get backoffMs(): number {
+    const first = this.options.rejoinMs ?? REJOIN_MS;
+    return Math.min(Math.max(MOST_BACKOFF_MS, first), first * 2 ** Math.min(this.troubles, 20));
+  }
+
+  private async goDown(): Promise<void> {
+    const { clusterStore, id, maps, log } = this.options;
     try {
-      this.options.maps.adopt(await setNodeState(this.options.clusterStore, this.options.id, 'down'));
+      maps.adopt(await setNodeState(clusterStore, id, 'down'));
     } catch (error) {
+      if (!isOperating(error)) throw error;
       // Its refusals say as much to every writer, and they will propose it down.
-      this.options.log(`node ${this.options.id} cannot be marked down: ${String(error)}`);
+      log(`node ${id} cannot be marked down: ${error.message}`);
     }
   }
 
@@ -161,9 +204,18 @@ export class Joining {
   private async rejoin(): Promise<void> {
     if (this.stopped || this.retired) return;
     try {
+      if (this.store!.ailing) {
+        if (!(await this.store!.probe())) {
+          this.troubles++;
+          this.later(this.backoffMs, () => this.rejoin());
+          return;
+        }
+        this.recoveredAt = this.options.clock.now();
+        this.options.log(`node ${this.options.id}: the disk can be written again`);
+      }
+      if (this.stopped || this.retired) return;
       await this.comeUp();
-      this.rejoining = false;
-      this.onMap();
+      await this.joined();
     } catch (error) {
       if (!isOperating(error)) throw error;
       this.later(this.options.rejoinMs ?? REJOIN_MS, () => this.rejoin());

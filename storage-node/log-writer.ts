@@ -1,24 +1,30 @@
 /**
  * The writing end of the log: batches fill, are sealed, written one after the other, synced, and handed back.
  *
- * States: open ─▶ failed (a sync failed: nothing is written any more, everything is refused) ─▶ closed
+ * States: open ─▶ failed (a sync failed, or the disk does not answer: nothing is written any more, all is refused)
+ *         open ◀─▶ ailing (nowhere could be written: everything is refused until a probe succeeds)
+ *
+ * A place that can't be written is stepped over: the log goes on in the next segment announced, or in the one after it.
  *
  * Invariants: one batch is being written at a time; a batch begins where the last successful one ended, or in the
  * segment that this one announced; `onSettled` is called once for every batch, in order, after its views are free for
  * reuse.
  */
 import { Refusal } from '../wire/ring-messages.js';
-import { codeOf, TartanError } from '../wire/errors.js';
+import { codeOf, isOperating, TartanError } from '../wire/errors.js';
 import { Batch, type AlignedMemory, type ControlEntry } from './batch.js';
 import type { LogPosition } from './checkpoint-pointer.js';
 import { BLOCK_BYTES, type Disk } from './disk.js';
 import {
+  B,
   BATCH_HEADER_BYTES,
+  batchHolds,
   EntryKind,
   entryWords,
   headerBlocksOf,
   MAX_HEADER_AREA_BYTES,
   MAX_PAYLOAD_BLOCKS,
+  plausibleBatch,
   sealBatch,
 } from './log-format.js';
 import { SegmentState, type Segments } from './segments.js';
@@ -45,6 +51,8 @@ export interface LogWriterOptions {
   readonly synced: number;
   /** Free segments that a class of entries leaves alone. */
   readonly reserveOf: (room: Room) => number;
+  /** It is 'ailing' or 'failed' from now on. */
+  readonly onTrouble: (why: string) => void;
   /** @param refusal NONE when the batch is as durable as this log makes it */
   readonly onSettled: (batch: Batch, refusal: number) => void;
 }
@@ -55,11 +63,13 @@ export interface LogWriterOptions {
  */
 export type Room = 'unit' | 'move' | 'control';
 
+/** A batch announces two segments: whoever reads the log after it looks no further. */
+const MOST_ENTERED = 2;
 /** A volatile log is synced behind the writer's back this often, so that opening it has a bounded tail to check. */
 const VOLATILE_SYNC_BYTES = 256 << 20;
 
 export class LogWriter {
-  state: 'open' | 'failed' | 'closed' = 'open';
+  state: 'open' | 'ailing' | 'failed' | 'closed' = 'open';
   /** Batches written, or accepted by a log that discards. */
   batches = 0;
   /** Bytes written to the log since it was opened. */
@@ -80,6 +90,10 @@ export class LogWriter {
   private writingBlocks = 0;
   /** A write has failed at the log's end: what it left there must not be taken for a batch. */
   private isSoiled = false;
+  /** Segments entered since the last batch: as many as that one announced can be found again. */
+  private entered = 0;
+  /** Segments stepped over since then. */
+  private suspects: number[] = [];
   private unsyncedBytes = 0;
   private backgroundSync: Promise<void> | undefined;
   private readonly segments: Segments;
@@ -140,9 +154,56 @@ export class LogWriter {
     else call();
   }
 
-  /** A sync failed: nothing can be said of the disk any more. */
-  fail(): void {
-    if (this.state === 'open') this.state = 'failed';
+  /** A sync failed, or the disk does not answer: nothing can be said of it any more. */
+  fail(why: string): void {
+    if (this.state === 'failed') return;
+    this.state = 'failed';
+    this.options.onTrouble(why);
+  }
+
+  /**
+   * Makes durable what has been written, for the log and for checkpoints alike: the system tells of a failure once, and
+   * whoever asks next must not take that for success.
+   *
+   * @throws {TartanError} ERR_DISK: the log has failed
+   */
+  async sync(): Promise<void> {
+    try {
+      await this.options.disk.sync();
+    } catch (error) {
+      if (!isOperating(error)) throw error;
+      this.fail(error.message);
+      throw error;
+    }
+    // `state` may have changed while the disk was at it
+    if ((this.state as string) === 'failed')
+      throw new TartanError('ERR_DISK', 'Cannot make the log durable: another sync has failed');
+  }
+
+  /**
+   * Tries whether an ailing log can be written again: a batch that says nothing, synced and read back.
+   * @returns whether it is open
+   */
+  async probe(): Promise<boolean> {
+    if (this.state !== 'ailing' || this.running) return this.state === 'open';
+    this.running = true;
+    const memory = this.options.allocate(BLOCK_BYTES);
+    try {
+      const block = await this.writeMarkBatch();
+      await this.sync();
+      this.synced = this.sequence - 1;
+      await this.options.disk.read(memory.bytes.subarray(0, BLOCK_BYTES), block * BLOCK_BYTES);
+      const words = new Uint32Array(memory.bytes.buffer, memory.bytes.byteOffset, BLOCK_BYTES >> 2);
+      // closing, or a failure, may have come between
+      if (words[B.CRC] === this.chain && (this.state as string) === 'ailing') this.state = 'open';
+    } catch (error) {
+      if (!isOperating(error)) throw error;
+    } finally {
+      memory.release();
+      this.running = false;
+      for (const resolve of this.waiting.splice(0)) resolve();
+    }
+    return (this.state as string) === 'open';
   }
 
   batch(id: number): Batch {
@@ -151,7 +212,7 @@ export class LogWriter {
 
   /** Refusal of everything new, or NONE. */
   get refusal(): number {
-    return this.state === 'open' ? Refusal.NONE : this.state === 'failed' ? Refusal.DISK : Refusal.CLOSED;
+    return this.state === 'open' ? Refusal.NONE : this.state === 'closed' ? Refusal.CLOSED : Refusal.DISK;
   }
 
   /**
@@ -205,11 +266,12 @@ export class LogWriter {
   }
 
   /** Refuses what is new, writes what is queued, marks the log's end when it can. */
-  async close(): Promise<void> {
-    if (this.state === 'open') this.state = 'closed';
+  async close(isHung = false): Promise<void> {
+    const wasAiling = this.state === 'ailing';
+    if (this.state !== 'failed') this.state = 'closed';
     await this.drained();
     await this.backgroundSync;
-    const broken = this.refusal === Refusal.DISK;
+    const broken = wasAiling || this.refusal === Refusal.DISK;
     try {
       // Without the MARK the next opening checks the last batches' payloads: slower, no less right. So a failure here
       // is no error.
@@ -217,7 +279,8 @@ export class LogWriter {
     } catch {
       /* as said above */
     }
-    for (const batch of this.all) batch.memory.release();
+    // what hangs may still read it
+    if (!isHung) for (const batch of this.all) batch.memory.release();
   }
 
   private batchFor(size: number, blocks: number, room: Room): Batch | undefined {
@@ -273,11 +336,12 @@ export class LogWriter {
       const batch = this.queue.shift()!;
       if (this.queue.length === 0) this.queue.push(this.takeBatch());
       this.committing = true;
-      const refusal = this.state === 'failed' ? Refusal.DISK : await this.commit(batch);
+      const refusal = this.state === 'failed' || this.state === 'ailing' ? Refusal.DISK : await this.commit(batch);
       this.options.onSettled(batch, refusal);
       this.committing = false;
       batch.reset();
-      this.pool.push(batch);
+      // A disk that does not answer may still be reading it.
+      if ((this.state as string) !== 'failed') this.pool.push(batch);
       for (const call of this.atBoundaries.splice(0)) call();
     }
     this.running = false;
@@ -290,28 +354,88 @@ export class LogWriter {
       await Promise.resolve();
       return Refusal.NONE;
     }
-    try {
-      this.writingBlocks = sizeInBlocks(batch, 0);
-      await this.write(batch);
-    } catch (error) {
-      // An honest failure: nothing counts on this batch, and the next one takes its place on disk.
-      return codeOf(error) === 'ERR_DISK_FULL' ? Refusal.DISK_FULL : Refusal.DISK;
-    } finally {
-      this.writingBlocks = 0;
-    }
+    this.writingBlocks = sizeInBlocks(batch, 0);
+    const refusal = await this.writeSomewhere(batch);
+    this.writingBlocks = 0;
+    if (refusal !== Refusal.NONE) return refusal;
     if (this.options.durability === 'volatile') {
       this.syncBehind();
       return Refusal.NONE;
     }
     try {
-      await this.options.disk.sync();
-    } catch {
+      await this.sync();
+    } catch (error) {
+      if (!isOperating(error)) throw error;
       // After a failed sync the system may have dropped the data and call the next sync a success: never try again.
-      this.state = 'failed';
       return Refusal.DISK;
     }
     this.synced = this.sequence - 1;
     return Refusal.NONE;
+  }
+
+  /**
+   * Writes the batch where it can be written: at the log's end, there once more, then in the segments announced.
+   * @returns NONE, or why not: nothing counts on this batch, and the next one takes its place
+   */
+  private async writeSomewhere(batch: Batch): Promise<number> {
+    for (let tries = 1; ; tries++) {
+      try {
+        await this.write(batch);
+        for (const segment of this.suspects.splice(0)) this.segments.condemn(segment);
+        return Refusal.NONE;
+      } catch (error) {
+        if (!isOperating(error)) throw error;
+        if (codeOf(error) === 'ERR_DISK_FULL') return Refusal.DISK_FULL;
+        if (this.state === 'failed') return Refusal.DISK;
+        if (tries % 2 === 1 || (await this.stepOver())) continue;
+        this.suspects = [];
+        // A disk that writes nowhere: what comes next would fail as this did, for as long as somebody sends.
+        if (this.state === 'open') {
+          this.state = 'ailing';
+          this.options.onTrouble(error.message);
+        }
+        return Refusal.DISK;
+      }
+    }
+  }
+
+  /** Leaves a place that can't be written. @returns false: it can't be left so that the log is found again */
+  private async stepOver(): Promise<boolean> {
+    if (this.entered >= MOST_ENTERED) return false;
+    const left = this.segment;
+    try {
+      if (this.isSoiled && this.roomInSegment > 0 && !(await this.isVoid())) return false;
+      this.enterNext();
+    } catch (error) {
+      if (!isOperating(error)) throw error;
+      return false;
+    }
+    this.suspects.push(left);
+    return true;
+  }
+
+  /** Sees to it that what a failed write left is not found in the place of the batch written elsewhere. */
+  private async isVoid(): Promise<boolean> {
+    try {
+      await this.writeMarkBatch();
+      return true;
+    } catch (error) {
+      if (!isOperating(error) || this.state === 'failed') throw error;
+    }
+    const memory = this.options.allocate(MAX_HEADER_AREA_BYTES),
+      { tagLow, tagHigh } = this.options.superblock,
+      { sequence, chain, roomInSegment: blocksLeft } = this;
+    try {
+      const blocks = Math.min(MAX_HEADER_AREA_BYTES / BLOCK_BYTES, blocksLeft);
+      await this.options.disk.read(memory.bytes.subarray(0, blocks * BLOCK_BYTES), this.nextBlock * BLOCK_BYTES);
+      const words = new Uint32Array(memory.bytes.buffer, memory.bytes.byteOffset, MAX_HEADER_AREA_BYTES >> 2);
+      return plausibleBatch(words, { tagLow, tagHigh, sequence, chain, blocksLeft }) === 0 || !batchHolds(words);
+    } catch (error) {
+      if (!isOperating(error)) throw error;
+      return true; // what can't be read is no batch
+    } finally {
+      memory.release();
+    }
   }
 
   /** Seals the batch, writes it at the log's end and moves the end. @throws {TartanError} ERR_DISK, ERR_DISK_FULL */
@@ -319,7 +443,8 @@ export class LogWriter {
     const headerBlocks = headerBlocksOf(batch.headerBytes),
       blocks = headerBlocks + batch.payloadBlocks;
     if (blocks > this.roomInSegment) {
-      if (this.isSoiled && this.roomInSegment > 0) await this.writeMarkBatch();
+      if (this.isSoiled && this.roomInSegment > 0 && !(await this.isVoid()))
+        throw new TartanError('ERR_DISK', 'Cannot go on in the next segment: a failed write left a whole batch');
       this.enterNext();
     }
     this.announce();
@@ -342,6 +467,7 @@ export class LogWriter {
     this.isSoiled = true;
     await this.options.disk.writev(batch.views, this.nextBlock * BLOCK_BYTES);
     this.isSoiled = false;
+    this.entered = 0;
     this.nextBlock += blocks;
     this.unsyncedBytes += blocks * BLOCK_BYTES;
     this.bytesWritten += blocks * BLOCK_BYTES;
@@ -359,6 +485,8 @@ export class LogWriter {
     const following = this.after >= 0 ? this.after : this.takeSegment();
     if (this.next < 0 || following < 0)
       throw new TartanError('ERR_DISK_FULL', 'Cannot write to the log: no segment is free');
+    this.entered++;
+    this.isSoiled = false;
     this.segment = this.next;
     this.nextBlock = this.segments.first(this.segment);
     this.next = following;
@@ -377,7 +505,7 @@ export class LogWriter {
   }
 
   /** A batch that says nothing, of one block; with everything below it on disk, it marks a log closed in good order. */
-  private async writeMarkBatch(): Promise<void> {
+  private async writeMarkBatch(): Promise<number> {
     const batch = this.takeBatch();
     batch.addControl(EntryKind.MARK, entryWords[EntryKind.MARK], () => undefined, {
       apply: () => undefined,
@@ -386,31 +514,31 @@ export class LogWriter {
     });
     try {
       await this.write(batch);
+      return batch.firstBlock;
     } finally {
       batch.reset();
-      this.pool.push(batch);
+      if (this.state !== 'failed') this.pool.push(batch);
     }
   }
 
   private async writeMark(): Promise<void> {
-    await this.options.disk.sync();
+    await this.sync();
     this.synced = this.sequence - 1;
     await this.writeMarkBatch();
-    await this.options.disk.sync();
+    await this.sync();
   }
 
   private syncBehind(): void {
     if (this.unsyncedBytes < VOLATILE_SYNC_BYTES || this.backgroundSync !== undefined) return;
     const upTo = this.sequence - 1;
     this.unsyncedBytes = 0;
-    this.backgroundSync = this.options.disk
-      .sync()
+    this.backgroundSync = this.sync()
       .then(
         () => {
           this.synced = Math.max(this.synced, upTo);
         },
-        () => {
-          this.state = 'failed';
+        (error: unknown) => {
+          if (!isOperating(error)) throw error; // else the log has failed, and has said so
         },
       )
       .finally(() => {

@@ -37,6 +37,11 @@ export class MemoryDisk implements Disk {
   private readonly synced = new Map<number, Uint8Array>();
   /** Unsynced blocks in the order of writing; the newest counts. */
   private pending: PendingBlock[] = [];
+  /**
+   * What a failed sync dropped: as on Linux, later syncs don't write it, yet it is read, by a later process too, until
+   * the machine goes down.
+   */
+  private readonly dropped = new Map<number, Uint8Array>();
   /** The newest of each pending block; made by the first read after `pending` changed. */
   private readonly latest = new Map<number, Uint8Array>();
   /** Writes under way: a crash may find any part of them on the disk. */
@@ -54,7 +59,7 @@ export class MemoryDisk implements Disk {
     if (latest.size === 0) for (const { block, bytes } of this.pending) latest.set(block, bytes);
     for (let at = 0; at < into.length; at += BLOCK_BYTES) {
       const block = (position + at) / BLOCK_BYTES;
-      const bytes = latest.get(block) ?? this.synced.get(block);
+      const bytes = latest.get(block) ?? this.dropped.get(block) ?? this.synced.get(block);
       if (bytes === undefined) into.fill(0, at, at + BLOCK_BYTES);
       else into.set(bytes, at);
     }
@@ -80,12 +85,21 @@ export class MemoryDisk implements Disk {
 
   async sync(): Promise<void> {
     const covered = this.pending.slice();
-    await this.faults.beforeSync?.();
-    this.syncs++;
-    this.settle(covered, () => true);
-    const done = new Set(covered);
-    this.pending = this.pending.filter((block) => !done.has(block));
-    this.latest.clear();
+    let isDropped = true;
+    try {
+      await this.faults.beforeSync?.();
+      isDropped = false;
+      this.syncs++;
+      this.settle(covered, () => true);
+    } finally {
+      const done = new Set(covered);
+      this.pending = this.pending.filter((block) => !done.has(block));
+      this.latest.clear();
+      for (const { block, bytes } of covered) {
+        if (isDropped) this.dropped.set(block, bytes);
+        else this.dropped.delete(block);
+      }
+    }
   }
 
   async close(): Promise<void> {
@@ -123,6 +137,7 @@ export class MemoryDisk implements Disk {
   restart(): MemoryDisk {
     const next = this.snapshot();
     next.pending = this.pending.slice();
+    for (const [block, bytes] of this.dropped) next.dropped.set(block, bytes);
     this.closed = true;
     return next;
   }

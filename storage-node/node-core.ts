@@ -191,11 +191,13 @@ export class StorageNode {
       nodeId: id,
       random: () => clock.random(),
       allocate: (bytes) => deviceMemory(device, bytes),
+      clock,
+      ...(this.options.diskDeadlineMs !== undefined && { diskDeadlineMs: this.options.diskDeadlineMs }),
       ...(durability !== undefined && { durability }),
       ...(nowMs !== undefined && { nowMs }),
     });
-    this.store.onBatch = () => {
-      if (this.store.failed) detach(this.joining?.retire());
+    this.store.onTrouble = (why) => {
+      detach(this.store.failed ? this.joining?.retire(why) : this.joining?.withdraw(why));
     };
     const { recovery } = this.store;
     if (recovery.torn > 0 || recovery.badHeaders > 0)

@@ -33,6 +33,8 @@ export interface StorageNodeOptions {
   readonly onDisplaced?: () => void;
   readonly leaseMs?: number;
   readonly rejoinMs?: number;
+  /** A disk that has not answered for so long has failed. Default 10,000. */
+  readonly diskDeadlineMs?: number;
   /** A peer not heard of for so long is dropped. Default 60,000. */
   readonly silentMs?: number;
   /** Most unit slots granted to one writer; every session takes 4 KiB for each. Default 256. */

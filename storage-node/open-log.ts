@@ -7,7 +7,7 @@ import { codeOf, TartanError } from '../wire/errors.js';
 import { roundUp } from '../wire/slot-layout.js';
 import { MAX_UNIT_BYTES } from '../wire/unit-header.js';
 import type { AlignedMemory } from './batch.js';
-import { readPointer, type Pointer } from './checkpoint-pointer.js';
+import { POINTER_BLOCKS, readPointer, type Pointer } from './checkpoint-pointer.js';
 import { CheckpointReader, pieceBlocks } from './checkpoint-stream.js';
 import { readCheckpoint } from './checkpoint.js';
 import { BLOCK_BYTES, type Disk } from './disk.js';
@@ -16,7 +16,7 @@ import { MAX_HEADER_AREA_BYTES } from './log-format.js';
 import { readLog, RECOVERY_WINDOW_BYTES, type LogEnd, type UncertainUnit } from './recovery.js';
 import { Replay } from './replay.js';
 import { Segments, SegmentState, type Geometry } from './segments.js';
-import { openSuperblock, type StoreIdentity, type Superblock } from './superblock.js';
+import { COPY_BLOCKS, openSuperblock, type StoreIdentity, type Superblock } from './superblock.js';
 
 /** What opening found; for logs and status. */
 export interface StoreRecovery {
@@ -85,6 +85,10 @@ export async function openLog(
       segments.add(index.headerBlock(entry), index.payloadBlocks(entry));
     });
     // What was found may be in a cache only; from here on it is acknowledged when a duplicate comes.
+    if (disk.direct !== true) {
+      const blocks = [POINTER_BLOCKS[found.slot]!, ...(base.generation === 0 ? COPY_BLOCKS : [])];
+      await rewrite(disk, [...blocks.map((block) => ({ block, blocks: 1 })), ...end.tail], window.bytes);
+    }
     await disk.sync();
     const recovery = {
       batches: end.batches,
@@ -99,6 +103,32 @@ export async function openLog(
     return { superblock, end, torn, recovery, ...found };
   } finally {
     window.release();
+  }
+}
+
+/**
+ * Writes again what was read from a cache. A sync that failed has dropped it from what is to be written, yet left it to
+ * be read: trusted, it would be acknowledged, and be gone after a loss of power.
+ */
+async function rewrite(
+  disk: Disk,
+  places: readonly { readonly block: number; readonly blocks: number }[],
+  memory: Uint8Array,
+): Promise<void> {
+  const most = Math.floor(memory.length / BLOCK_BYTES);
+  for (const { block, blocks } of places) {
+    for (let done = 0; done < blocks; ) {
+      const some = memory.subarray(0, Math.min(most, blocks - done) * BLOCK_BYTES),
+        position = (block + done) * BLOCK_BYTES;
+      done += some.length / BLOCK_BYTES;
+      try {
+        await disk.read(some, position);
+      } catch (error) {
+        if (codeOf(error) !== 'ERR_DISK') throw error;
+        continue; // of a torn unit, or one that is found damaged when it is read
+      }
+      await disk.writev([some], position);
+    }
   }
 }
 

@@ -6,6 +6,7 @@
  * does, is the end. Whether its payloads made it is known from later batches (`synced`), and must be checked only for
  * those after the highest `synced` seen.
  */
+import { codeOf } from '../wire/errors.js';
 import { checkHeader, digestLayout, headerFileId, headerStripe, W } from '../wire/unit-header.js';
 import type { AlignedMemory } from './batch.js';
 import type { LogPosition } from './checkpoint-pointer.js';
@@ -83,6 +84,8 @@ export interface LogEnd {
   readonly batches: number;
   /** Blocks of the batches read. */
   readonly blocks: number;
+  /** Batches not known to be synced, in the log's order: their blocks. */
+  readonly tail: readonly { readonly block: number; readonly blocks: number }[];
   /** Units of batches not known to be synced, in the log's order. */
   readonly uncertain: readonly UncertainUnit[];
   /** Unit headers whose own seal failed inside a batch that holds: silent damage. */
@@ -112,22 +115,30 @@ export async function readLog(
     synced = from.sequence - 1,
     badHeaders = 0,
     read = 0;
-  let uncertain: (UncertainUnit & { sequence: number })[] = [];
+  let uncertain: (UncertainUnit & { sequence: number })[] = [],
+    tail: { readonly block: number; readonly blocks: number; readonly sequence: number }[] = [];
   for (;;) {
     let headerBytes = 0;
-    for (const [at, inside] of [
-      [block, segment],
-      [next < 0 ? -1 : segments.first(next), next],
-    ] as const) {
-      const blocksLeft = at < 0 ? 0 : segments.first(inside) + segments.blocks - at;
+    let unreadable: unknown;
+    for (const [at, inside] of placesOf(segments, block, segment, next, after)) {
+      const blocksLeft = segments.first(inside) + segments.blocks - at;
       if (blocksLeft <= 0) continue;
-      const size = plausibleBatch(await source.words(at, 1), { tagLow, tagHigh, sequence, chain, blocksLeft });
-      if (size === 0 || !batchHolds(await source.words(at, headerBlocksOf(size)))) continue;
+      let size: number;
+      try {
+        size = plausibleBatch(await source.words(at, 1), { tagLow, tagHigh, sequence, chain, blocksLeft });
+        if (size === 0 || !batchHolds(await source.words(at, headerBlocksOf(size)))) continue;
+      } catch (error) {
+        if (codeOf(error) !== 'ERR_DISK') throw error;
+        unreadable ??= error;
+        continue;
+      }
       headerBytes = size;
       block = at;
       segment = inside;
       break;
     }
+    // The log may have stepped over a place that can't be read. Where it goes on nowhere, that is not its end.
+    if (headerBytes === 0 && unreadable !== undefined) throw unreadable as Error;
     if (headerBytes === 0) break;
     const words = await source.words(block, headerBlocksOf(headerBytes));
     const payloads = block + headerBlocksOf(headerBytes),
@@ -135,6 +146,7 @@ export async function readLog(
     if (syncedHere > synced) {
       synced = syncedHere;
       uncertain = uncertain.filter((unit) => unit.sequence > syncedHere);
+      tail = tail.filter((batch) => batch.sequence > syncedHere);
     }
     next = announced(segments, words[B.NEXT]!);
     after = announced(segments, words[B.AFTER]!);
@@ -142,6 +154,7 @@ export async function readLog(
       uncertain.push({ ...unit, sequence });
     });
     chain = words[B.CRC]!;
+    tail.push({ block, blocks: payloads + words[B.PAYLOAD_BLOCKS]! - block, sequence });
     read += payloads + words[B.PAYLOAD_BLOCKS]! - block;
     block = payloads + words[B.PAYLOAD_BLOCKS]!;
     segments.mark(segment, SegmentState.LOG);
@@ -155,6 +168,7 @@ export async function readLog(
     synced,
     batches: sequence - from.sequence,
     blocks: read,
+    tail,
     uncertain,
     badHeaders,
     damagedBlock: isDamaged ? block : undefined,
@@ -175,11 +189,29 @@ async function wasDurable(source: Window, segments: Segments, end: LogPosition, 
     const limit = segments.first(segment) + segments.blocks,
       last = Math.min(limit - 1, first + MAX_HEADER_BLOCKS + MAX_PAYLOAD_BLOCKS);
     for (let at = first; at <= last; at++) {
-      const headerBytes = claimsDurable(await source.words(at, 1), { ...expected, blocksLeft: limit - at });
-      if (headerBytes > 0 && batchHolds(await source.words(at, headerBlocksOf(headerBytes)))) return true;
+      try {
+        const headerBytes = claimsDurable(await source.words(at, 1), { ...expected, blocksLeft: limit - at });
+        if (headerBytes > 0 && batchHolds(await source.words(at, headerBlocksOf(headerBytes)))) return true;
+      } catch (error) {
+        if (codeOf(error) !== 'ERR_DISK') throw error; // what can't be read says nothing
+      }
     }
   }
   return false;
+}
+
+/** Where the next batch may lie: behind the last, or where the log stepped over what it could not write. */
+export function placesOf(
+  segments: Segments,
+  block: number,
+  segment: number,
+  next: number,
+  after: number,
+): [block: number, segment: number][] {
+  return [
+    [block, segment],
+    ...[next, after].filter((each) => each >= 0).map((each): [number, number] => [segments.first(each), each]),
+  ];
 }
 
 /** The segment that a batch names by its first block, −1: none. */
@@ -340,7 +372,7 @@ class Window {
       this.count = Math.min(Math.floor(most), left);
       this.calls = 0;
       this.from = block;
-      await this.disk.read(this.bytes.subarray(0, this.count * BLOCK_BYTES), block * BLOCK_BYTES);
+      await this.load(count);
     }
     this.calls++;
     const offset = this.bytes.byteOffset + (block - this.from) * BLOCK_BYTES;
@@ -349,6 +381,26 @@ class Window {
       offset,
       (Math.min(count, this.from + this.count - block) * BLOCK_BYTES) >> 2,
     );
+  }
+
+  /** One block that can't be read is not to hide those before it: then only what was asked for is read. */
+  private async load(wanted: number): Promise<void> {
+    const position = this.from * BLOCK_BYTES;
+    try {
+      await this.disk.read(this.bytes.subarray(0, this.count * BLOCK_BYTES), position);
+    } catch (error) {
+      const whole = this.count;
+      this.count = Math.min(wanted, whole);
+      if (codeOf(error) === 'ERR_DISK' && wanted < whole)
+        try {
+          await this.disk.read(this.bytes.subarray(0, this.count * BLOCK_BYTES), position);
+          return;
+        } catch {
+          /* as before */
+        }
+      this.count = 0;
+      throw error;
+    }
   }
 }
 

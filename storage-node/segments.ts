@@ -21,6 +21,7 @@ export const SegmentState = {
   LOG: 1,
   CHECKPOINT: 2,
   /** In a checkpoint only: LOG, left by the log, nothing live. */ EMPTY: 3,
+  /** Free, and not to be used again in this life: it could not be written. */ BAD: 4,
 } as const;
 
 /**
@@ -52,6 +53,8 @@ export class Segments {
   readonly sequences: Float64Array;
   /** Holds a unit that is damaged, or that cannot be found: cleaning leaves it. */
   readonly stuck: Uint8Array;
+  /** Could not be written while others could. Found anew after a restart. */
+  readonly bad: Uint8Array;
   freeCount: number;
   /** Live payload blocks and units of all. */
   liveBlocks = 0;
@@ -68,6 +71,7 @@ export class Segments {
     this.filled = new Uint32Array(this.count);
     this.sequences = new Float64Array(this.count);
     this.stuck = new Uint8Array(this.count);
+    this.bad = new Uint8Array(this.count);
     this.pins = new Uint16Array(this.count);
   }
 
@@ -102,7 +106,13 @@ export class Segments {
   }
 
   release(segment: number): void {
-    this.mark(segment, SegmentState.FREE);
+    this.mark(segment, this.bad[segment] === 0 ? SegmentState.FREE : SegmentState.BAD);
+  }
+
+  /** Takes it out of use when it is, or becomes, free. */
+  condemn(segment: number): void {
+    this.bad[segment] = 1;
+    if (this.states[segment] === SegmentState.FREE) this.mark(segment, SegmentState.BAD);
   }
 
   /** A unit with its header in `block` has become live, or no longer is. */

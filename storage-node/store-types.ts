@@ -1,5 +1,6 @@
 /** What a unit store is given, and what it tells of itself. */
 import type { AlignedMemory } from './batch.js';
+import type { Clock } from '../wire/clock.js';
 import type { Disk } from './disk.js';
 import type { Durability } from './log-writer.js';
 import type { StoreRecovery } from './open-log.js';
@@ -18,6 +19,10 @@ export interface UnitStoreOptions extends StoreIdentity {
   readonly random: () => number;
   /** ms since 1970, for a new store. Default 0. */
   readonly nowMs?: number;
+  /** For bounds of time on the disk; without one there are none. */
+  readonly clock?: Clock;
+  /** A disk that has not answered for so long has failed. Default 10,000. */
+  readonly diskDeadlineMs?: number;
   /** Bounds of one batch. Default 256 units, 16 MiB of payload (at most 16 MiB). */
   readonly maxBatchUnits?: number;
   readonly maxBatchBytes?: number;

@@ -9,7 +9,7 @@ import { STORE_FORMAT_VERSION } from './log-format.js';
 import { FEWEST_BLOCKS, FEWEST_SEGMENTS, type Geometry, segmentBlocksFor } from './segments.js';
 
 export const LOG_FIRST_BLOCK = 16;
-const COPY_BLOCKS = [0, 8] as const;
+export const COPY_BLOCKS = [0, 8] as const;
 /** A disk is taken for blank when its superblock copies and so many blocks at its beginning are zero. */
 const BLANK_BLOCKS = 32;
 const SUPERBLOCK_BYTES = 512;

@@ -12,6 +12,7 @@ import type { Checkpointer } from './checkpointer.js';
 import { BLOCK_BYTES, type Disk } from './disk.js';
 import { B, batchHolds, headerBlocksOf, MAX_HEADER_AREA_BYTES, plausibleBatch } from './log-format.js';
 import type { LogWriter } from './log-writer.js';
+import { placesOf } from './recovery.js';
 import type { Segments } from './segments.js';
 import type { SegmentsKeeper } from './segments-keeper.js';
 
@@ -59,14 +60,11 @@ export class TailCheck {
   private async holds(from: LogPosition, upTo: number, memory: Uint8Array): Promise<boolean> {
     const { disk, segments, tag } = this.options,
       words = new Uint32Array(memory.buffer, memory.byteOffset, MAX_HEADER_AREA_BYTES >> 2);
-    let { segment, block, sequence, chain, next } = from;
+    let { segment, block, sequence, chain, next, after } = from;
     for (; sequence < upTo; sequence++) {
       let headerBytes = 0;
-      for (const [at, inside] of [
-        [block, segment],
-        [next < 0 ? -1 : segments.first(next), next],
-      ] as const) {
-        const blocksLeft = at < 0 ? 0 : segments.first(inside) + segments.blocks - at;
+      for (const [at, inside] of placesOf(segments, block, segment, next, after)) {
+        const blocksLeft = segments.first(inside) + segments.blocks - at;
         if (blocksLeft <= 0 || !(await this.read(disk, memory, 0, 1, at))) continue;
         const size = plausibleBatch(words, { ...tag, sequence, chain, blocksLeft }),
           more = headerBlocksOf(size) - 1;
@@ -79,6 +77,7 @@ export class TailCheck {
       block += headerBlocksOf(headerBytes) + words[B.PAYLOAD_BLOCKS]!;
       chain = words[B.CRC]!;
       next = words[B.NEXT]! === 0 ? -1 : segments.of(words[B.NEXT]!);
+      after = words[B.AFTER]! === 0 ? -1 : segments.of(words[B.AFTER]!);
     }
     return true;
   }

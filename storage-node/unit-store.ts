@@ -14,6 +14,7 @@ import { codeOf, TartanError, type ErrorCode } from '../wire/errors.js';
 import { Appender } from './appender.js';
 import type { AlignedMemory, AppendClient, Batch } from './batch.js';
 import { BatchEffects } from './batch-effects.js';
+import { BoundedDisk, isHung } from './bounded-disk.js';
 import { BLOCK_BYTES, type Disk } from './disk.js';
 import { Checkpointer } from './checkpointer.js';
 import { Cleaner } from './cleaner.js';
@@ -43,9 +44,8 @@ export class UnitStore {
   readonly superblock: Superblock;
   /** What opening found. */
   readonly recovery: StoreRecovery;
-  /** Called after the callbacks of each batch. */
-  onBatch: (() => void) | undefined;
-  private readonly disk: Disk;
+  /** The disk takes no more units: `failed` says whether for ever, or `ailing` until a probe() succeeds. */
+  onTrouble: ((why: string) => void) | undefined;
   private readonly durability: Durability;
   private readonly index: IndexTable;
   private readonly log: LogWriter;
@@ -79,22 +79,31 @@ export class UnitStore {
         `Cannot open the store with durability 'discard': units held: ${opened.index.count}, expected a new store`,
       );
     }
-    const store = new UnitStore(options, allocate, opened);
+    const store: UnitStore = new UnitStore(
+      options,
+      boundedDisk(options, () => store.log),
+      allocate,
+      opened,
+    );
     if (await store.settleTorn(opened)) store.log.trustTail();
     store.keep();
     return store;
   }
 
-  private constructor(options: UnitStoreOptions, allocate: (bytes: number) => AlignedMemory, opened: OpenedLog) {
+  private constructor(
+    options: UnitStoreOptions,
+    private readonly disk: Disk,
+    allocate: (bytes: number) => AlignedMemory,
+    opened: OpenedLog,
+  ) {
     const { end, superblock } = opened;
-    this.disk = options.disk;
     this.durability = options.durability ?? 'sync';
     this.superblock = superblock;
     this.index = opened.index;
     this.recovery = opened.recovery;
     this.segments = opened.segments;
     this.log = new LogWriter({
-      disk: options.disk,
+      disk: this.disk,
       superblock,
       durability: this.durability,
       allocate,
@@ -105,12 +114,15 @@ export class UnitStore {
       segments: opened.segments,
       synced: end.uncertain.length === 0 ? end.position.sequence - 1 : end.synced,
       reserveOf: (room) => this.keeper.reserveOf(room),
+      onTrouble: (why) => {
+        this.onTrouble?.(why);
+      },
       onSettled: (batch, refusal) => {
         this.settle(batch, refusal);
       },
     });
     this.effects = new BatchEffects(this.index, this.segments, this.durability);
-    this.view = new IndexView(options.disk, this.index, this.segments, (headerBlock) => {
+    this.view = new IndexView(this.disk, this.index, this.segments, (headerBlock) => {
       // Read again at the next opening, its batch would pass for lost, and all after it.
       if (this.durability !== 'discard' && this.checkpointer.isInTail(headerBlock)) this.keeper.wantCheckpoint();
     });
@@ -128,7 +140,7 @@ export class UnitStore {
       },
     });
     this.checkpointer = new Checkpointer({
-      disk: options.disk,
+      disk: this.disk,
       index: this.index,
       segments: this.segments,
       log: this.log,
@@ -141,7 +153,7 @@ export class UnitStore {
       empty: opened.empty,
     });
     this.cleaner = new Cleaner({
-      disk: options.disk,
+      disk: this.disk,
       index: this.index,
       segments: this.segments,
       log: this.log,
@@ -163,7 +175,7 @@ export class UnitStore {
       tailBytes: end.blocks * BLOCK_BYTES,
     });
     this.tail = new TailCheck({
-      disk: options.disk,
+      disk: this.disk,
       tag: superblock,
       segments: this.segments,
       log: this.log,
@@ -405,6 +417,16 @@ export class UnitStore {
     return this.log.state === 'failed';
   }
 
+  /** Nowhere on the disk could be written: everything new is refused until a probe() succeeds. */
+  get ailing(): boolean {
+    return this.log.state === 'ailing';
+  }
+
+  /** Writes, syncs and reads back something that says nothing. @returns whether units are taken again */
+  probe(): Promise<boolean> {
+    return this.log.probe();
+  }
+
   stats(): StoreStats {
     const { segments } = this,
       { used, clean, dirty } = segments.summary(this.log.inUse),
@@ -449,10 +471,14 @@ export class UnitStore {
 
   /** Writes what is queued, marks the log's end when it can, closes the disk. Idempotent. */
   close(): Promise<void> {
-    return (this.closed ??= this.keeper
-      .close()
-      .then(() => this.log.close())
-      .then(() => this.disk.close()));
+    return (this.closed ??= this.end());
+  }
+
+  private async end(): Promise<void> {
+    // A disk that does not answer answers no cleaner either, and must not hold up whoever closes the store.
+    if (!isHung(this.disk)) await this.keeper.close();
+    await this.log.close(isHung(this.disk));
+    await this.disk.close();
   }
 
   private control(
@@ -528,7 +554,6 @@ export class UnitStore {
       if (refusal === Refusal.NONE) control.resolve();
       else control.reject(this.refused(refusal));
     }
-    this.onBatch?.();
     this.keep();
   }
 
@@ -557,3 +582,14 @@ export class UnitStore {
     return new TartanError(code, `Cannot write to the unit store of '${this.superblock.nodeId}': ${why}`);
   }
 }
+
+/** @param log  to be told; there is none before the store is open */
+function boundedDisk({ disk, clock, diskDeadlineMs }: UnitStoreOptions, log: () => LogWriter): Disk {
+  if (clock === undefined) return disk;
+  return new BoundedDisk(disk, clock, diskDeadlineMs ?? DISK_DEADLINE_MS, (why) => {
+    log().fail(`the disk hangs: ${why}`);
+  });
+}
+
+/** Far beyond what a disk at its limit takes, and short enough that nobody waits for a dead one. */
+const DISK_DEADLINE_MS = 10_000;

@@ -218,7 +218,7 @@ t.test(
         await inner.writev(views, position);
         if (!isLying) return;
         isLying = false;
-        throw new TartanError('ERR_DISK', 'the write failed, says the disk');
+        throw new TartanError('ERR_DISK_FULL', 'the write failed, says the disk');
       },
     };
     const store = await openStore(disk);
@@ -228,7 +228,7 @@ t.test(
       Refusal.NONE,
     );
     isLying = true;
-    t.equal(await client.append(store, makeUnit({ stripe: 1 })), Refusal.DISK);
+    t.equal(await client.append(store, makeUnit({ stripe: 1 })), Refusal.DISK_FULL);
     t.equal(await client.append(store, makeUnit({ stripe: 2, unitBytes: 16384 })), Refusal.NONE);
     const again = await openStore(inner.crash());
     t.same(

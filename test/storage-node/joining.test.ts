@@ -2,11 +2,14 @@
 import t from 'tap';
 import type { ClusterStore } from '../../cluster/cluster-store.js';
 import { nodeLeaseKey } from '../../cluster/keys.js';
+import { watchMap } from '../../cluster/membership.js';
 import { MemoryCluster } from '../../cluster/memory-store.js';
 import { Joining } from '../../storage-node/joining.js';
 import type { MapKeeper } from '../../storage-node/map-keeper.js';
 import { TartanError } from '../../wire/errors.js';
+import { Refusal } from '../../wire/ring-messages.js';
 import { VirtualClock } from '../cluster/virtual-clock.js';
+import { Rig } from './rig.js';
 
 const LEASE_MS = 3000;
 type Fate = 'answered' | 'lost before' | 'lost after';
@@ -99,4 +102,52 @@ void t.test('a node whose id another process has taken meanwhile is told, and do
   await clock.advance(LEASE_MS);
   t.ok(displaced > 0);
   t.equal((await store.get(key))?.lease, other.id);
+});
+
+void t.test(
+  'a node whose disk cannot be written goes down once, tries it ever more rarely, and comes back',
+  async (t) => {
+    const rig = await Rig.start(7, { rejoinMs: 1000, leaseMs: 3000 });
+    const peer = await rig.peer();
+    const states: string[] = [];
+    let last = rig.node.mapEpoch;
+    const watch = watchMap(rig.metadata, (map) => {
+      if (map.epoch > last) states.push(map.nodes.find(({ id }) => id === 'n1')!.state);
+      last = map.epoch;
+    });
+    t.teardown(() => {
+      watch.close();
+    });
+    let writes = 0;
+    rig.disk.faults.beforeWrite = () => {
+      writes++;
+      throw new TartanError('ERR_DISK', 'Cannot write: a fault of this test');
+    };
+    peer.post(0, rig.unit());
+    await rig.pass(60_000);
+    t.same(states, ['down'], 'in a minute it goes down, and not up');
+    t.equal(rig.node.state, 'down');
+    t.ok(writes < 60, `it was tried with ${writes} writes`);
+    rig.disk.faults = {};
+    await rig.pass(120_000);
+    t.same(states, ['down', 'up']);
+    t.equal(rig.node.state, 'up');
+    await rig.run(rig.node.stop());
+  },
+);
+
+void t.test('a node whose disk does not answer leaves the map, and refuses what waited for it', async (t) => {
+  const rig = await Rig.start(8, { rejoinMs: 1000, leaseMs: 3000, diskDeadlineMs: 4000 });
+  const peer = await rig.peer();
+  rig.disk.faults.beforeSync = () => new Promise<void>(() => undefined);
+  peer.post(0, rig.unit());
+  await rig.pass(3000);
+  t.equal(rig.node.state, 'up');
+  t.equal(peer.acks.length, 0);
+  await rig.pass(30_000);
+  t.equal(rig.node.state, 'down', 'though its heartbeats go on');
+  t.same(
+    peer.acks.map(({ refusal }) => refusal),
+    [Refusal.DISK],
+  );
 });

@@ -123,6 +123,7 @@ t.test('A duplicate of a unit whose write fails is refused with it', async (t) =
   ]);
   disk.faults = {};
   t.equal(await readUnit(store, {}), undefined);
+  t.ok(await store.probe(), 'the disk can be written again');
   t.equal(
     await client.append(store, makeUnit({ seed: 5 })),
     Refusal.NONE,
@@ -165,10 +166,10 @@ t.test(
     const client = new Client();
     let writes = 0;
     disk.faults.beforeWrite = () => {
-      if (++writes === 1) throw new TartanError('ERR_DISK', 'no write');
+      if (++writes === 1) throw new TartanError('ERR_DISK_FULL', 'no write');
     };
     t.same(await Promise.all([client.append(store, makeUnit()), client.append(store, makeUnit({ missing: 0b100n }))]), [
-      Refusal.DISK,
+      Refusal.DISK_FULL,
       Refusal.DISK,
     ]);
     t.equal(writes, 2);
