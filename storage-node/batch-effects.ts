@@ -39,8 +39,6 @@ export class BatchEffects {
       blocks = this.index.payloadBlocks(entry);
     this.segments.remove(move.headerBlock, blocks);
     this.index.setPlace(entry, place.headerBlock, place.headerByte, place.payloadBlock);
-    // What was copied had been checked.
-    this.index.setFlag(entry, EntryFlag.DAMAGED, false);
     this.segments.add(place.headerBlock, blocks);
   }
 

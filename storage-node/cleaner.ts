@@ -3,8 +3,8 @@
  * everybody else's (docs/store-format.md, "Cleaning").
  *
  * Invariants: a unit is copied only if its payload holds, and the index follows only when the copy is durable and the
- * unit is still held where it was; a segment with a unit that cannot be copied is left alone (`stuck`) and keeps what
- * it has.
+ * unit is still held where it was; a segment with a unit that cannot be copied keeps what it has and is
+ * left alone for a while (`stuck`).
  */
 import { crc32c } from '../erasure/code/index.js';
 import { codeOf } from '../wire/errors.js';
@@ -53,6 +53,8 @@ interface Live {
   readonly header: Uint32Array;
 }
 
+const FIRST_RETRY_BATCHES = 32;
+
 export class Cleaner {
   /** Units copied, the blocks of their payloads, and segments emptied. */
   movedUnits = 0;
@@ -76,7 +78,7 @@ export class Cleaner {
         segment === filling ||
         segment === next ||
         segment === after ||
-        segments.stuck[segment] !== 0 ||
+        (segments.stuck[segment] !== 0 && sequence < segments.retryAt[segment]!) ||
         segments.units[segment] === 0
       )
         continue;
@@ -104,8 +106,8 @@ export class Cleaner {
       return await this.empty(segment, memory.bytes, payloads.bytes);
     } catch (error) {
       if (codeOf(error) !== 'ERR_DISK') throw error;
-      // What can't be read can't be copied.
-      this.options.segments.stuck[segment] = 1;
+      // What can't be read can't be copied; later perhaps.
+      this.leave(segment);
       return true;
     } finally {
       memory.release();
@@ -140,8 +142,16 @@ export class Cleaner {
       block = next;
     }
     // Damaged units, or units whose batch can't be read any more: they stay, and so does the segment.
-    if (segments.units[segment]! > 0) segments.stuck[segment] = 1;
+    if (segments.units[segment]! > 0) this.leave(segment);
     return true;
+  }
+
+  /** It is tried again, ever more rarely: after so many batches. */
+  private leave(segment: number): void {
+    const { segments, log } = this.options,
+      times = Math.min(20, segments.stuck[segment]! + 1);
+    segments.stuck[segment] = times;
+    segments.retryAt[segment] = log.position.sequence + FIRST_RETRY_BATCHES * 2 ** times;
   }
 
   /** Units of a batch that the index holds here. */
@@ -199,14 +209,16 @@ export class Cleaner {
         views[i]!.length === 0 ? undefined : disk.read(views[i]!, unit.payloadBlock * BLOCK_BYTES),
       ),
     );
-    for (const read of reads) if (read.status === 'rejected') throw read.reason;
+    for (const { status, reason } of reads as PromiseRejectedResult[])
+      if (status === 'rejected' && codeOf(reason) !== 'ERR_DISK') throw reason;
     const moves: Promise<number>[] = [];
     let isFull = false;
     for (const [i, unit] of units.entries()) {
       const entry = this.find(unit),
         payload = views[i]!;
       if (entry === 0) continue; // gone meanwhile
-      if (crc32c(payload.subarray(0, unit.unitLength)) !== unit.payloadCrc) {
+      // What can't be read is damaged, as for a scrub: repaired, it lies elsewhere, and holds up nobody here.
+      if (reads[i]!.status === 'rejected' || crc32c(payload.subarray(0, unit.unitLength)) !== unit.payloadCrc) {
         this.options.onDamaged(entry);
         continue;
       }

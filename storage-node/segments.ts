@@ -51,8 +51,9 @@ export class Segments {
   /** Blocks written, and the sequence of the last batch. */
   readonly filled: Uint32Array;
   readonly sequences: Float64Array;
-  /** Holds a unit that is damaged, or that cannot be found: cleaning leaves it. */
+  /** Times that cleaning left units behind, damaged or not to be found; and the sequence from which it tries again. */
   readonly stuck: Uint8Array;
+  readonly retryAt: Float64Array;
   /** Could not be written while others could. Found anew after a restart. */
   readonly bad: Uint8Array;
   freeCount: number;
@@ -71,6 +72,7 @@ export class Segments {
     this.filled = new Uint32Array(this.count);
     this.sequences = new Float64Array(this.count);
     this.stuck = new Uint8Array(this.count);
+    this.retryAt = new Float64Array(this.count);
     this.bad = new Uint8Array(this.count);
     this.pins = new Uint16Array(this.count);
   }

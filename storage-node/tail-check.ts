@@ -24,10 +24,20 @@ export interface TailCheckOptions {
   readonly checkpointer: Checkpointer;
   readonly keeper: SegmentsKeeper;
   readonly allocate: (bytes: number) => AlignedMemory;
+  /** Monotonic ms; without a clock every walk begins at the beginning. */
+  readonly now: () => number;
 }
+
+/**
+ * A scrub asks at the beginning of each file. For so long a walk counts for all of them, and only what the log has
+ * grown by is read: with many small files the tail would be read as often as there are files, and nothing else done.
+ */
+const COUNTS_FOR_MS = 600_000;
 
 export class TailCheck {
   private running: Promise<boolean> | undefined;
+  /** The last walk that found nothing: where it began, when, and where it ended. */
+  private last: { readonly from: LogPosition; readonly at: number; readonly end: LogPosition } | undefined;
 
   constructor(private readonly options: TailCheckOptions) {}
 
@@ -46,10 +56,18 @@ export class TailCheck {
     // What is being written now is not read: it may not be there yet.
     const from = checkpointer.tailStart,
       upTo = log.position.sequence,
-      memory = allocate(MAX_HEADER_AREA_BYTES);
+      memory = allocate(MAX_HEADER_AREA_BYTES),
+      now = this.options.now();
+    const goesOn = this.last !== undefined && this.last.from === from && now - this.last.at < COUNTS_FOR_MS;
     try {
+      const end = await this.walk(goesOn ? this.last!.end : from, upTo, memory.bytes);
+      if (end !== undefined) {
+        this.last = { from, at: goesOn ? this.last!.at : now, end };
+        return true;
+      }
+      this.last = undefined;
       // a newer checkpoint: these may have been used again
-      if ((await this.holds(from, upTo, memory.bytes)) || checkpointer.tailStart !== from) return true;
+      if (checkpointer.tailStart !== from) return true;
       keeper.wantCheckpoint();
       return false;
     } finally {
@@ -57,7 +75,8 @@ export class TailCheck {
     }
   }
 
-  private async holds(from: LogPosition, upTo: number, memory: Uint8Array): Promise<boolean> {
+  /** @returns where the log goes on after the last batch below `upTo`; undefined: one of them does not hold */
+  private async walk(from: LogPosition, upTo: number, memory: Uint8Array): Promise<LogPosition | undefined> {
     const { disk, segments, tag } = this.options,
       words = new Uint32Array(memory.buffer, memory.byteOffset, MAX_HEADER_AREA_BYTES >> 2);
     let { segment, block, sequence, chain, next, after } = from;
@@ -73,13 +92,13 @@ export class TailCheck {
         [headerBytes, block, segment] = [size, at, inside];
         break;
       }
-      if (headerBytes === 0) return false;
+      if (headerBytes === 0) return undefined;
       block += headerBlocksOf(headerBytes) + words[B.PAYLOAD_BLOCKS]!;
       chain = words[B.CRC]!;
       next = words[B.NEXT]! === 0 ? -1 : segments.of(words[B.NEXT]!);
       after = words[B.AFTER]! === 0 ? -1 : segments.of(words[B.AFTER]!);
     }
-    return true;
+    return { segment, block, sequence, chain, next, after };
   }
 
   /** @returns false: it can't be read */

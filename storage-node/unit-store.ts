@@ -182,6 +182,7 @@ export class UnitStore {
       checkpointer: this.checkpointer,
       keeper: this.keeper,
       allocate,
+      now: () => options.clock?.now() ?? Infinity,
     });
   }
 

@@ -5,6 +5,7 @@ import { MemoryDisk } from '../../storage-node/memory-disk.js';
 import type { SegmentsKeeper } from '../../storage-node/segments-keeper.js';
 import type { Segments } from '../../storage-node/segments.js';
 import { emptyLocation, type UnitStore } from '../../storage-node/unit-store.js';
+import { TartanError } from '../../wire/errors.js';
 import { Refusal } from '../../wire/ring-messages.js';
 import { MIB, openStore, readUnit } from './stores.js';
 import { Client, makeUnit, randomFrom, type UnitSpec } from './units.js';
@@ -213,6 +214,64 @@ t.test('What is deleted or discarded while it is being copied stays so, also aft
       ),
     );
   }
+});
+
+t.test('A unit that is condemned while it is being copied stays condemned', async (t) => {
+  const disk = new MemoryDisk(200 * BLOCK_BYTES),
+    client = new Client(),
+    store = await openStore(disk);
+  let units = 0;
+  while ((await client.append(store, makeUnit({ fileId: 1 + (units % 4), stripe: units }))) === Refusal.NONE) units++;
+  await store.drained();
+  const before = store.stats().movedUnits;
+  let condemned = 0;
+  disk.faults.beforeWrite = () => {
+    if (store.stats().movedUnits === before || condemned > 0) return;
+    for (const { stripe, unit, writerEpoch, counter, payloadCrc } of store.inventory(2, 0, 1000).units) {
+      store.condemn(2, stripe, unit, writerEpoch, counter, payloadCrc);
+      condemned++;
+    }
+  };
+  await store.deleteFile(1);
+  await store.drained();
+  t.ok(condemned > 0, 'while copies were being written');
+  t.same(
+    store.inventory(2, 0, 1000).units.filter(({ damaged }) => !damaged),
+    [],
+  );
+});
+
+t.test('A unit that cannot be read counts as damaged; the others of its segment are copied', async (t) => {
+  const disk = new MemoryDisk(200 * BLOCK_BYTES),
+    client = new Client(),
+    store = await openStore(disk);
+  let units = 0;
+  while ((await client.append(store, makeUnit({ fileId: 1 + (units % 4), stripe: units }))) === Refusal.NONE) units++;
+  const location = emptyLocation();
+  t.ok(store.lookupExact(2, 1, 0, 1, 1, location));
+  disk.faults.beforeRead = (position) => {
+    if (position === location.payloadBlock * BLOCK_BYTES)
+      throw new TartanError('ERR_DISK', 'Cannot read: a fault of this test');
+  };
+  await store.deleteFile(1);
+  await store.drained();
+  const held = store.inventory(2, 0, 1000).units;
+  t.same(
+    held.filter(({ damaged }) => damaged).map(({ stripe }) => stripe),
+    [1],
+  );
+  const moved = held.filter(({ stripe }) => {
+    const place = emptyLocation();
+    return (
+      store.lookupExact(2, stripe, 0, 1, 1, place) &&
+      place.payloadBlock > location.payloadBlock - 4 &&
+      place.payloadBlock < location.payloadBlock
+    );
+  });
+  t.same(moved, [], 'nothing is left just before it');
+  // stored again by a repair, it holds up the segment no longer
+  t.equal(await client.append(store, makeUnit({ fileId: 2, stripe: 1 }), true), Refusal.NONE);
+  t.notOk(store.inventory(2, 0, 1000).units.some(({ damaged }) => damaged));
 });
 
 t.test('A copy that a crash tore falls back to the original, now and at every later opening', async (t) => {

@@ -3,6 +3,7 @@ import t from 'tap';
 import { IndexTable } from '../../storage-node/index-table.js';
 import { MemoryDisk } from '../../storage-node/memory-disk.js';
 import { Refusal } from '../../wire/ring-messages.js';
+import { VirtualClock } from '../cluster/virtual-clock.js';
 import { MIB, openStore } from './stores.js';
 import { Client, makeUnit } from './units.js';
 
@@ -55,4 +56,31 @@ async function rewriting(stripes: number): Promise<number> {
 t.test('A new owner that rewrites undecided stripes costs a node a bounded number of steps for each', async (t) => {
   const [small, large] = [await rewriting(250), await rewriting(1000)];
   t.ok(large <= small * 5, `${small} look-ups for 250 stripes, ${large} for 1000`);
+});
+
+t.test('Scrubbing many small files reads the tail of the log once, and then what it has grown by', async (t) => {
+  const disk = new MemoryDisk(64 * MIB),
+    clock = new VirtualClock(),
+    store = await openStore(disk, { clock }),
+    client = new Client();
+  const write = async (from: number, count: number): Promise<void> => {
+    for (let stripe = from; stripe < from + count; stripe++)
+      t.equal(await client.append(store, makeUnit({ stripe, unitBytes: 512 })), Refusal.NONE);
+  };
+  let reads = 0;
+  disk.faults.beforeRead = () => {
+    reads++;
+  };
+  const readsOf = async (checks: number): Promise<number> => {
+    const before = reads;
+    for (let i = 0; i < checks; i++) t.ok(await store.checkTail());
+    return reads - before;
+  };
+  await write(0, 100);
+  t.ok((await readsOf(1)) >= 100, 'a batch a unit');
+  t.equal(await readsOf(50), 0);
+  await write(100, 3);
+  t.ok((await readsOf(50)) <= 6);
+  await clock.advance(600_000);
+  t.ok((await readsOf(1)) >= 103, 'after ten minutes all of it again');
 });
