@@ -349,13 +349,14 @@ export class NodeLink {
     }
     for (let i = 0; i < count && this.up; i++, w += ACK_WORDS) {
       const slot = words[w]! & 0xffff;
-      if (
-        slot >= this.slotState.length ||
-        (this.slotState[slot]! & WAITING_ACK) === 0 ||
-        words[w + 1] !== this.slotEpoch[slot] ||
-        words[w + 2] !== this.slotCounter[slot]
-      ) {
+      if (slot >= this.slotState.length || (this.slotState[slot]! & WAITING_ACK) === 0) {
         this.counters.strayAcks++;
+        continue;
+      }
+      if (words[w + 1] !== this.slotEpoch[slot] || words[w + 2] !== this.slotCounter[slot]) {
+        // One answer comes for each unit sent: this one speaks of a header that was damaged on its way to the node.
+        this.counters.strayAcks++;
+        this.settle(slot, Refusal.CHECKSUM, words[w + 3]!);
         continue;
       }
       this.settle(slot, words[w]! >>> 16, words[w + 3]!);
