@@ -312,8 +312,11 @@ async function capture(cluster: SimCluster): Promise<Buffer[]> {
   const frames: Buffer[] = [];
   const prototype = MessageChannel.prototype as unknown as { receive(buffer: number, byteLength: number): void };
   const original = prototype.receive;
-  prototype.receive = function receive(this: { bytes: Uint8Array }, buffer, byteLength) {
-    frames.push(Buffer.from(this.bytes.subarray(buffer * MESSAGE_BYTES, buffer * MESSAGE_BYTES + byteLength)));
+  type Buffers = { buffersOf(buffer: number): { readonly bytes: Uint8Array; readonly from: number } };
+  prototype.receive = function receive(this: Buffers, buffer, byteLength) {
+    const { bytes, from } = this.buffersOf(buffer),
+      at = (buffer - from) * MESSAGE_BYTES;
+    frames.push(Buffer.from(bytes.subarray(at, at + byteLength)));
     original.call(this as never, buffer, byteLength);
   };
   try {
