@@ -122,6 +122,12 @@ export class NodeSet {
     return failures;
   }
 
+  /** Drops the links to nodes that the map does not call up: what is posted there settles, whatever holds it up. */
+  dropDown(): void {
+    for (let index = 0; index < this.links.length; index++)
+      if (this.links[index] !== undefined && this.isDown(index)) this.drop(index, 'the map calls it down');
+  }
+
   /** Drops the link to a node, if any; its units are answered with UNREACHABLE. */
   drop(index: number, reason: string): void {
     const link = this.links[index];

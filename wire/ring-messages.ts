@@ -166,8 +166,9 @@ export function checkFrame(words: Uint32Array, w: number, byteLength: number): n
   const head = words[w]!;
   const type = head & 0xff,
     count = head >>> 16;
-  if (((head >>> 8) & 0xff) !== PROTOCOL_VERSION) return 0;
+  // Of any version: a peer of another one says so in its Hello, and is told so in the answer.
   if (type === MessageType.CONTROL) return byteLength === FRAME_WORDS * 4 + count ? type : 0;
+  if (((head >>> 8) & 0xff) !== PROTOCOL_VERSION) return 0;
   const each = recordWords(type);
   return each > 0 && count > 0 && byteLength === (FRAME_WORDS + count * each) * 4 ? type : 0;
 }

@@ -22,6 +22,7 @@ import type { Naming } from './file-session.js';
 import { FileWriter } from './file-writer.js';
 import type { PatrolOptions, PatrolReport } from './patrol.js';
 import { patrol } from './patrol.js';
+import { ProposalHistory } from './proposals.js';
 import type { ReadRepairCounts } from './read-repair.js';
 import { ReadRepair } from './read-repair.js';
 import type { RebuildOptions, RebuildReport } from './rebuild.js';
@@ -194,6 +195,7 @@ export async function connect(options: ConnectOptions): Promise<Client> {
         parity: options.parity ?? 'auto',
         dataPath: options.dataPath ?? 'auto',
         memory: new RingMemory(options.ringMemoryBytes ?? DEFAULT_RING_MEMORY),
+        proposals: new ProposalHistory(deadlineMs),
       },
       owned,
       options.repairBytesPerSecond ?? DEFAULT_REPAIR_RATE,

@@ -1,5 +1,6 @@
 /** What every part of the writer library shares: the device, the cluster, and the limits. */
 import type { ReaderContext } from '../pipeline/stripe-reader.js';
+import type { ProposalHistory } from './proposals.js';
 
 export interface ClientContext extends ReaderContext {
   /** A switch must have been programmable for so long before a writer goes back to it. */
@@ -11,6 +12,8 @@ export interface ClientContext extends ReaderContext {
    * packet switch.
    */
   readonly dataPath: 'auto' | 'ring' | 'packets';
+  /** Nodes that this process has proposed down. */
+  readonly proposals: ProposalHistory;
   /** Told by readers of what they found damaged. */
   onDamaged?: (fileId: number, stripe: number) => void;
 }

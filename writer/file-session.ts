@@ -7,19 +7,20 @@
  */
 import type { ClusterMap, FileRecord } from '../cluster/records.js';
 import { answerPresence, publishCommit, publishFile } from '../cluster/files.js';
-import { readMap, setNodeState, watchMap } from '../cluster/membership.js';
+import { presentNodes, readMap, setNodeState, watchMap } from '../cluster/membership.js';
 import { parseCode } from '../erasure/code/index.js';
 import { layoutOf } from '../erasure/layout/index.js';
 import { NodeSet } from '../pipeline/node-set.js';
 import { PacketLanes } from '../pipeline/packet-lanes.js';
 import { sleep } from '../wire/clock.js';
-import { TartanError, codeOf, isOperating } from '../wire/errors.js';
+import { type ErrorCode, TartanError, codeOf, isOperating } from '../wire/errors.js';
 import { MAX_PACKET_K, MAX_PACKET_M } from '../wire/packet-header.js';
 import { Refusal } from '../wire/ring-messages.js';
 import { unitSlotBytes } from '../wire/slot-layout.js';
 import type { ClientContext } from './context.js';
 import { SwitchFinder } from './switch-finder.js';
 import { PacketPath } from './packet-path.js';
+import { faultOf, Proposals } from './proposals.js';
 import type { StripePath, StripePathOwner } from './stripe-path.js';
 import { WriteWindow } from './write-window.js';
 
@@ -66,10 +67,17 @@ export class FileSession {
   private readonly mapWatch: { close(): void };
   private readonly suspects = new Set<number>();
   private readonly condemned = new Set<number>();
+  /** Nodes that could not read the cluster store when they were last asked, and since when there was no progress. */
+  private readonly blind = new Set<number>();
+  private readonly blindSince = new Map<number, number>();
+  private readonly proposals: Proposals;
+  /** Nodes of a stripe that may be down. */
+  private readonly m: number;
   private repairing: Promise<void> | undefined;
   private repairPauseMs = REPAIR_PAUSE_MS;
   private progressAtRepair = -1;
   private patience: unknown;
+  private isStarved = false;
   private publishTimer: unknown;
   private publishing: Promise<void> = Promise.resolve();
   private published = -1;
@@ -90,6 +98,8 @@ export class FileSession {
     this.file = file;
     this.owner = owner;
     const code = parseCode(file.code);
+    this.m = code.m;
+    this.proposals = new Proposals(context.proposals);
     const layout = layoutOf(file, code);
     let window: WriteWindow | undefined;
     this.nodes = new NodeSet(map, {
@@ -193,7 +203,7 @@ export class FileSession {
     const session = new FileSession(context, file, map, owner, await openLanes(context, file, map));
     try {
       const failures = await session.nodes.connectUp(context.deadlineMs);
-      const refused = failures.find(({ error }) => !['ERR_CONNECT', 'ERR_CLOSED'].includes(codeOf(error) ?? ''));
+      const refused = failures.find(({ error }) => faultOf(error) !== 'gone');
       if (refused !== undefined) throw refused.error;
       if (failures.length > 0) await session.repair();
       if (session.error !== undefined) throw session.error;
@@ -273,6 +283,7 @@ export class FileSession {
 
   private acknowledged(): void {
     this.repairPauseMs = REPAIR_PAUSE_MS;
+    this.blindSince.clear();
     this.endPatience();
     this.publishTimer ??= this.context.clock.setTimer(PUBLISH_MS, () => {
       this.publishTimer = undefined;
@@ -350,17 +361,26 @@ export class FileSession {
     if (this.closed || this.error !== undefined) return;
     if (refusal === Refusal.DISK || (viaSwitch && refusal === Refusal.UNREACHABLE)) this.suspects.add(index);
     if (refusal === Refusal.DISK) this.nodes.drop(index, 'its disk fails');
+    if (refusal === Refusal.MAP_UNAVAILABLE) this.sawBlind(index);
     void this.repair(refusal === Refusal.DISK ? index : undefined);
   }
 
   /** Nodes that were slow, not dead, come up again by themselves; the map's watch then goes on. */
-  private starved(message: string): void {
+  private starved(message: string, code: ErrorCode = 'ERR_TOO_MANY_LOST'): void {
     this.window.halt();
+    this.isStarved = true;
     if (this.patience !== undefined || this.closed) return;
     this.owner.onWaiting(message);
     this.patience = this.context.clock.setTimer(PATIENCE_MS, () => {
-      this.window.fatal('ERR_TOO_MANY_LOST', `${message}, for ${PATIENCE_MS / 1000} s`);
+      this.window.fatal(code, `${message}, for ${PATIENCE_MS / 1000} s`);
     });
+  }
+
+  /** Goes on; what waited for nodes waits no longer when none of it is starved still. */
+  private resume(): void {
+    this.isStarved = false;
+    this.window.resume();
+    if (!this.isStarved) this.endPatience();
   }
 
   private fatal(error: TartanError): void {
@@ -384,7 +404,7 @@ export class FileSession {
   }
 
   private async runRepair(): Promise<void> {
-    const { context, nodes, window } = this;
+    const { context, window } = this;
     // Trouble again without progress: wait a little longer each time.
     if (window.acknowledgedCounter === this.progressAtRepair) {
       await sleep(context.clock, this.repairPauseMs);
@@ -393,33 +413,112 @@ export class FileSession {
     this.progressAtRepair = window.acknowledgedCounter;
     while (!this.closed && this.error === undefined) {
       try {
-        nodes.map = await readMap(context.store);
-        const gone = (await nodes.connectUp(context.deadlineMs)).map(({ index }) => index);
-        for (const index of this.condemned) if (!gone.includes(index)) gone.push(index);
-        for (const index of gone) {
-          await this.proposeDown(index);
-          this.condemned.delete(index);
-        }
-        if (gone.length > 0) continue;
-        await this.checkSuspects();
-        await this.adopt();
-        this.packetPath?.remap(nodes.map);
-        break;
+        if (await this.align()) break;
       } catch (error) {
         if (!isOperating(error)) throw error;
-        const { code } = error;
-        if (code === 'ERR_MAP_UNAVAILABLE')
+        if (error.code === 'ERR_MAP_UNAVAILABLE')
           this.owner.onWaiting('the cluster store does not answer; a node must be declared down or the map read');
         await sleep(context.clock, MAX_REPAIR_PAUSE_MS / 2);
       }
     }
-    if (!this.closed && this.error === undefined) window.resume();
+    if (!this.closed && this.error === undefined) this.resume();
   }
 
-  private async proposeDown(index: number): Promise<void> {
-    const entry = this.nodes.entry(index);
-    if (entry === undefined || entry.state === 'down') return;
-    this.nodes.map = await setNodeState(this.context.store, entry.id, 'down', { ifEpoch: this.nodes.map.epoch });
+  /**
+   * One round of a repair: a map, a connection to each node that it calls up, and that map at all of them.
+   * @returns whether that has been reached; else it is to be tried again
+   * @throws {TartanError} ERR_MAP_UNAVAILABLE: the cluster store does not answer · ERR_STALE_MAP: the map was changed
+   */
+  private async align(): Promise<boolean> {
+    const { context, nodes } = this;
+    nodes.map = await readMap(context.store);
+    nodes.dropDown();
+    for (const index of [...this.condemned, ...this.blind]) if (nodes.isDown(index)) this.acquit(index);
+    const failures = await nodes.connectUp(context.deadlineMs);
+    const silent = failures.filter(({ error }) => faultOf(error) === 'gone').map(({ index }) => index);
+    const refused = failures.filter(({ index }) => !silent.includes(index));
+    const certain = [...this.condemned];
+    if (failures.length === 0) {
+      const { behind, mute } = await this.adopt();
+      silent.push(...mute);
+      for (const index of behind) this.sawBlind(index);
+      const now = context.clock.now();
+      for (const index of this.blind)
+        if (now - (this.blindSince.get(index) ?? now) >= context.deadlineMs) certain.push(index);
+      if (silent.length + certain.length + behind.length === 0) {
+        await this.checkSuspects();
+        this.packetPath?.remap(nodes.map);
+        this.blind.clear();
+        return true;
+      }
+    }
+    if (await this.proposeDown(silent, certain, refused)) return false;
+    await sleep(context.clock, this.repairPauseMs);
+    this.repairPauseMs = Math.min(this.repairPauseMs * 2, MAX_REPAIR_PAUSE_MS);
+    return false;
+  }
+
+  /**
+   * Proposes down the nodes that can't be used and are to blame for it.
+   *
+   * @param silent  indexes of nodes that don't answer  @param certain  of those that say themselves that they are no use
+   * @param refused  of those that answer, with what they refuse: when something here is to blame, that ends the file;
+   *         when they have no room, that is waited for
+   * @returns whether any was proposed
+   */
+  private async proposeDown(
+    silent: readonly number[],
+    certain: readonly number[],
+    refused: readonly { index: number; error: unknown }[],
+  ): Promise<boolean> {
+    const { context, nodes } = this;
+    const idOf = (index: number): string => nodes.entry(index)!.id;
+    const present = await presentNodes(context.store),
+      now = context.clock.now();
+    // Whoever answers at the address of a node whose lease is over, as a stranger does, is not that node.
+    const isStranger = ({ index, error }: { index: number; error: unknown }): boolean =>
+      faultOf(error) === 'ours' && !present.has(idOf(index));
+    const gone = [...silent, ...refused.filter(isStranger).map(({ index }) => index)];
+    const suspects = [...new Set([...gone, ...certain])];
+    const blamed = this.proposals.judge({
+      silent: suspects.map(idOf),
+      certain: certain.map(idOf),
+      present,
+      nodes: nodes.count,
+      m: this.m,
+      now,
+    });
+    for (const index of suspects.filter((each) => blamed.includes(idOf(each)))) {
+      const id = idOf(index);
+      nodes.map = await setNodeState(context.store, id, 'down', { ifEpoch: nodes.map.epoch });
+      context.proposals.proposed(id, now);
+      this.acquit(index);
+    }
+    if (blamed.length > 0) return true;
+    for (const each of refused) {
+      const { code, message } = each.error as TartanError;
+      if (faultOf(each.error) === 'busy') this.starved(`Cannot write '${this.file.name}': ${message}`, code);
+      else if (!isStranger(each)) this.fatal(each.error as TartanError);
+    }
+    if (gone.length > this.m)
+      this.starved(
+        `Cannot write '${this.file.name}': nodes ${gone.map(idOf).join(', ')} can't be reached from here, ` +
+          'though they are present in the cluster',
+      );
+    return false;
+  }
+
+  /** A node says that it can't read the cluster store, which can be read here. */
+  private sawBlind(index: number): void {
+    this.blind.add(index);
+    if (!this.blindSince.has(index)) this.blindSince.set(index, this.context.clock.now());
+  }
+
+  /** What was said against a node is settled: the map calls it down. */
+  private acquit(index: number): void {
+    this.condemned.delete(index);
+    this.blind.delete(index);
+    this.blindSince.delete(index);
   }
 
   /** The switch could not reach a node: when we can, it is the switch that is cut off. */
@@ -434,15 +533,27 @@ export class FileSession {
     }
   }
 
-  /** Every node that is up holds this map before anything is sent under it. */
-  private async adopt(): Promise<void> {
+  /**
+   * Every node that is up holds this map before anything is sent under it.
+   * @returns nodes that can't read it, though this process has; and those that do not answer
+   */
+  private async adopt(): Promise<{ behind: number[]; mute: number[] }> {
+    const behind: number[] = [],
+      mute: number[] = [];
     await Promise.all(
       this.nodes.upIndexes().map(async (index) => {
         const link = this.nodes.linkTo(index);
         if (link === undefined || link.nodeMapEpoch >= this.nodes.map.epoch) return;
-        await link.request({ $case: 'adoptMap', value: { mapEpoch: this.nodes.map.epoch } }, this.context.deadlineMs);
+        try {
+          await link.request({ $case: 'adoptMap', value: { mapEpoch: this.nodes.map.epoch } }, this.context.deadlineMs);
+        } catch (error) {
+          if (!isOperating(error)) throw error;
+          if (faultOf(error) === 'ours') throw error;
+          (faultOf(error) === 'busy' ? behind : mute).push(index);
+        }
       }),
     );
+    return { behind, mute };
   }
 }
 

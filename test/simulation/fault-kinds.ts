@@ -52,7 +52,7 @@ export const faultKinds = {
   'slow-link': { target: 'writer-node', weight: 2, longestMs: 500 },
   'lossy-link': { target: 'switch-node', weight: 2, longestMs: 500 },
   'damaged-packets': { target: 'writer-switch', weight: 2, longestMs: 200 },
-  'store-cut-off': { target: 'store-client', weight: 3, longestMs: 800 },
+  'store-cut-off': { target: 'store-client', weight: 3, longestMs: 3000 },
   'disk-write-errors': { target: 'node-disk', weight: 1, longestMs: 100 },
   'disk-sync-errors': { target: 'node-disk', weight: 1, longestMs: 100 },
   'disk-read-errors': { target: 'node-disk', weight: 1, longestMs: 300 },
