@@ -14,8 +14,8 @@ import { TartanError } from '../wire/errors.js';
 import type { ClusterStore } from './cluster-store.js';
 import { editJson, parseJson, untilApplied } from './compare-and-swap.js';
 import { checkFileName } from './file-name.js';
-import { FILES_BY_ID, FILE_ID_KEY, UNNAMED_FILES, fileIdKey, fileNameKey, unnamedKey } from './keys.js';
-import type { EpochFloor, FileRecord } from './records.js';
+import { FILES_BY_ID, FILE_ID_KEY, MAP_KEY, UNNAMED_FILES, fileIdKey, fileNameKey, unnamedKey } from './keys.js';
+import type { ClusterMap, EpochFloor, FileRecord } from './records.js';
 
 /**
  * The oldest floors are forgotten first: they lie where units have long been superseded everywhere, or their nodes
@@ -40,6 +40,8 @@ export interface NewFile extends Timestamped {
   readonly layout?: string;
   /** The map's epoch when the nodes were chosen. */
   readonly mapEpoch?: number;
+  /** The map's `changes` then: a node that is to be drained since gets no file any more. */
+  readonly mapChanges?: number;
   /** It gets its name from publishFile(), when it is complete; until then only its id leads to it. */
   readonly unnamed?: boolean;
   /** An unnamed file is to replace one of that name: it may be there already. */
@@ -59,13 +61,19 @@ export interface Commit extends Timestamped {
  * Creates a file owned by the caller: its writer epoch is 1.
  *
  * @throws {TartanError} ERR_EXISTS: the name is taken · ERR_ARGUMENT: a bad name, no nodes or one twice ·
- * ERR_UNIT_BYTES · ERR_NOT_FOUND: no cluster in this store
+ * ERR_UNIT_BYTES · ERR_NOT_FOUND: no cluster in this store · ERR_STALE_MAP: the map is not that of `mapChanges`
  */
 export async function createFile(store: ClusterStore, file: NewFile): Promise<FileRecord> {
   checkNewFile(file);
   const { name, code, unitBytes } = file;
   const nameKey = fileNameKey(name);
   return untilApplied(`create '${name}'`, async () => {
+    const map = file.mapChanges === undefined ? undefined : await store.get(MAP_KEY);
+    if (map !== undefined && parseJson<ClusterMap>(map).changes !== file.mapChanges)
+      throw new TartanError(
+        'ERR_STALE_MAP',
+        `Cannot create '${name}': the cluster map has changed since its nodes were chosen`,
+      );
     const [lastId, taken] = [await store.get(FILE_ID_KEY), await store.get(nameKey)];
     const unnamed = file.unnamed === true;
     if (taken && !(unnamed && file.replace === true)) throw isTaken('create', name, taken.value);
@@ -90,7 +98,11 @@ export async function createFile(store: ClusterStore, file: NewFile): Promise<Fi
       modified: stamp(file),
     };
     const { succeeded } = await store.transact(
-      [{ key: FILE_ID_KEY, modRevision: lastId.modRevision }, ...(unnamed ? [] : [{ key: nameKey, modRevision: 0 }])],
+      [
+        { key: FILE_ID_KEY, modRevision: lastId.modRevision },
+        ...(unnamed ? [] : [{ key: nameKey, modRevision: 0 }]),
+        ...(map === undefined ? [] : [{ key: MAP_KEY, modRevision: map.modRevision }]),
+      ],
       [
         { put: FILE_ID_KEY, value: String(id) },
         { put: unnamed ? unnamedKey(id) : nameKey, value: String(id) },
@@ -146,8 +158,34 @@ export async function listFiles(
 export function takeOver(store: ClusterStore, id: number, options: Timestamped = {}): Promise<FileRecord> {
   return editFile(store, 'take over', id, (record) => {
     if (record.state === 'deleted') throw noFile('take over', id, 'it is deleted');
-    return { ...record, writerEpoch: record.writerEpoch + 1, state: 'open', modified: stamp(options) };
+    return {
+      ...record,
+      ...(isSettled(record) && { closedEpoch: record.closedEpoch ?? record.writerEpoch }),
+      writerEpoch: record.writerEpoch + 1,
+      state: 'open',
+      modified: stamp(options),
+    };
   });
+}
+
+/**
+ * A takeover that failed before it decided gives up: a file that was closed is closed again, as it was. What its owner
+ * has written meanwhile is above the commit mark, and no part of the file.
+ */
+export async function giveUp(store: ClusterStore, id: number, writerEpoch: number): Promise<void> {
+  await editFile(store, 'give up', id, (record) =>
+    record.writerEpoch === writerEpoch && record.state === 'open' && record.closedEpoch !== undefined
+      ? { ...record, state: 'closed' }
+      : record,
+  );
+}
+
+/** Nothing of it is undecided: its last owner had decided, and closed it. */
+export function isSettled(record: FileRecord): boolean {
+  return (
+    record.state === 'closed' &&
+    (record.writerEpoch === 1 || record.decidedEpoch === record.writerEpoch || record.closedEpoch !== undefined)
+  );
 }
 
 /**
@@ -257,7 +295,7 @@ export function decide(
           `for ${decidedStripes}`,
       );
     }
-    const { decidedMapEpoch: _, ...rest } = record;
+    const { decidedMapEpoch: _, closedEpoch: __, ...rest } = record;
     return {
       ...rest,
       decidedEpoch: writerEpoch,

@@ -13,7 +13,7 @@
  */
 import type { ClusterStore, KeyValue, Mutation } from './cluster-store.js';
 import { parseJson, untilApplied } from './compare-and-swap.js';
-import { listFiles } from './files.js';
+import { isSettled, listFiles } from './files.js';
 import { fileIdKey, MAP_KEY } from './keys.js';
 import { purposeOf, readMap, setNodePurpose } from './membership.js';
 import type { ClusterMap, FileRecord } from './records.js';
@@ -41,11 +41,6 @@ export function storesOf({ nodes }: ClusterMap, { file, to }: Pick<PlannedMove, 
 
 /** Records in one transaction: etcd takes 128 operations by default. */
 export const MOVES_AT_ONCE = 32;
-
-/** Closed, by an owner that decided what was before it: nothing of the file is unfinished. */
-export function isSettled(record: FileRecord): boolean {
-  return record.state === 'closed' && (record.writerEpoch === 1 || record.decidedEpoch === record.writerEpoch);
-}
 
 /**
  * From now on the new nodes store, for these indexes, what a rebuilder sends. Beginning the same again is harmless;

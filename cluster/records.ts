@@ -135,6 +135,11 @@ export interface FileRecord {
    * a later one. A unit of an older epoch there was rolled back, on a node that was down then and never heard of it.
    */
   readonly floors?: readonly EpochFloor[];
+  /**
+   * An owner that had decided closed the file as this epoch, and no newer owner has decided since: whatever is not
+   * covered by length and commit mark was never acknowledged.
+   */
+  readonly closedEpoch?: number;
   readonly state: 'open' | 'closed' | 'deleted';
   /** ISO time of the last publication. */
   readonly modified: string;

@@ -3,17 +3,17 @@ import type { Device } from 'tartan-rdma';
 import { openDevice } from 'tartan-rdma';
 import type { ClusterStore } from '../cluster/cluster-store.js';
 import { checkFileName } from '../cluster/file-name.js';
-import { createFile, deleteFile, listFiles, lookupFile, readFile, takeOver } from '../cluster/files.js';
+import { createFile, deleteFile, giveUp, listFiles, lookupFile, readFile, takeOver } from '../cluster/files.js';
 import { purposeOf, readIdentity, readMap } from '../cluster/membership.js';
 import { openClusterStore } from '../cluster/open-store.js';
 import type { ClusterMap, FileRecord } from '../cluster/records.js';
-import { parseCode } from '../erasure/code/index.js';
+import { type Code, parseCode } from '../erasure/code/index.js';
 import { layoutFor, layoutOf, type LayoutName } from '../erasure/layout/index.js';
 import { Hub } from '../pipeline/hub.js';
 import { RingMemory } from '../pipeline/ring-memory.js';
 import type { Clock } from '../wire/clock.js';
 import { realClock } from '../wire/clock.js';
-import { TartanError, codeOf } from '../wire/errors.js';
+import { TartanError, codeOf, isOperating } from '../wire/errors.js';
 import { checkArgument, checkOptions, expected } from './arguments.js';
 import type { ClientContext } from './context.js';
 import { drainNode, type DrainOptions, type DrainReport } from './drain.js';
@@ -30,7 +30,7 @@ import { rebalance, type RebalanceOptions, type RebalanceReport } from './rebala
 import { rebuildFile } from './rebuild.js';
 import { removeFile } from './removal.js';
 import { runRepairer, type RepairerOptions } from './repairer.js';
-import { recoverTail } from './takeover.js';
+import { checkFenceable, recoverTail } from './takeover.js';
 
 export interface ConnectOptions {
   /** Directory of the embedded cluster store, `etcd://HOST:PORT[,HOST:PORT …][/PREFIX]`, or a store. */
@@ -155,6 +155,8 @@ function isStore(value: unknown): boolean {
 
 export const DEFAULT_RING_MEMORY = 256 << 20;
 const DEFAULT_REPAIR_RATE = 16 << 20;
+/** Times that the map may change while a file is created. */
+const CREATE_ATTEMPTS = 100;
 
 /**
  * @throws {TartanError} ERR_ARGUMENT · ERR_STORE, ERR_FOREIGN_STORE, ERR_STORE_VERSION, ERR_NOT_FOUND when the cluster
@@ -257,26 +259,49 @@ export class Client {
       throw new TartanError('ERR_ARGUMENT', `Cannot create '${name}': replace needs appears: 'complete'`);
     const code = parseCode(options.code ?? 'xor(2+1)');
     const unitBytes = options.unitBytes ?? 65536;
-    const map = await readMap(context.store);
-    const nodes = map.nodes.filter((node) => purposeOf(node) === 'member').map((node) => node.id);
-    const layout = options.layout ?? layoutFor(nodes.length, code.k + code.m);
-    layoutOf({ id: 0, nodes, unitBytes, layout }, code);
-    const file = await createFile(context.store, {
-      name,
-      code: code.name,
-      unitBytes,
-      nodes,
-      mapEpoch: map.epoch,
-      unnamed,
-      replace,
-      ...(layout !== 'rotated' && { layout }),
-    });
+    const file = await this.placed(name, { code, unitBytes, unnamed, replace, layout: options.layout });
     try {
       return await this.openWriter(file, unnamed ? { replace } : undefined);
     } catch (error) {
       // Nothing was written: the name must not stay taken.
       await deleteFile(context.store, file.id).catch(() => {});
       throw error;
+    }
+  }
+
+  /** Creates the record of a file on the members there are; a node that leaves meanwhile is not among them. */
+  private async placed(
+    name: string,
+    options: {
+      readonly code: Code;
+      readonly unitBytes: number;
+      readonly unnamed: boolean;
+      readonly replace: boolean;
+      readonly layout: LayoutName | undefined;
+    },
+  ): Promise<FileRecord> {
+    const { store } = this.context,
+      { code, unitBytes, unnamed, replace } = options;
+    for (let attempt = 1; ; attempt++) {
+      const map = await readMap(store);
+      const nodes = map.nodes.filter((node) => purposeOf(node) === 'member').map((node) => node.id);
+      const layout = options.layout ?? layoutFor(nodes.length, code.k + code.m);
+      layoutOf({ id: 0, nodes, unitBytes, layout }, code);
+      try {
+        return await createFile(store, {
+          name,
+          code: code.name,
+          unitBytes,
+          nodes,
+          mapEpoch: map.epoch,
+          mapChanges: map.changes,
+          unnamed,
+          replace,
+          ...(layout !== 'rotated' && { layout }),
+        });
+      } catch (error) {
+        if (codeOf(error) !== 'ERR_STALE_MAP' || attempt === CREATE_ATTEMPTS) throw error;
+      }
     }
   }
 
@@ -290,7 +315,22 @@ export class Client {
   }
 
   private async appendTo(fileId: number): Promise<FileWriter> {
-    const file = await takeOver(this.context.store, fileId);
+    const { context } = this;
+    await checkFenceable(context, await readFile(context.store, fileId));
+    const file = await takeOver(context.store, fileId);
+    try {
+      return await this.recovered(file);
+    } catch (error) {
+      // What it was before: nobody is to look for an owner of a closed file.
+      await giveUp(context.store, file.id, file.writerEpoch).catch((other: unknown) => {
+        if (!isOperating(other)) throw other;
+      });
+      throw (await this.overtaken(file, error)) ?? error;
+    }
+  }
+
+  /** A writer of a file that has just been taken over, whose end is settled. */
+  private async recovered(file: FileRecord): Promise<FileWriter> {
     const writer = await this.openWriter(file);
     // The caller has no writer yet to listen to: what goes wrong meanwhile is what this call rejects with.
     const ignore = (): void => {};
@@ -300,8 +340,9 @@ export class Client {
       writer.off('error', ignore);
       return writer;
     } catch (error) {
-      writer.destroy();
-      throw (await this.overtaken(file, error)) ?? error;
+      // Until it is closed it may write.
+      if (!writer.closed) await new Promise<void>((resolve) => writer.once('close', resolve).destroy());
+      throw error;
     }
   }
 

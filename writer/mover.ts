@@ -12,17 +12,9 @@
  * go on meanwhile: until the record says otherwise the old node serves them; afterwards the map's epoch sends them to
  * the new one.
  */
-import { readFile } from '../cluster/files.js';
+import { isSettled, readFile } from '../cluster/files.js';
 import { readMap } from '../cluster/membership.js';
-import {
-  askOwners,
-  beginMoves,
-  finishMoves,
-  isSettled,
-  MOVES_AT_ONCE,
-  storesOf,
-  type PlannedMove,
-} from '../cluster/moves.js';
+import { askOwners, beginMoves, finishMoves, MOVES_AT_ONCE, storesOf, type PlannedMove } from '../cluster/moves.js';
 import type { FileRecord } from '../cluster/records.js';
 import { parseCode } from '../erasure/code/index.js';
 import { lastingLayout, NOBODY, scatteredLayout } from '../erasure/layout/index.js';

@@ -11,11 +11,14 @@
  * others may have been down when it was written, and so be missing from it. The map says since when a node is up, the
  * file's record under which map its owner began: only a fenced node that was up all the time proves a hole. Nor does a
  * node with a new disk speak for the time before it: the map says since when it has its store. The file's record says
- * the same of a node that took another's share (FileRecord.nodesSince).
+ * the same of a node that took another's share (FileRecord.nodesSince). Of a file that was closed by an owner that had
+ * decided, and which nobody has decided since (FileRecord.closedEpoch), what is above the commit mark was never
+ * acknowledged: it is rolled back, whatever may be hidden.
  */
 import { decide } from '../cluster/files.js';
+import { presentNodes, readMap } from '../cluster/membership.js';
 import type { FileRecord } from '../cluster/records.js';
-import { parseCode } from '../erasure/code/index.js';
+import { type Code, parseCode } from '../erasure/code/index.js';
 import type { Layout } from '../erasure/layout/index.js';
 import { layoutOf, nodeOfUnit, stripeBytes } from '../erasure/layout/index.js';
 import { TartanError, codeOf, isOperating } from '../wire/errors.js';
@@ -103,18 +106,47 @@ function judgeSeen(
   return { kind: 'hole' };
 }
 
+/** Nodes that a takeover must fence at least. */
+function leastFenced({ k, m }: Code): number {
+  return Math.max(k, m + 1);
+}
+
+/**
+ * Before the writer epoch is raised: an owner that could not fence enough nodes would only be in the way of the next.
+ * @throws {TartanError} ERR_UNDECIDED
+ */
+export async function checkFenceable({ store }: ClientContext, file: FileRecord): Promise<void> {
+  const [map, present] = await Promise.all([readMap(store), presentNodes(store)]),
+    least = leastFenced(parseCode(file.code));
+  const up = file.nodes.filter(
+    (id) => present.has(id) && map.nodes.some((node) => node.id === id && node.state === 'up'),
+  );
+  if (up.length < least)
+    throw new TartanError(
+      'ERR_UNDECIDED',
+      `Cannot take over '${file.name}': ${up.length} of its nodes are up, ${least} must be fenced`,
+    );
+}
+
 /** Recovers the tail of `file` into a fresh session of its new writer epoch, and publishes the decision. */
 export async function recoverTail(context: ClientContext, session: FileSession, file: FileRecord): Promise<void> {
   const code = parseCode(file.code);
   const layout = layoutOf(file, code);
   const { nodes, window } = session;
   const { epoch: mapEpoch } = nodes.map;
-  const fencedNodes = await fence(session, file, Math.max(code.k, code.m + 1));
+  const fencedNodes = await fence(session, file, leastFenced(code));
   const full = stripeBytes(layout);
-  const witnesses = fencedNodes.filter(
-    (index) =>
-      Math.max(nodes.entry(index)?.since ?? Infinity, file.nodesSince?.[index] ?? 0) <= (file.decidedMapEpoch ?? -1),
-  );
+  // Of a file that its last owner decided and closed nothing can be hidden that was ever acknowledged.
+  const isSettled = file.closedEpoch !== undefined;
+  const witnesses = isSettled
+    ? file.nodes.map((_, index) => index)
+    : fencedNodes.filter(
+        (index) =>
+          Math.max(nodes.entry(index)?.since ?? Infinity, file.nodesSince?.[index] ?? 0) <=
+          (file.decidedMapEpoch ?? -1),
+      );
+  const isCommitted = (version: { epoch: number; counter: number }): boolean =>
+    compareVersions(version.epoch, version.counter, file.commitEpoch, file.commitCounter) <= 0;
   const firstOpen = Math.floor(file.length / full);
   const evidence = await gatherEvidence(session, file, layout, firstOpen, fencedNodes);
   const reader = new StripeReader(context, file, code, layout, nodes.map);
@@ -126,9 +158,9 @@ export async function recoverTail(context: ClientContext, session: FileSession, 
     for (; ; stripe++) {
       const verdict = judgeStripe(
         code.k,
-        evidence.get(stripe) ?? [],
+        (evidence.get(stripe) ?? []).filter((version) => !isSettled || isCommitted(version)),
         unitsOn(layout, code.k + code.m, stripe, fencedNodes),
-        (version) => compareVersions(version.epoch, version.counter, file.commitEpoch, file.commitCounter) <= 0,
+        isCommitted,
         unitsOn(layout, code.k + code.m, stripe, witnesses),
         full,
         Array.from({ length: code.k + code.m }, (_, unit) =>

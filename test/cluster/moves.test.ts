@@ -11,6 +11,7 @@ import {
   listFiles,
   publishCommit,
   readFile,
+  isSettled,
   takeOver,
 } from '../../cluster/files.js';
 import {
@@ -22,15 +23,7 @@ import {
   setNodeState,
 } from '../../cluster/membership.js';
 import { MemoryCluster } from '../../cluster/memory-store.js';
-import {
-  askOwners,
-  beginMoves,
-  enlistSpares,
-  finishMoves,
-  isSettled,
-  MOVES_AT_ONCE,
-  storesOf,
-} from '../../cluster/moves.js';
+import { askOwners, beginMoves, enlistSpares, finishMoves, MOVES_AT_ONCE, storesOf } from '../../cluster/moves.js';
 import type { FileRecord } from '../../cluster/records.js';
 import { realClock } from '../../wire/clock.js';
 import { etcdMissing, EtcdServer } from './etcd-server.js';
