@@ -174,11 +174,12 @@ export class SwitchCore {
       this.idle.add(channel);
       return { name: id, rkey: 0, slots: 0, slotBytes: 0, mapEpoch: map.epoch, state: this.state };
     }
+    const wishes = hello.nodes.length > 0 ? hello : await this.withNodes(hello, channel);
     const session = new WriterSession(channel, {
       context,
       id,
-      hello,
-      map,
+      hello: wishes,
+      map: this.map!,
       transport,
       heartbeatMs,
       deadlineMs,
@@ -221,6 +222,7 @@ export class SwitchCore {
   private async decodeFor(hello: Hello, channel: MessageChannel, map: ClusterMap): Promise<Grant> {
     const { context, store, id, transport, heartbeatMs, deadlineMs, log } = this.options;
     const file = await readFile(store, hello.fileId);
+    this.checkStill(channel, hello);
     const session = new DecoderSession(
       channel,
       { ...context, store, name: `${id}/${hello.name}`, transport, heartbeatMs, deadlineMs, memory: this.memory },
@@ -244,6 +246,27 @@ export class SwitchCore {
       throw new TartanError('ERR_NOT_PROGRAMMABLE', `Switch ${id} lost its program while '${hello.name}' connected`);
     session.serve();
     return { name: id, rkey: 0, slots: 0, slotBytes: 0, mapEpoch: map.epoch, state: 'decoding' };
+  }
+
+  /** Of a file on more nodes than fit a Hello: as its record has them. @throws {TartanError} ERR_NOT_FOUND */
+  private async withNodes(hello: Hello, channel: MessageChannel): Promise<Hello> {
+    const { nodes } = await readFile(this.options.store, hello.fileId);
+    this.checkStill(channel, hello);
+    return { ...hello, nodes: [...nodes] };
+  }
+
+  /**
+   * After a wait: a session that is registered on a channel which has closed meanwhile, or when the program has gone,
+   * is never ended.
+   * @throws {TartanError} ERR_CLOSED, ERR_NOT_PROGRAMMABLE
+   */
+  private checkStill(channel: MessageChannel, { name }: Hello): void {
+    if (channel.closed) throw new TartanError('ERR_CLOSED', `Cannot serve '${name}': it has gone meanwhile`);
+    if (this.state !== 'programmable')
+      throw new TartanError(
+        'ERR_NOT_PROGRAMMABLE',
+        `Switch ${this.options.id} lost its program while '${name}' connected`,
+      );
   }
 
   private announce(channels: Iterable<MessageChannel>): void {

@@ -46,7 +46,6 @@ export class Decoder {
             m: code.m,
             unitBytes: file.unitBytes,
             fileId: file.id,
-            nodes: [...file.nodes],
             code: file.code,
           },
           { transport: context.transport, timeoutMs: context.deadlineMs, receiveSlots: most },

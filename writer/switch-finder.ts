@@ -8,6 +8,7 @@
 import type { ClusterMap, FileRecord, SwitchEntry } from '../cluster/records.js';
 import { connectSession } from '../pipeline/session.js';
 import { isOperating } from '../wire/errors.js';
+import { MESSAGE_BYTES } from '../wire/ring-messages.js';
 import type { ClientContext } from './context.js';
 import type { StripePath, StripePathOwner } from './stripe-path.js';
 import { SwitchPath } from './switch-path.js';
@@ -17,6 +18,13 @@ const RETRY_MS = 50;
 const MAX_RETRY_MS = 1000;
 /** Stripe slots asked of a switch; it grants what its ring memory allows. */
 const WANTED_SLOTS = 64;
+/** Of the node ids in a Hello, with two bytes for each: half of what a message holds. */
+const MOST_ID_BYTES = MESSAGE_BYTES / 2;
+
+/** Ids are ASCII. */
+function sum(ids: readonly string[]): number {
+  return ids.reduce((bytes, id) => bytes + id.length + 2, 0);
+}
 
 export interface FinderOptions {
   readonly context: ClientContext;
@@ -159,7 +167,8 @@ export class SwitchFinder {
         unitBytes: window.slots.unitBytes,
         slots: WANTED_SLOTS,
         fileId: file.id,
-        nodes: [...file.nodes],
+        // A list that would not fit a Hello is read from the file's record by the switch.
+        nodes: sum(file.nodes) <= MOST_ID_BYTES ? [...file.nodes] : [],
         tags: window.tags,
         code: file.code,
         ...(file.layout !== undefined && { layout: file.layout }),

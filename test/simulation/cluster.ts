@@ -20,6 +20,8 @@ import { connect } from '../../writer/client.js';
 export interface SimClusterOptions {
   readonly seed: number;
   readonly nodes?: number;
+  /** Id of the i-th node, from 1. Default: 'n' and the number. */
+  readonly idOf?: (i: number) => string;
   readonly withSwitch?: boolean;
   readonly diskBytes?: number;
   readonly network?: Omit<SimWorldOptions, 'seed'>;
@@ -73,7 +75,7 @@ export class SimCluster {
     this.clusterId = (await readIdentity(store)).clusterId;
     for (let i = 1; i <= (this.options.nodes ?? 3); i++) {
       this.nodes.push({
-        id: `n${i}`,
+        id: this.options.idOf?.(i) ?? `n${i}`,
         host: `n${i}`,
         disk: new MemoryDisk(this.options.diskBytes ?? 8 << 20),
         node: undefined,
