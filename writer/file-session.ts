@@ -264,6 +264,19 @@ export class FileSession {
     return run;
   }
 
+  /** The mark is published lazily: when the store is away, as soon as it is back. */
+  publishLater(): void {
+    this.publishTimer ??= this.context.clock.setTimer(PUBLISH_MS, () => {
+      this.publishTimer = undefined;
+      if (this.closed || this.error !== undefined) return;
+      this.publish().catch((error: unknown) => {
+        if (!isOperating(error)) throw error;
+        if (codeOf(error) === 'ERR_FENCED') this.fatal(error as TartanError);
+        else if (!this.closed) this.publishLater();
+      });
+    });
+  }
+
   async destroy(): Promise<void> {
     if (this.closed) return;
     this.closed = true;
@@ -285,14 +298,7 @@ export class FileSession {
     this.repairPauseMs = REPAIR_PAUSE_MS;
     this.blindSince.clear();
     this.endPatience();
-    this.publishTimer ??= this.context.clock.setTimer(PUBLISH_MS, () => {
-      this.publishTimer = undefined;
-      if (this.closed || this.error !== undefined) return;
-      this.publish().catch((error: unknown) => {
-        if (codeOf(error) === 'ERR_FENCED') this.fatal(error as TartanError);
-        // Otherwise the store is away: the mark is published lazily anyhow, next time.
-      });
-    });
+    this.publishLater();
     this.owner.onAcknowledged();
     this.wakeAll();
   }
@@ -461,7 +467,7 @@ export class FileSession {
   /**
    * Proposes down the nodes that can't be used and are to blame for it.
    *
-   * @param silent  indexes of nodes that don't answer  @param certain  of those that say themselves that they are no use
+   * @param silent  indexes of nodes that don't answer  @param certain  of those that say that they are no use
    * @param refused  of those that answer, with what they refuse: when something here is to blame, that ends the file;
    *         when they have no room, that is waited for
    * @returns whether any was proposed

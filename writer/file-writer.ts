@@ -7,7 +7,7 @@
  */
 import { Writable } from 'node:stream';
 import type { FileRecord } from '../cluster/records.js';
-import { TartanError, isOperating } from '../wire/errors.js';
+import { TartanError, codeOf, isOperating } from '../wire/errors.js';
 import { checkArgument, expected } from './arguments.js';
 import type { ClientContext } from './context.js';
 import type { Naming, ParityMode } from './file-session.js';
@@ -112,7 +112,8 @@ export class FileWriter extends Writable {
   }
 
   /**
-   * Resolves when all bytes written so far are acknowledged, and published for readers.
+   * Resolves when all bytes written so far are acknowledged, and published for readers. While the cluster store is away
+   * they are published when it is back, and 'waiting' is emitted: durable they are all the same.
    * @throws {TartanError} ERR_CLOSED after destroy(); what ended the file
    */
   async flush(): Promise<void> {
@@ -128,7 +129,13 @@ export class FileWriter extends Writable {
       });
     });
     await this.session.flush();
-    await this.session.publish();
+    try {
+      await this.session.publish();
+    } catch (error) {
+      if (codeOf(error) !== 'ERR_MAP_UNAVAILABLE') throw error;
+      this.session.publishLater();
+      this.emit('waiting', 'the cluster store does not answer; what is durable is shown to readers when it is back');
+    }
   }
 
   /**

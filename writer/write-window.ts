@@ -226,7 +226,8 @@ export class WriteWindow {
   commit(count: number): void {
     this.fill += count;
     this.counters.bytesIn += count;
-    if (this.fill === stripeBytes(this.layout)) this.submitFill();
+    // A flush may have sent the stripe's beginning since the room was reserved: the whole follows when that is settled.
+    if (this.isFull && !this.tailBusy) this.submitFill();
   }
 
   /** Copies as much of `chunk` as there is room for. @returns bytes taken */
@@ -293,6 +294,10 @@ export class WriteWindow {
 
   private get tailBusy(): boolean {
     return this.fillTag >= 0 && this.state[this.fillTag] !== State.FILLING;
+  }
+
+  private get isFull(): boolean {
+    return this.fillTag >= 0 && this.fill === stripeBytes(this.layout);
   }
 
   private submitFill(): void {
@@ -476,8 +481,10 @@ export class WriteWindow {
       this.acknowledgedCounter = this.counter[tag]!;
       if (!this.undecided) this.identity.commitMark = this.acknowledgedCounter;
       this.acknowledgedBytes = this.stripe[tag]! * stripeBytes(this.layout) + this.length[tag]!;
-      if (tag === this.fillTag) this.state[tag] = State.FILLING;
-      else {
+      if (tag === this.fillTag) {
+        this.state[tag] = State.FILLING;
+        if (this.isFull) this.submitFill();
+      } else {
         this.state[tag] = State.FREE;
         this.freeTags.push(tag);
       }

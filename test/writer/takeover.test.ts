@@ -1,4 +1,4 @@
-/** Taking over files that were closed: what their last owner settled stays settled, whatever happened to nodes since. */
+/** Taking over files that were closed: what their last owner settled stays so, whatever happened to nodes since. */
 import t, { type Test } from 'tap';
 import { createFile, giveUp, isSettled, publishCommit, readFile, takeOver } from '../../cluster/files.js';
 import { readMap, setNodePurpose } from '../../cluster/membership.js';
