@@ -2,8 +2,8 @@
  * From a fresh checkout to a running command, with nothing but Node: what `npm start`, `npm test`, `npm run build` and
  * `npm run bench` call.
  *
- *   prepare    Debian packages → node_modules → native addon → wire messages → TypeScript; each step only when it is
- *              stale, one line when it did something, its full output when it fails
+ *   prepare    Debian packages → node_modules → SQLite → native addon → wire messages → TypeScript; each step only
+ *              when it is stale, one line when it did something, its full output when it fails
  *   then       start: the demo · test [--long] [tap arguments]: lint and tap, a plain total last · bench: measurements
  *              · simulate: the cluster in virtual time · fuzz, sanitize: the native engine under sanitizers
  *              · soak: a cluster of processes under load and faults
@@ -31,6 +31,11 @@ const PACKAGES = [
     needed: true,
     present: () => spawnSync(process.env.CXX || 'g++', ['--version'], { stdio: 'ignore' }).status === 0,
   },
+  ...['make', 'python3'].map((name) => ({
+    name,
+    needed: true,
+    present: () => spawnSync(name, ['--version'], { stdio: 'ignore' }).status === 0,
+  })),
   { name: 'libisal2', needed: false, present: () => hasLibrary('libisal.so.2') },
   {
     name: 'etcd-server',
@@ -79,6 +84,7 @@ async function main(task, args) {
 function prepare(task) {
   packages(task);
   modules();
+  script("the cluster store's database", 'cluster/build-sqlite.mjs');
   script('the native addon', 'rdma/build-addon.mjs');
   script('the wire messages', 'wire/generate.mjs');
   script('the P4Runtime messages', 'p4runtime-js/generate.mjs');

@@ -4,7 +4,7 @@ import { createServer } from 'node:net';
 import { isEtcdLocation } from '../cluster/etcd-location.js';
 import { listFiles } from '../cluster/files.js';
 import { createCluster, readMap } from '../cluster/membership.js';
-import { openClusterStore } from '../cluster/open-store.js';
+import { openClusterStore, reserveStore } from '../cluster/open-store.js';
 import { presentSince } from '../cluster/presence.js';
 import { TartanError, codeOf } from '../wire/errors.js';
 import { startChild, stopProcess } from './child-process.js';
@@ -45,6 +45,8 @@ export interface RepairerLimits {
 export const SWITCH_ID = 's1';
 const REPAIRER_ID = 'r1';
 const STOP_MS = 5_000;
+/** Laid aside for the cluster store: thousands of changes on a file system that is full. */
+const STORE_RESERVE_BYTES = 16 << 20;
 
 /** Makes the cluster store unless it is there. */
 export async function createStore(state: StateDirectory): Promise<void> {
@@ -52,6 +54,7 @@ export async function createStore(state: StateDirectory): Promise<void> {
   state.keepCluster();
   const store = await openClusterStore(state.cluster, { create: true });
   try {
+    await reserveStore(state.cluster, STORE_RESERVE_BYTES);
     if ((await store.get('cluster')) === undefined) await createCluster(store);
   } finally {
     await store.close();

@@ -1,7 +1,7 @@
 /**
  * What one `tartan up` leaves on a machine, below one folder:
  *
- *   cluster/         the cluster store (LMDB), or
+ *   cluster/         the cluster store (SQLite), or
  *   cluster.location where it is instead: etcd://…
  *   nodes/n1/ …      the unit stores
  *   log/n1.out       a process's standard output: its ready line; log/n1.err: its log
@@ -12,11 +12,11 @@
  * A process is known by boot, pid and start time, so that a stale record, left by a crash or a reboot, is never taken
  * for a process that runs, and no stranger with a reused pid is ever signalled.
  */
-import { existsSync, linkSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { linkSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { homedir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { isEtcdLocation } from '../cluster/etcd-location.js';
-import { absoluteLocation } from '../cluster/open-store.js';
+import { absoluteLocation, holdsStore } from '../cluster/open-store.js';
 import type { ProcessIdentity } from '../cluster/process-identity.js';
 import { isRunning, ownIdentity } from '../cluster/process-identity.js';
 import { TartanError, codeOf } from '../wire/errors.js';
@@ -81,7 +81,7 @@ export class StateDirectory {
    */
   keepCluster(): void {
     if (this.given === undefined) return;
-    const present = this.kept ?? (existsSync(join(this.ownCluster, 'data.mdb')) ? this.ownCluster : undefined);
+    const present = this.kept ?? (holdsStore(this.ownCluster) ? this.ownCluster : undefined);
     if (present === this.given) return;
     if (present !== undefined)
       throw new TartanError(

@@ -1,9 +1,10 @@
 /**
- * Tells watchers of an LMDB store about changes, whichever process made them: the revision log says what changed; the
- * file system's notification hints when to look, and a slow poll covers a hint that is late or never comes.
+ * Tells watchers of an embedded store about changes, whichever process made them: the revision log says what changed;
+ * the file system's notification hints when to look, and a slow poll covers a hint that is late or never comes.
  */
 import { watch as watchDirectory, type FSWatcher } from 'node:fs';
 import type { Watch, WatchEvent } from './cluster-store.js';
+import { isOperating } from '../wire/errors.js';
 import type { StoreEngine } from './store-engine.js';
 
 /** Half of the 50 ms within which a change is seen; one look costs a few microseconds. */
@@ -18,16 +19,16 @@ interface Subscriber {
 
 export class ChangeFeed {
   readonly #dir: string;
-  readonly #snapshot: () => StoreEngine;
+  readonly #read: <T>(fn: (engine: StoreEngine) => T) => T;
   readonly #subscribers = new Set<Subscriber>();
   #poll: NodeJS.Timeout | undefined;
   #hints: FSWatcher | undefined;
   #isQueued = false;
 
-  /** @param snapshot  gives the engine on a fresh read snapshot */
-  constructor(dir: string, snapshot: () => StoreEngine) {
+  /** @param read  runs a function on the engine, on one snapshot; throws when the store cannot be read */
+  constructor(dir: string, read: <T>(fn: (engine: StoreEngine) => T) => T) {
     this.#dir = dir;
-    this.#snapshot = snapshot;
+    this.#read = read;
   }
 
   subscribe(prefix: string, onEvents: (events: readonly WatchEvent[]) => void, fromRevision: number): Watch {
@@ -90,14 +91,18 @@ export class ChangeFeed {
   /** Reads all that is due on one snapshot, before any watcher runs and moves it. */
   #collect(): [Subscriber, WatchEvent[]][] {
     const due: [Subscriber, WatchEvent[]][] = [];
-    let engine: StoreEngine, revision: number;
+    let revision: number;
     try {
-      engine = this.#snapshot();
-      revision = engine.revision();
-      for (const subscriber of this.#subscribers) {
-        if (subscriber.seen < revision) due.push([subscriber, engine.changesSince(subscriber.prefix, subscriber.seen)]);
-      }
-    } catch {
+      revision = this.#read((engine) => {
+        const present = engine.revision();
+        for (const subscriber of this.#subscribers) {
+          if (subscriber.seen < present)
+            due.push([subscriber, engine.changesSince(subscriber.prefix, subscriber.seen)]);
+        }
+        return present;
+      });
+    } catch (error) {
+      if (!isOperating(error)) throw error;
       return []; // the store cannot be read now: the next poll tries again, nothing is skipped
     }
     for (const [subscriber] of due) subscriber.seen = revision;

@@ -1,6 +1,6 @@
 /**
  * The store for the little that must be agreed on: the cluster map and the files. After etcd's semantics, so that the
- * embedded backend (LMDB) and etcd stand behind one interface: one revision counter for the whole store, transactions
+ * embedded backend (SQLite) and etcd stand behind one interface: one revision counter for the whole store, transactions
  * that compare then write, leases whose keys vanish with them, watches that resume from a revision.
  *
  * Invariants: a transaction is atomic and durable before it resolves; revisions only grow; a watch delivers every

@@ -1,12 +1,13 @@
-/** The cluster store at a location that a user names: a directory (LMDB), or etcd://… */
-import { resolve } from 'node:path';
+/** The cluster store at a location that a user names: a directory (SQLite), or etcd://… */
+import { existsSync } from 'node:fs';
+import { join, resolve } from 'node:path';
 import type { ClusterStore } from './cluster-store.js';
 import { isEtcdLocation, parseEtcdLocation } from './etcd-location.js';
 
 /**
  * @param location  a directory, or `etcd://HOST:PORT[,HOST:PORT …][/PREFIX]`  @param options.create  makes a missing
  *         directory
- * @throws {TartanError} as openLmdbStore() and openEtcdStore() do
+ * @throws {TartanError} as openSqliteStore() and openEtcdStore() do
  */
 export async function openClusterStore(
   location: string,
@@ -14,7 +15,23 @@ export async function openClusterStore(
 ): Promise<ClusterStore> {
   // Loading either takes a command longer than most of what it does, and none needs both.
   if (isEtcdLocation(location)) return (await import('./etcd-store.js')).openEtcdStore(location);
-  return (await import('./lmdb-store.js')).openLmdbStore(location, options);
+  return (await import('./sqlite-store.js')).openSqliteStore(location, options);
+}
+
+/** Whether a directory holds a cluster store, of this format or of the one before. */
+export function holdsStore(dir: string): boolean {
+  return ['cluster.sqlite', 'data.mdb'].some((name) => existsSync(join(dir, name)));
+}
+
+/**
+ * Lays bytes aside for a store in a directory, so that a full file system still lets nodes be marked down and files be
+ * removed; what is there already counts. An etcd looks after itself.
+ *
+ * @throws {TartanError} ERR_DISK_FULL: there is no room for them
+ */
+export async function reserveStore(location: string, bytes: number): Promise<void> {
+  if (isEtcdLocation(location)) return;
+  (await import('./sqlite-database.js')).reserve(location, bytes);
 }
 
 /**

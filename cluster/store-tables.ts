@@ -1,10 +1,10 @@
 /**
  * What a store backend gives the engine (store-engine.ts): a few ordered tables, changed inside one atomic step. Rows
- * are plain JSON values. The embedded backend keeps them in LMDB; `SortedTable` keeps them in memory.
+ * are plain JSON values. The embedded backend keeps them in SQLite; `SortedTable` keeps them in memory.
  */
 import type { ProcessIdentity } from './process-identity.js';
 
-/** Keys ascend: numbers by value, strings by their UTF-8 bytes (LMDB's and etcd's order). */
+/** Keys ascend: numbers by value, strings by their UTF-8 bytes (SQLite's and etcd's order). */
 export interface Table<K extends string | number, V> {
   get(key: K): V | undefined;
   put(key: K, row: V): void;

@@ -16,7 +16,7 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
-import { openLmdbStore } from '../cluster/lmdb-store.js';
+import { openSqliteStore } from '../cluster/sqlite-store.js';
 import { createCluster } from '../cluster/membership.js';
 import { parseCode } from '../erasure/code/index.js';
 import { placeOfOffset, layoutOf, nodeOfUnit } from '../erasure/layout/index.js';
@@ -175,7 +175,7 @@ async function arrange(): Promise<void> {
         '50ms',
       );
     }
-    const store = await openLmdbStore(cluster, { create: true });
+    const store = await openSqliteStore(cluster, { create: true });
     await createCluster(store);
     for (let i = 1; i <= nodes; i++) await start(`n${i}`, 7100 + i);
     await start('s1', 7100);

@@ -17,7 +17,7 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
-import { openLmdbStore } from '../cluster/lmdb-store.js';
+import { openSqliteStore } from '../cluster/sqlite-store.js';
 import { createCluster } from '../cluster/membership.js';
 import { connect, type Client } from '../writer/index.js';
 
@@ -161,7 +161,7 @@ async function withNodes(count: number, body: (nodes: Nodes) => Promise<Figure>)
           '50ms',
         );
     }
-    const store = await openLmdbStore(cluster, { create: true });
+    const store = await openSqliteStore(cluster, { create: true });
     await createCluster(store);
     await store.close();
     for (let number = 1; number <= count; number++) await start(`n${number}`);

@@ -11,7 +11,7 @@ import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { setTimeout as pause } from 'node:timers/promises';
 import { createCluster } from '../../cluster/membership.js';
-import { openLmdbStore } from '../../cluster/lmdb-store.js';
+import { openSqliteStore } from '../../cluster/sqlite-store.js';
 import { connect } from '../../writer/index.js';
 import { bytesAt } from './place-bytes.js';
 
@@ -98,7 +98,7 @@ void t.test(
       for (const id of [...processes.keys()]) await kill(id);
       rmSync(dir, { recursive: true, force: true });
     });
-    const store = await openLmdbStore(cluster, { create: true });
+    const store = await openSqliteStore(cluster, { create: true });
     await createCluster(store);
     await store.close();
     for (const id of NODES) await startNode(id);

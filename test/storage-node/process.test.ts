@@ -7,7 +7,7 @@ import { createInterface } from 'node:readline';
 import t from 'tap';
 import { Access, Flag, openSoftDevice, type Device } from 'tartan-rdma';
 import { createFile } from '../../cluster/files.js';
-import { openLmdbStore } from '../../cluster/lmdb-store.js';
+import { openSqliteStore } from '../../cluster/sqlite-store.js';
 import { createCluster, readMap, registerNode } from '../../cluster/membership.js';
 import type { ClusterStore } from '../../cluster/cluster-store.js';
 import type { ClusterIdentity, FileRecord } from '../../cluster/records.js';
@@ -43,7 +43,7 @@ class Bench {
     const bench = new Bench(await mkdtemp(join(tmpdir(), 'tartan-node-')));
     t.teardown(() => bench.close());
     bench.device = openSoftDevice({ name: 'test' });
-    bench.cluster = await openLmdbStore(bench.path('cluster'), { create: true });
+    bench.cluster = await openSqliteStore(bench.path('cluster'), { create: true });
     bench.identity = await createCluster(bench.cluster);
     for (const id of ['n2', 'n3'])
       await registerNode(bench.cluster, { id, host: '127.0.0.1', port: 1, controlPort: 0 });

@@ -1,23 +1,27 @@
-import { mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { spawnSync } from 'node:child_process';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import Database from 'better-sqlite3';
 import { open } from 'lmdb';
 import t, { type Test } from 'tap';
 import type { ClusterStore, WatchEvent } from '../../cluster/cluster-store.js';
-import { openLmdbStore } from '../../cluster/lmdb-store.js';
+import { DATABASE_FILE, openDatabase } from '../../cluster/sqlite-database.js';
+import { openSqliteStore } from '../../cluster/sqlite-store.js';
 import { ownIdentity, isRunning } from '../../cluster/process-identity.js';
 import { startChild, type Child } from './children.js';
 import { conformance } from './conformance.js';
 import { collect } from './watching.js';
 
-conformance('LMDB', async (options) => {
+conformance('SQLite', async (options) => {
   const dir = temporaryDirectory();
   const clients: ClusterStore[] = [];
   // One stays open: the sweep of leases must not depend on who closes.
-  clients.push(await openLmdbStore(dir, { create: true, ...options }));
+  clients.push(await openSqliteStore(dir, { create: true, ...options }));
   return {
     client: async () => {
-      const client = await openLmdbStore(dir);
+      const client = await openSqliteStore(dir);
       clients.push(client);
       return client;
     },
@@ -31,7 +35,7 @@ conformance('LMDB', async (options) => {
 
 t.test('what was acknowledged is there when the store is opened again', async (t) => {
   const dir = directory(t);
-  const first = await openLmdbStore(dir, { create: true });
+  const first = await openSqliteStore(dir, { create: true });
   await first.transact([], [{ put: 'a', value: '1' }]);
   await first.close();
   const again = await store(t, dir);
@@ -47,9 +51,9 @@ t.test('opening while the last user closes works, by any name of the directory',
     rmSync(link);
   });
   for (let i = 0; i < 20; i++) {
-    const one = await openLmdbStore(dir, { create: true });
+    const one = await openSqliteStore(dir, { create: true });
     const closing = one.close(),
-      two = await openLmdbStore(link);
+      two = await openSqliteStore(link);
     await two.transact([], [{ put: 'a', value: String(i) }]);
     t.equal((await two.get('a'))?.value, String(i));
     await Promise.all([closing, two.close()]);
@@ -59,7 +63,7 @@ t.test('opening while the last user closes works, by any name of the directory',
 t.test('a directory that holds no store is refused, in one line', async (t) => {
   const dir = directory(t);
   const refuses = async (path: string, code: string, create: boolean) => {
-    const error = await openLmdbStore(path, { create }).then(
+    const error = await openSqliteStore(path, { create }).then(
       () => undefined,
       (e: unknown) => e as Error & { code: string },
     );
@@ -69,7 +73,7 @@ t.test('a directory that holds no store is refused, in one line', async (t) => {
   };
   const at = (name: string, content?: Buffer | string) => {
     mkdirSync(join(dir, name));
-    if (content !== undefined) writeFileSync(join(dir, name, 'data.mdb'), content);
+    if (content !== undefined) writeFileSync(join(dir, name, DATABASE_FILE), content);
     return join(dir, name);
   };
   await refuses(join(dir, 'absent'), 'ERR_NOT_FOUND', false);
@@ -82,25 +86,60 @@ t.test('a directory that holds no store is refused, in one line', async (t) => {
     await refuses(full, 'ERR_FOREIGN_STORE', create);
     writeFileSync(join(dir, `file-${create}`), '');
     await refuses(join(dir, `file-${create}`), 'ERR_FOREIGN_STORE', create);
-    const other = open({ path: join(dir, `other-${create}`), noSubdir: false });
-    await other.put('hello', 'world');
-    await other.close();
+    const other = new Database(join(at(`other-${create}`), DATABASE_FILE));
+    other.exec('CREATE TABLE hello (world)');
+    other.close();
     await refuses(join(dir, `other-${create}`), 'ERR_FOREIGN_STORE', create);
-    const newer = open({ path: join(dir, `newer-${create}`), noSubdir: false, encoding: 'json' });
-    await newer.put(['format', 'tartan-cluster-store'], { version: 2 });
-    await newer.close();
+    const newer = openDatabase(at(`newer-${create}`), true);
+    newer.pragma('user_version = 2');
+    newer.close();
     await refuses(join(dir, `newer-${create}`), 'ERR_STORE_VERSION', create);
   }
-  const good = await openLmdbStore(join(dir, 'good'), { create: true });
-  await good.close();
-  const bytes = readFileSync(join(dir, 'good', 'data.mdb'));
-  bytes.writeUInt32LE(99, 28);
-  await refuses(at('newer-lmdb', bytes), 'ERR_STORE_VERSION', false);
+});
+
+t.test('a store of the format before this one, in LMDB, becomes one of this, once', async (t) => {
+  const dir = directory(t);
+  const old = open<unknown, (string | number)[]>({ path: dir, noSubdir: false, encoding: 'json' });
+  await old.put(['format', 'tartan-cluster-store'], { version: 1 });
+  await old.put(['number', 'revision'], 7);
+  await old.put(['number', 'last-lease'], 11);
+  await old.put(['key', 'a'], { value: '1', createRevision: 3, modRevision: 7 });
+  await old.put(['key', 'ü'], { value: '2', createRevision: 6, modRevision: 6, lease: 'b' });
+  await old.put(['log', 6], [{ type: 'put', key: 'ü', value: '2' }]);
+  await old.put(['log', 7], [{ type: 'put', key: 'a', value: '1' }]);
+  await old.put(['tombstone', 'gone'], 2);
+  await old.put(['lease', 'b'], { ttlMs: 1e9, deadlineMs: 1e15, keys: ['ü'] });
+  await old.close();
+  const first = await openSqliteStore(dir);
+  t.same(await first.range(''), [
+    { key: 'a', value: '1', createRevision: 3, modRevision: 7, lease: undefined },
+    { key: 'ü', value: '2', createRevision: 6, modRevision: 6, lease: 'b' },
+  ]);
+  t.equal(await first.revision(), 7);
+  const seen = collect(first, '', 5);
+  await seen.until((events) => events.length === 2);
+  seen.close();
+  t.match(await first.grantLease(1000), { id: 'c' });
+  await first.transact([], [{ put: 'a', value: 'new' }]);
+  await first.close();
+  t.match(await (await store(t, dir)).get('a'), { value: 'new', modRevision: 8 });
+  t.ok(existsSync(join(dir, 'data.mdb.migrated')) && !existsSync(join(dir, 'data.mdb')));
+
+  const foreign = directory(t);
+  const other = open({ path: foreign, noSubdir: false });
+  await other.put('hello', 'world');
+  await other.close();
+  await t.rejects(openSqliteStore(foreign), { code: 'ERR_FOREIGN_STORE' });
+  const newer = directory(t);
+  const later = open<unknown, string[]>({ path: newer, noSubdir: false, encoding: 'json' });
+  await later.put(['format', 'tartan-cluster-store'], { version: 2 });
+  await later.close();
+  await t.rejects(openSqliteStore(newer), { code: 'ERR_STORE_VERSION' });
 });
 
 t.test('a store whose files are replaced while it is open refuses to go on', async (t) => {
   const dir = directory(t);
-  const lost = await openLmdbStore(dir, { create: true });
+  const lost = await openSqliteStore(dir, { create: true });
   t.teardown(() => lost.close());
   await lost.transact([], [{ put: 'a', value: '1' }]);
   renameSync(dir, `${dir}-moved`);
@@ -185,7 +224,7 @@ t.test(
 t.test('a process stuck in a transaction blocks writers, who are told; reads go on; killing it heals', async (t) => {
   const dir = directory(t),
     patient = await store(t, dir);
-  const hasty = await openLmdbStore(dir, { deadlineMs: 100 });
+  const hasty = await openSqliteStore(dir, { deadlineMs: 100 });
   t.teardown(() => hasty.close());
   await patient.transact([], [{ put: 'a', value: '1' }]);
   const child = start(t, ['lock', dir]);
@@ -200,6 +239,37 @@ t.test('a process stuck in a transaction blocks writers, who are told; reads go 
   t.ok((await waiting).succeeded);
   t.equal(await patient.get('locked'), undefined, 'nothing of the killed transaction stays');
 });
+
+const mayMount = process.getuid?.() === 0 && spawnSync('unshare', ['-m', 'true'], { stdio: 'ignore' }).status === 0;
+t.test(
+  'on a full file system changes take from the reserve, then reject, and nothing else happens',
+  { skip: mayMount ? false : 'only root may mount a small file system' },
+  async (t) => {
+    const dir = directory(t);
+    const child = fileURLToPath(new URL('sqlite-child.ts', import.meta.url));
+    const { stdout, stderr } = spawnSync(
+      'unshare',
+      [
+        '-m',
+        'sh',
+        '-c',
+        'mount -t tmpfs -o size=8m tmpfs "$0" && mkdir "$0/store" && exec "$@" full "$0/store"',
+        dir,
+        ...[process.execPath, '--import', 'tsx', child],
+      ],
+      { encoding: 'utf8', env: { ...process.env, NODE_OPTIONS: '' } },
+    );
+    t.equal(stderr, '');
+    const seen = JSON.parse(stdout) as Record<string, unknown>;
+    t.match(seen, {
+      early: ['done', 'done'],
+      other: [0, 'y'],
+      refusal: 'ERR_MAP_UNAVAILABLE',
+      afterwards: 'done',
+    });
+    t.equal(seen['kept'], seen['acknowledged'], 'what was refused is not there, what was acknowledged is');
+  },
+);
 
 t.test('the lease of a killed process ends long before its time', async (t) => {
   const dir = directory(t),
@@ -249,13 +319,13 @@ function directory(t: Test): string {
 }
 
 async function store(t: Test, dir: string): Promise<ClusterStore> {
-  const opened = await openLmdbStore(dir, { create: true });
+  const opened = await openSqliteStore(dir, { create: true });
   t.teardown(() => opened.close());
   return opened;
 }
 
 function start(t: Test, args: readonly string[]): Child {
-  const child = startChild('lmdb-child.ts', args);
+  const child = startChild('sqlite-child.ts', args);
   t.teardown(() => child.kill());
   return child;
 }
