@@ -227,16 +227,17 @@ t.test('A unit that is condemned while it is being copied stays condemned', asyn
   let condemned = 0;
   disk.faults.beforeWrite = () => {
     if (store.stats().movedUnits === before || condemned > 0) return;
-    for (const { stripe, unit, writerEpoch, counter, payloadCrc } of store.inventory(2, 0, 1000).units) {
-      store.condemn(2, stripe, unit, writerEpoch, counter, payloadCrc);
-      condemned++;
-    }
+    for (const fileId of [2, 3, 4])
+      for (const { stripe, unit, writerEpoch, counter, payloadCrc } of store.inventory(fileId, 0, 1000).units) {
+        store.condemn(fileId, stripe, unit, writerEpoch, counter, payloadCrc);
+        condemned++;
+      }
   };
   await store.deleteFile(1);
   await store.drained();
   t.ok(condemned > 0, 'while copies were being written');
   t.same(
-    store.inventory(2, 0, 1000).units.filter(({ damaged }) => !damaged),
+    [2, 3, 4].flatMap((fileId) => store.inventory(fileId, 0, 1000).units.filter(({ damaged }) => !damaged)),
     [],
   );
 });
