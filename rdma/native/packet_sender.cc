@@ -205,16 +205,30 @@ void PacketSender::cancel(uint32_t wr_id) {
 
 // ---- acknowledgements
 
-PacketSender::Operation* PacketSender::find(uint64_t stripe, uint32_t counter, uint32_t map_epoch, uint32_t unit) {
+// Operations of several files, or of one unit on several ways, may bear the same stripe, version and unit: an entry is
+// of the one that it names in full.
+PacketSender::Operation* PacketSender::find(const Entry& entry) {
+  bool is_foreign = false;
   const auto is_it = [&](size_t position) {
     const Operation& operation = *operations_[active_[position]];
-    return operation.stripe == stripe && operation.counter == counter && operation.map_epoch == map_epoch &&
-           operation.units[unit].wanted != 0;
+    if (operation.stripe != entry.stripe || operation.counter != entry.counter ||
+        operation.map_epoch != entry.map_epoch || operation.units[entry.unit].wanted == 0 ||
+        operation.file != entry.file || operation.writer_epoch != entry.writer_epoch)
+      return false;
+    // A unit was sent to one node, and nobody else can have placed it. (A stripe was sent to a switch; its nodes
+    // answer.)
+    if (operation.opcode == SEND_UNIT && (entry.from->sin_addr.s_addr != operation.to.sin_addr.s_addr ||
+                                          entry.from->sin_port != operation.to.sin_port)) {
+      is_foreign = true;
+      return false;
+    }
+    return entry.is_whole || entry.chunk == operation.chunk;
   };
   if (last_found_ < active_.size() && is_it(last_found_)) return operations_[active_[last_found_]].get();
   for (size_t position = 0; position < active_.size(); position++) {
     if (is_it(position)) return operations_[active_[last_found_ = position]].get();
   }
+  if (is_foreign) counters_.unknown.add(1);
   return nullptr;
 }
 
@@ -229,22 +243,15 @@ void PacketSender::take_ack(const uint8_t* packet, uint32_t bytes, const sockadd
   for (uint32_t i = 0; i < count; i++, at += packet::ACK_ENTRY_BYTES) {
     const uint32_t index = at[16];
     if (index >= MAX_UNITS) continue;
-    Operation* operation = find(packet::load64(at), load32(at + 8), load32(at + 12), index);
-    if (!operation || operation->file != packet::load64(prefix) || operation->writer_epoch != load32(prefix + 8))
-      continue;
-    // A unit was sent to one node, and nobody else can have placed it. (A stripe was sent to a switch; its nodes
-    // answer.)
-    if (operation->opcode == SEND_UNIT &&
-        (from.sin_addr.s_addr != operation->to.sin_addr.s_addr || from.sin_port != operation->to.sin_port)) {
-      counters_.unknown.add(1);
-      continue;
-    }
+    const bool is_whole = (at[17] & 1) != 0;
+    Operation* operation = find({packet::load64(prefix), packet::load64(at), load32(prefix + 8), load32(at + 8),
+                                 load32(at + 12), index, packet::load16(at + 18), is_whole, &from});
+    if (!operation) continue;
     Unit& unit = operation->units[index];
-    if ((at[17] & 1) != 0) {
+    if (is_whole) {
       for (uint32_t chunk = unit.below; chunk < unit.wanted; chunk++) acknowledge(*operation, unit, chunk, now_us);
       unit.below = unit.wanted;
     } else {
-      if (packet::load16(at + 18) != operation->chunk) continue;  // of another way for the same unit
       if (at[17] >> 1 != unit.incarnation) {
         begin_anew(*operation, unit);
         unit.incarnation = at[17] >> 1;

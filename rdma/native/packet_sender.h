@@ -79,12 +79,20 @@ class PacketSender {
     int64_t at_us;
   };
 
+  // What an acknowledgement says of one unit.
+  struct Entry {
+    uint64_t file, stripe;
+    uint32_t writer_epoch, counter, map_epoch, unit, chunk;
+    bool is_whole;
+    const sockaddr_in* from;
+  };
+
   bool prepare_stripe(Operation& operation, const WorkRequest& request);
   bool prepare_unit(Operation& operation, const WorkRequest& request);
   void start(Operation& operation);
   void expect(Operation& operation, uint32_t unit, uint32_t length);
   void complete(Operation& operation, uint8_t status);
-  Operation* find(uint64_t stripe, uint32_t counter, uint32_t map_epoch, uint32_t unit);
+  Operation* find(const Entry& entry);
   void acknowledge(Operation& operation, Unit& unit, uint32_t chunk, int64_t now_us);
   void begin_anew(Operation& operation, Unit& unit);
   void find_lost(int64_t now_us);

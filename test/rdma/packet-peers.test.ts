@@ -25,8 +25,8 @@ interface Way {
   readonly writer: PacketSocket;
   readonly node: PacketSocket;
   readonly arrived: Buffer[];
-  /** Sends one unit by the relay; resolves with its status. */
-  send(): Promise<number>;
+  /** Sends one unit by the relay, or to another port; resolves with its status. */
+  send(port?: number): Promise<number>;
   readonly payload: Buffer;
   readonly relay: Socket;
 }
@@ -71,11 +71,21 @@ async function way(relayed: (packet: Buffer, isToNode: boolean, pass: () => void
   const bytes = new Uint8Array(region.buffer);
   bytes.set(stripe.headers[0]!, 0);
   bytes.set(stripe.units[0]!, UNIT_BYTES);
-  const send = (): Promise<number> =>
+  const sent: ((status: number) => void)[] = [];
+  const sender = writer.createSender((_opcode, status, wrId) => sent[wrId]!(status));
+  const send = (port = relay.address().port): Promise<number> =>
     new Promise((resolve) => {
-      const sender = writer.createSender((_opcode, status) => resolve(status));
-      const { port } = relay.address();
-      sender.postUnit(1, region, 0, HEADER_BYTES, UNIT_BYTES, UNIT_BYTES, 1024, ipv4Of(HOST), port);
+      sender.postUnit(
+        sent.push(resolve) - 1,
+        region,
+        0,
+        HEADER_BYTES,
+        UNIT_BYTES,
+        UNIT_BYTES,
+        1024,
+        ipv4Of(HOST),
+        port,
+      );
       device.ring();
     });
   return { writer, node, arrived, send, relay, payload: Buffer.from(stripe.units[0]!) };
@@ -106,4 +116,19 @@ t.test('an acknowledgement counts only from where the unit was sent', async (t) 
   t.ok(writer.counters().unknown > 0, 'what the stranger said changed nothing');
   relay.close();
   stranger.close();
+});
+
+t.test('a unit under way to a node that is silent does not take the acknowledgements of another', async (t) => {
+  const silent = await bound();
+  const { send, relay, writer, arrived, payload } = await way((_packet, _isToNode, pass) => {
+    pass();
+  });
+  // The same unit, by name: it was to go to one node, and now goes to another.
+  const first = send(silent.address().port);
+  t.equal(await send(), Status.SUCCESS);
+  t.strictSame(arrived, [payload]);
+  silent.close();
+  await writer.close();
+  t.equal(await first, Status.FLUSHED);
+  relay.close();
 });
