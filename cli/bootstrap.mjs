@@ -26,15 +26,15 @@ const BUSY = 75; // EX_TEMPFAIL: what flock exits with when another process hold
 
 /** Debian packages: those that `needed` names stop the build, the others let more tests run. */
 const PACKAGES = [
-  {
-    name: 'g++',
-    needed: true,
-    present: () => spawnSync(process.env.CXX || 'g++', ['--version'], { stdio: 'ignore' }).status === 0,
-  },
-  ...['make', 'python3'].map((name) => ({
+  // As the compiler's, node-gyp and make know the other two by these variables.
+  ...[
+    ['g++', 'CXX'],
+    ['make', 'MAKE'],
+    ['python3', 'PYTHON'],
+  ].map(([name, variable]) => ({
     name,
     needed: true,
-    present: () => spawnSync(name, ['--version'], { stdio: 'ignore' }).status === 0,
+    present: () => spawnSync(process.env[variable] || name, ['--version'], { stdio: 'ignore' }).status === 0,
   })),
   { name: 'libisal2', needed: false, present: () => hasLibrary('libisal.so.2') },
   {
