@@ -3,7 +3,7 @@
  *
  *   absent ──createFile──► open (writer epoch 1) ──publishCommit(state: 'closed')──► closed
  *                           ▲ │                                                        │
- *                           └─┴───────────────── takeOver (epoch + 1) ◄────────────────┘
+ *                           └─┴──── takeOver, renewOwner (epoch + 1) ◄─────────────────┘
  *   open, closed ──deleteFile (epoch + 1, name freed)──► deleted ──forgetFile──► absent; the id is never given again
  *
  * Invariants: writerEpoch only grows, and whoever holds an older one changes nothing here; length and commit mark never
@@ -17,6 +17,8 @@ import { checkFileName } from './file-name.js';
 import { FILES_BY_ID, FILE_ID_KEY, MAP_KEY, UNNAMED_FILES, fileIdKey, fileNameKey, unnamedKey } from './keys.js';
 import type { ClusterMap, EpochFloor, FileRecord } from './records.js';
 
+/** As headers carry it: 32 bits. The last one is for whoever deletes the file. */
+const MAX_WRITER_EPOCH = 0xffff_ffff;
 /**
  * The oldest floors are forgotten first: they lie where units have long been superseded everywhere, or their nodes
  * rebuilt.
@@ -79,6 +81,8 @@ export async function createFile(store: ClusterStore, file: NewFile): Promise<Fi
     if (taken && !(unnamed && file.replace === true)) throw isTaken('create', name, taken.value);
     if (!lastId) throw new TartanError('ERR_NOT_FOUND', `Cannot create '${name}': this store holds no cluster`);
     const id = Number(lastId.value) + 1;
+    if (!Number.isSafeInteger(id))
+      throw new TartanError('ERR_CAPACITY', `Cannot create '${name}': all file ids up to ${id - 1} have been given`);
     const record: FileRecord = {
       id,
       name,
@@ -153,7 +157,7 @@ export async function listFiles(
  * to fence, and the unfinished stripes to decide.
  *
  * @returns the record, with the caller's writer epoch
- * @throws {TartanError} ERR_NOT_FOUND: no such file, or deleted
+ * @throws {TartanError} ERR_NOT_FOUND: no such file, or deleted · ERR_CAPACITY: no writer epoch is left
  */
 export function takeOver(store: ClusterStore, id: number, options: Timestamped = {}): Promise<FileRecord> {
   return editFile(store, 'take over', id, (record) => {
@@ -161,9 +165,51 @@ export function takeOver(store: ClusterStore, id: number, options: Timestamped =
     return {
       ...record,
       ...(isSettled(record) && { closedEpoch: record.closedEpoch ?? record.writerEpoch }),
-      writerEpoch: record.writerEpoch + 1,
+      writerEpoch: nextEpoch('take over', record),
       state: 'open',
       modified: stamp(options),
+    };
+  });
+}
+
+/**
+ * The owner itself goes on under a new writer epoch, because the versions of the present one are used up. It has
+ * nothing under way, and the file ends with a full stripe: so everything is decided with the same step, and no unit
+ * has to be written again. Doing it again is harmless: it tells whether an earlier attempt had succeeded.
+ *
+ * @param renewal.writerEpoch  the owner's  @param renewal.length  all of it acknowledged
+ * @param renewal.stripes  full stripes that `length` makes
+ * @param renewal.mapEpoch  the owner will write nothing under an older map
+ * @returns the record, with the owner's new epoch
+ * @throws {TartanError} ERR_FENCED: somebody else owns the file by now · ERR_NOT_FOUND · ERR_CAPACITY: no epoch is left
+ */
+export function renewOwner(
+  store: ClusterStore,
+  id: number,
+  renewal: Timestamped & {
+    readonly writerEpoch: number;
+    readonly length: number;
+    readonly stripes: number;
+    readonly mapEpoch: number;
+  },
+): Promise<FileRecord> {
+  return editFile(store, 'renew the epoch of', id, (record) => {
+    const { writerEpoch, length, stripes, mapEpoch } = renewal;
+    if (record.writerEpoch === writerEpoch + 1 && record.renewedFrom === writerEpoch && record.state !== 'deleted')
+      return record;
+    checkOwner(record, { writerEpoch, length, commitEpoch: writerEpoch, commitCounter: 0 }, 'renew the epoch of');
+    const next = nextEpoch('renew the epoch of', record);
+    return {
+      ...record,
+      writerEpoch: next,
+      renewedFrom: writerEpoch,
+      length,
+      commitEpoch: next,
+      commitCounter: 0,
+      decidedEpoch: next,
+      decidedStripes: stripes,
+      decidedMapEpoch: mapEpoch,
+      modified: stamp(renewal),
     };
   });
 }
@@ -413,6 +459,15 @@ function editFile(
     if (!record) throw noFile(verb, id);
     return edit(record);
   });
+}
+
+/** @throws {TartanError} ERR_CAPACITY: the next epoch is the last, and kept for whoever deletes the file */
+function nextEpoch(verb: string, { name, writerEpoch }: FileRecord): number {
+  if (writerEpoch < MAX_WRITER_EPOCH - 1) return writerEpoch + 1;
+  throw new TartanError(
+    'ERR_CAPACITY',
+    `Cannot ${verb} '${name}': its writer epoch is ${writerEpoch}, at most ${MAX_WRITER_EPOCH - 1} can be given`,
+  );
 }
 
 function deleted(record: FileRecord, at: Timestamped): FileRecord {

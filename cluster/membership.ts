@@ -11,6 +11,8 @@ import { CLUSTER_KEY, FILE_ID_KEY, MAP_KEY, NODE_LEASES } from './keys.js';
 import type { ClusterIdentity, ClusterMap, NodeEntry, SwitchEntry } from './records.js';
 
 const CLUSTER_FORMAT_VERSION = 1;
+/** As headers and frames carry it: 32 bits. */
+const MAX_MAP_EPOCH = 0xffff_ffff;
 
 /** An entry to register: without a state, a known member keeps its own and a new one begins 'down'. */
 export type Registration<Entry extends { state: string }> = Omit<Entry, 'state'> & Partial<Pick<Entry, 'state'>>;
@@ -264,6 +266,8 @@ async function readPresent(store: ClusterStore): Promise<{ revision: number; val
 /** The next epoch, which entries whose state or store it changes remember. */
 function withNodes(map: ClusterMap, nodes: readonly NodeEntry[]): ClusterMap {
   const epoch = map.epoch + 1;
+  if (epoch > MAX_MAP_EPOCH)
+    throw new TartanError('ERR_CAPACITY', `Cannot change the nodes of the map: its epoch is ${map.epoch}, the last`);
   const stamped = nodes.map((node) => {
     const old = map.nodes.find(({ id }) => id === node.id);
     const isNewStore = node.store !== undefined && old?.store !== node.store;

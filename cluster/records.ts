@@ -115,6 +115,8 @@ export interface FileRecord {
   readonly layout?: string;
   /** Owner's epoch; 0: never opened for writing. */
   readonly writerEpoch: number;
+  /** The owner of this epoch itself went on to the next one (files.ts, renewOwner). */
+  readonly renewedFrom?: number;
   /** Acknowledged bytes as last published; the units' headers may know more. */
   readonly length: number;
   /** Commit mark as last published: versions up to (epoch, counter) are committed. */

@@ -263,7 +263,8 @@ export class NodeLink {
         reject(new TartanError('ERR_CONNECT', `Cannot ask node ${this.nodeId}: its connection is down`));
         return;
       }
-      const id = this.nextRequest++;
+      const id = this.nextRequest;
+      this.nextRequest = id === 0xffff_ffff ? 1 : id + 1; // 32 bits on the wire
       const timer = this.clock.setTimer(timeoutMs, () => {
         this.requests.delete(id);
         reject(

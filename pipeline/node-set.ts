@@ -32,7 +32,7 @@ export interface NodeSetOptions {
   readonly owner: NodeLinkOwner;
   /** Units go as packets to nodes that take them; opened by the owner, and closed after this set. */
   readonly packets?: PacketLanes | undefined;
-  /** Of the owner, told to nodes with `packets`. */
+  /** Of the owner, told to nodes with `packets`; renew() gives another. */
   readonly writerEpoch?: number;
 }
 
@@ -44,9 +44,11 @@ export class NodeSet {
   private readonly connecting = new Map<number, Promise<NodeLink>>();
   private readonly dying = new Set<Promise<void>>();
   private closed = false;
+  private writerEpoch: number | undefined;
 
   constructor(map: ClusterMap, options: NodeSetOptions) {
     this.current = map;
+    this.writerEpoch = options.writerEpoch;
     this.options = options;
     this.ids = options.nodes;
     this.links = this.ids.map(() => undefined);
@@ -135,6 +137,19 @@ export class NodeSet {
     if (link !== undefined) this.bury(link, reason);
   }
 
+  /**
+   * The owner goes on under another writer epoch, and has nothing under way. Nodes take packets of the epoch alone that
+   * they were told: those links are dropped.
+   * @returns whether links have to be made again
+   */
+  async renew(writerEpoch: number): Promise<boolean> {
+    this.writerEpoch = writerEpoch;
+    if (this.options.packets === undefined) return false;
+    await Promise.allSettled([...this.connecting.values()]);
+    for (let i = 0; i < this.links.length; i++) this.drop(i, `goes on as writer epoch ${writerEpoch}`);
+    return true;
+  }
+
   async destroy(reason: string): Promise<void> {
     this.closed = true;
     for (let i = 0; i < this.links.length; i++) this.drop(i, reason);
@@ -157,8 +172,8 @@ export class NodeSet {
       deadlineMs,
       owner,
       packets,
-      writerEpoch,
     } = this.options;
+    const { writerEpoch } = this;
     const entry = this.entry(index);
     if (entry === undefined)
       throw new TartanError(

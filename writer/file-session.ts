@@ -11,18 +11,19 @@ import { presentNodes, readMap, setNodeState, watchMap } from '../cluster/member
 import { parseCode } from '../erasure/code/index.js';
 import { layoutOf } from '../erasure/layout/index.js';
 import { NodeSet } from '../pipeline/node-set.js';
-import { PacketLanes } from '../pipeline/packet-lanes.js';
+import type { PacketLanes } from '../pipeline/packet-lanes.js';
 import { sleep } from '../wire/clock.js';
 import { type ErrorCode, TartanError, codeOf, isOperating } from '../wire/errors.js';
-import { MAX_PACKET_K, MAX_PACKET_M } from '../wire/packet-header.js';
+import { detach } from '../wire/front-door.js';
 import { Refusal } from '../wire/ring-messages.js';
 import { unitSlotBytes } from '../wire/slot-layout.js';
 import type { ClientContext } from './context.js';
 import { SwitchFinder } from './switch-finder.js';
-import { PacketPath } from './packet-path.js';
+import { openLanes, PacketPath } from './packet-path.js';
 import { faultOf, Proposals } from './proposals.js';
 import type { StripePath, StripePathOwner } from './stripe-path.js';
 import { WriteWindow } from './write-window.js';
+import { renewEpoch } from './renewal.js';
 
 export type ParityMode = 'switch' | 'host';
 
@@ -81,6 +82,7 @@ export class FileSession {
   private publishTimer: unknown;
   private publishing: Promise<void> = Promise.resolve();
   private published = -1;
+  private renewing = false;
   private closed = false;
   private waiters: (() => void)[] = [];
   /** Asked so far whether owners are there (ClusterMap.questions). */
@@ -144,6 +146,9 @@ export class FileSession {
       },
       onStarved: (message) => {
         this.starved(message);
+      },
+      onUsedUp: () => {
+        this.renew();
       },
       onFatal: (error) => {
         this.fatal(error);
@@ -225,7 +230,8 @@ export class FileSession {
           `Cannot flush '${this.file.name}': it was closed before everything written was acknowledged`,
         );
       this.window.flushTail();
-      if (this.window.idle) break;
+      // What is sent may end the file at once: then nobody wakes who begins to wait only now.
+      if (this.window.idle || this.error !== undefined) break;
       await new Promise<void>((resolve) => {
         this.waiters.push(resolve);
       });
@@ -301,6 +307,27 @@ export class FileSession {
     this.publishLater();
     this.owner.onAcknowledged();
     this.wakeAll();
+  }
+
+  /** The next writer epoch, between two publications: each goes by one. */
+  private renew(): void {
+    if (this.renewing || this.closed || this.error !== undefined) return;
+    this.renewing = true;
+    const run = this.publishing.then(async () => {
+      const isOver = () => this.closed || this.error !== undefined;
+      const renewed = await renewEpoch(this.context, this.file, this.window, this.owner, isOver);
+      if (renewed !== undefined) {
+        this.file = renewed;
+        this.published = 0;
+        this.window.renew(renewed.writerEpoch);
+        await this.repairing;
+        if (await this.nodes.renew(renewed.writerEpoch)) void this.repair();
+      }
+      this.renewing = false;
+      if (!isOver()) this.acknowledged();
+    });
+    this.publishing = run;
+    detach(run);
   }
 
   /** Somebody wants to know which files have owners that live. */
@@ -561,15 +588,4 @@ export class FileSession {
     );
     return { behind, mute };
   }
-}
-
-/** Where packets are wanted, the device has them, and the code fits them; undefined: rings. */
-async function openLanes(context: ClientContext, file: FileRecord, map: ClusterMap): Promise<PacketLanes | undefined> {
-  const { k, m } = parseCode(file.code);
-  if (context.dataPath === 'ring' || k > MAX_PACKET_K || m > MAX_PACKET_M) return undefined;
-  const packetSwitch = map.switches.find(({ packets }) => packets !== undefined)?.packets;
-  if (context.dataPath === 'auto' && (packetSwitch === undefined || context.device.openPacketSocket === undefined))
-    return undefined;
-  const taking = map.nodes.find(({ id, packets }) => packets !== undefined && file.nodes.includes(id));
-  return taking && PacketLanes.open(context, taking.packets!.host, packetSwitch?.mtu);
 }

@@ -23,12 +23,14 @@ import type { Layout } from '../erasure/layout/index.js';
 import { nodeOfUnit } from '../erasure/layout/index.js';
 import type { NodeLink } from '../pipeline/node-link.js';
 import type { NodeSet } from '../pipeline/node-set.js';
-import type { PacketLanes, StripeLane } from '../pipeline/packet-lanes.js';
+import { PacketLanes, type StripeLane } from '../pipeline/packet-lanes.js';
 import { sleep } from '../wire/clock.js';
 import { SwitchControl } from '../wire/control.js';
 import { TartanError, codeOf, isOperating } from '../wire/errors.js';
 import {
   IP_UDP_BYTES,
+  MAX_PACKET_K,
+  MAX_PACKET_M,
   PACKET_HEADER_BYTES,
   PROBE_BODY_BYTES,
   PacketType,
@@ -510,4 +512,19 @@ class Probes {
     this.cookie = program.cookie;
     this.onAnswer?.(program);
   }
+}
+
+/** Where packets are wanted, the device has them, and the code fits them; undefined: rings. */
+export async function openLanes(
+  context: ClientContext,
+  file: FileRecord,
+  map: ClusterMap,
+): Promise<PacketLanes | undefined> {
+  const { k, m } = parseCode(file.code);
+  if (context.dataPath === 'ring' || k > MAX_PACKET_K || m > MAX_PACKET_M) return undefined;
+  const packetSwitch = map.switches.find(({ packets }) => packets !== undefined)?.packets;
+  if (context.dataPath === 'auto' && (packetSwitch === undefined || context.device.openPacketSocket === undefined))
+    return undefined;
+  const taking = map.nodes.find(({ id, packets }) => packets !== undefined && file.nodes.includes(id));
+  return taking && PacketLanes.open(context, taking.packets!.host, packetSwitch?.mtu);
 }

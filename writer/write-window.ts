@@ -39,6 +39,15 @@ const STAGING_BYTES = 32 << 20;
 const MAX_STAGING_SLOTS = 512;
 /** Refusals of one stripe in a row, without a change of map or path, before the writer gives up. */
 const MAX_ATTEMPTS = 8;
+/**
+ * A version's counter has 32 bits. From RENEW_AT on the file's owner goes on under its next writer epoch where a stripe
+ * begins; when the cluster store is away it may put that off, up to RENEW_BEFORE. What is left then covers the versions
+ * that one stripe can have: one for each byte flushed, 32 × 4 MiB of them at most, and those after name conflicts.
+ */
+const RENEW_AT = 2 ** 31;
+const RENEW_BEFORE = 2 ** 32 - 2 ** 28;
+const RENEW_AGAIN_AFTER = 2 ** 20;
+const MAX_COUNTER = 0xffff_ffff;
 
 export interface WindowOwner {
   /** Stripes have been acknowledged: progress, and perhaps space. */
@@ -47,6 +56,8 @@ export interface WindowOwner {
   onDisturbed(suspectIndex: number, refusal: number, viaSwitch: boolean): void;
   /** More nodes of a stripe are down than the code can bear: it stays in limbo until the map changes. */
   onStarved(message: string): void;
+  /** All is acknowledged, and no stripe begins before renew() or postponeRenewal() is called. */
+  onUsedUp(): void;
   onFatal(error: TartanError): void;
 }
 
@@ -87,6 +98,7 @@ export class WriteWindow {
   private orderCount = 0;
   private readonly freeTags: number[] = [];
   private nextCounter = 1;
+  private renewAt = RENEW_AT;
   private path: StripePath | undefined;
   private halted = false;
   private renumber = false;
@@ -189,7 +201,7 @@ export class WriteWindow {
   get room(): number {
     if (this.failed || this.tailBusy) return 0;
     const full = stripeBytes(this.layout);
-    return (this.fillTag >= 0 ? full - this.fill : 0) + this.freeTags.length * full;
+    return (this.fillTag >= 0 ? full - this.fill : 0) + (this.usedUp ? 0 : this.freeTags.length * full);
   }
 
   /** All that was appended is acknowledged. */
@@ -211,6 +223,14 @@ export class WriteWindow {
   reserve(most: number): Uint8Array {
     if (this.failed || this.tailBusy) return NO_ROOM;
     if (this.fillTag < 0) {
+      if (this.usedUp) {
+        if (this.orderCount === 0) this.owner.onUsedUp();
+        return NO_ROOM;
+      }
+      if (!Number.isSafeInteger((this.fillStripe + 1) * stripeBytes(this.layout))) {
+        this.fatal('ERR_CAPACITY', `Cannot write stripe ${this.fillStripe}: no file is longer than 2^53 - 1 bytes`);
+        return NO_ROOM;
+      }
       const tag = this.freeTags.pop();
       if (tag === undefined) return NO_ROOM;
       this.fillTag = tag;
@@ -280,6 +300,45 @@ export class WriteWindow {
     this.pump();
   }
 
+  // --- versions
+
+  /** The owner has the next writer epoch, and has decided that all written so far is part of the file. */
+  renew(writerEpoch: number): void {
+    this.identity.writerEpoch = writerEpoch;
+    this.identity.commitMark = 0;
+    this.acknowledgedCounter = 0;
+    this.nextCounter = 1;
+    this.renewAt = RENEW_AT;
+  }
+
+  /** The next epoch can't be had now: goes on with the present one. @returns false when it has to be had */
+  postponeRenewal(): boolean {
+    if (this.nextCounter >= RENEW_BEFORE) return false;
+    this.renewAt = Math.min(this.nextCounter + RENEW_AGAIN_AFTER, RENEW_BEFORE);
+    return true;
+  }
+
+  /** Stripes that are acknowledged; asked when nothing is under way and none is being filled. */
+  get stripesWritten(): number {
+    return this.fillStripe;
+  }
+
+  /** Whether the next stripe has to wait for another writer epoch. A takeover has just begun one. */
+  private get usedUp(): boolean {
+    return this.fillTag < 0 && this.nextCounter >= this.renewAt && !this.undecided;
+  }
+
+  private takeCounter(): number {
+    if (this.nextCounter > MAX_COUNTER) {
+      this.fatal(
+        'ERR_CAPACITY',
+        `Cannot write stripe ${this.fillStripe}: the owner's ${MAX_COUNTER} versions are used`,
+      );
+      return MAX_COUNTER; // nothing more is sent
+    }
+    return this.nextCounter++;
+  }
+
   /** Gives back ring memory; everything must have been ended before (path, links). */
   async destroy(): Promise<void> {
     this.failed = true;
@@ -312,7 +371,7 @@ export class WriteWindow {
   private submit(tag: number, stripe: number, length: number): void {
     this.stripe[tag] = stripe;
     this.length[tag] = length;
-    this.counter[tag] = this.nextCounter++;
+    this.counter[tag] = this.takeCounter();
     this.attempts[tag] = 0;
     this.dispatched[tag] = 0;
     this.state[tag] = State.LIMBO;
@@ -460,7 +519,7 @@ export class WriteWindow {
       }
       for (let i = 0; i < this.orderCount; i++) {
         const tag = this.order[(this.orderHead + i) % this.tags]!;
-        this.counter[tag] = this.nextCounter++;
+        this.counter[tag] = this.takeCounter();
         this.state[tag] = State.LIMBO;
       }
       this.renumber = false;
@@ -490,7 +549,9 @@ export class WriteWindow {
       }
       moved = true;
     }
-    if (moved) this.owner.onAcknowledged();
+    if (!moved) return;
+    this.owner.onAcknowledged();
+    if (this.usedUp && this.orderCount === 0) this.owner.onUsedUp();
   }
 
   private refreshMap(): void {

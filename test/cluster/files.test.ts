@@ -12,9 +12,11 @@ import {
   publishCommit,
   publishFile,
   readFile,
+  renewOwner,
   takeOver,
 } from '../../cluster/files.js';
-import { createCluster } from '../../cluster/membership.js';
+import { FILE_ID_KEY, MAP_KEY, fileIdKey } from '../../cluster/keys.js';
+import { createCluster, readMap, registerNode } from '../../cluster/membership.js';
 import { MemoryCluster } from '../../cluster/memory-store.js';
 import type { FileRecord } from '../../cluster/records.js';
 import { VirtualClock } from './virtual-clock.js';
@@ -349,4 +351,57 @@ t.test('isCommitted() is below the mark, at the floor or above, and not what a t
   const { floors: _, ...flat } = record;
   t.same([isCommitted(flat, 5, 3, 1), isCommitted(flat, 6, 3, 1), isCommitted(flat, 6, 4, 1)], [true, false, true]);
   t.end();
+});
+
+t.test(
+  'epochs and ids end at what their fields can hold; a file whose epochs are used up can be deleted',
+  async (t) => {
+    const { store } = await cluster();
+    const { id } = await createFile(store, { name: 'a', ...shape });
+    const put = async (key: string, value: string) => {
+      t.ok((await store.transact([], [{ put: key, value }])).succeeded);
+    };
+    const last = { ...(await readFile(store, id)), writerEpoch: 2 ** 32 - 3, decidedEpoch: 2 ** 32 - 3 };
+    await put(fileIdKey(id), JSON.stringify(last));
+    t.equal((await takeOver(store, id)).writerEpoch, 2 ** 32 - 2);
+    await t.rejects(takeOver(store, id), { code: 'ERR_CAPACITY' });
+    await t.rejects(renewOwner(store, id, { writerEpoch: 2 ** 32 - 2, length: 0, stripes: 0, mapEpoch: 1 }), {
+      code: 'ERR_CAPACITY',
+    });
+    t.equal((await deleteFile(store, id)).writerEpoch, 2 ** 32 - 1, 'what its nodes are fenced with');
+
+    await put(FILE_ID_KEY, String(Number.MAX_SAFE_INTEGER - 1));
+    t.equal((await createFile(store, { name: 'b', ...shape })).id, Number.MAX_SAFE_INTEGER);
+    await t.rejects(createFile(store, { name: 'c', ...shape }), { code: 'ERR_CAPACITY' });
+
+    const map = await readMap(store);
+    await put(MAP_KEY, JSON.stringify({ ...map, epoch: 2 ** 32 - 2 }));
+    const node = { host: '127.0.0.1', port: 1, controlPort: 0 };
+    t.equal((await registerNode(store, { id: 'n1', ...node })).epoch, 2 ** 32 - 1);
+    await t.rejects(registerNode(store, { id: 'n2', ...node }), { code: 'ERR_CAPACITY' });
+  },
+);
+
+t.test('an owner goes on under its next epoch once, however often it asks; nobody else does', async (t) => {
+  const { store } = await cluster();
+  const { id } = await createFile(store, { name: 'a', ...shape });
+  const renewal = { writerEpoch: 1, length: 262_144, stripes: 2, mapEpoch: 5 };
+  const renewed = await renewOwner(store, id, renewal);
+  t.match(renewed, { writerEpoch: 2, decidedEpoch: 2, decidedStripes: 2, decidedMapEpoch: 5, length: 262_144 });
+  t.same(
+    [isCommitted(renewed, 0, 1, 2 ** 31), isCommitted(renewed, 1, 1, 1), isCommitted(renewed, 2, 1, 1)],
+    [true, true, false],
+    'all that was written is committed, and nothing beyond',
+  );
+  t.same(await renewOwner(store, id, renewal), renewed, 'asked again, as after an answer that was lost');
+  await t.rejects(publishCommit(store, id, { writerEpoch: 1, length: 0, commitEpoch: 1, commitCounter: 1 }), {
+    code: 'ERR_FENCED',
+  });
+  await takeOver(store, id);
+  await t.rejects(renewOwner(store, id, renewal), { code: 'ERR_FENCED' });
+  await t.rejects(renewOwner(store, id, { ...renewal, writerEpoch: 2 }), { code: 'ERR_FENCED' });
+  // An epoch that somebody else has taken over is not mistaken for a renewed one.
+  const other = await createFile(store, { name: 'b', ...shape });
+  await takeOver(store, other.id);
+  await t.rejects(renewOwner(store, other.id, renewal), { code: 'ERR_FENCED' });
 });
