@@ -2,8 +2,10 @@
  * Ctrl-C and its kin while a command is at work: it cleans up, says what became of it, and ends by the signal, as
  * shells expect. A second signal ends it at once.
  */
+import { setTimeout as delay } from 'node:timers/promises';
 import { TartanError, isOperating } from '../wire/errors.js';
 
+const SIGNAL_MS = 1000;
 const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
 
 /** What main() prints; then the process ends by the signal. */
@@ -40,6 +42,15 @@ export async function interruptible<T>(outcome: () => string, work: (signal: Abo
   } finally {
     for (const each of SIGNALS) process.off(each, onSignal);
   }
+}
+
+/**
+ * Ends this process by a signal, as if nobody had listened to it: who started it learns what ended it. Another listener
+ * in this process may end it only a moment later; exit() would meanwhile wait for a pipe that a thread is still opening.
+ */
+export async function endBy(signal: NodeJS.Signals): Promise<void> {
+  process.kill(process.pid, signal);
+  await delay(SIGNAL_MS);
 }
 
 /**

@@ -8,7 +8,7 @@
 import { createRequire } from 'node:module';
 import { Command, CommanderError, Option } from 'commander';
 import { TartanError, codeOf, isOperating } from '../wire/errors.js';
-import { Interruption } from './interruption.js';
+import { endBy, Interruption } from './interruption.js';
 import { systemReason } from './local-files.js';
 import { parseBytes, parseCount, printable } from './quantities.js';
 import { readSecret } from './secret.js';
@@ -521,8 +521,7 @@ async function main(): Promise<void> {
   await written(process.stdout);
   if (status === 0 && outputError !== undefined) status = report(unwritten(outputError));
   await written(process.stderr);
-  // As if nobody had listened: who started this learns what ended it.
-  if (signal !== undefined) process.kill(process.pid, signal);
+  if (signal !== undefined) await endBy(signal);
   // A timer that a library left behind must not hold the shell.
   process.exit(status);
 }

@@ -39,7 +39,6 @@ export const NONSENSE: readonly Partial<HelloWishes>[] = [
   { code: 'rs(0,0)', k: 0, m: 0 },
   { code: 'rs(4,2)' },
   { layout: 'none' },
-  { nodes: [] },
   { nodes: ['n1'] },
   { unitBytes: 513 },
   { unitBytes: 0 },
