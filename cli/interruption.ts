@@ -46,7 +46,7 @@ export async function interruptible<T>(outcome: () => string, work: (signal: Abo
 
 /**
  * Ends this process by a signal, as if nobody had listened to it: who started it learns what ended it. Another listener
- * in this process may end it only a moment later; exit() would meanwhile wait for a pipe that a thread is still opening.
+ * in this process may end it only a moment later; meanwhile exit() would wait for a pipe that a thread is opening.
  */
 export async function endBy(signal: NodeJS.Signals): Promise<void> {
   process.kill(process.pid, signal);
