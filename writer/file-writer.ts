@@ -112,11 +112,13 @@ export class FileWriter extends Writable {
   }
 
   /**
-   * Resolves when all bytes written so far are acknowledged, and published for readers. While the cluster store is away
-   * they are published when it is back, and 'waiting' is emitted: durable they are all the same.
+   * Resolves when all bytes written so far are acknowledged: nothing loses them any more.
+   *
+   * @returns whether they are published, too, so that whoever opens the file sees them; false while the cluster store
+   *          is away: they are published when it is back, and 'waiting' is emitted
    * @throws {TartanError} ERR_CLOSED after destroy(); what ended the file
    */
-  async flush(): Promise<void> {
+  async flush(): Promise<boolean> {
     if (this.destroyed) throw this.isClosed('flush');
     await new Promise<void>((resolve, reject) => {
       if (this.writableLength === 0) {
@@ -131,10 +133,12 @@ export class FileWriter extends Writable {
     await this.session.flush();
     try {
       await this.session.publish();
+      return true;
     } catch (error) {
       if (codeOf(error) !== 'ERR_MAP_UNAVAILABLE') throw error;
       this.session.publishLater();
       this.emit('waiting', 'the cluster store does not answer; what is durable is shown to readers when it is back');
+      return false;
     }
   }
 

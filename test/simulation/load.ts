@@ -111,7 +111,7 @@ export class Load {
       if (!writer.destroyed && random.int(3) !== 0)
         await this.expecting(host, state, `closing ${name}`, async () => {
           await ended(writer);
-          this.published(owner);
+          this.flushed(owner, true);
         });
       else {
         state.what = `destroying ${name}`;
@@ -161,8 +161,7 @@ export class Load {
       await written(writer, this.model.next(owner, length));
       if (random.int(this.site.plan.flushOneIn) === 0) {
         state.what = `${doing}: flush`;
-        await writer.flush();
-        this.published(owner);
+        this.flushed(owner, await writer.flush());
         this.model.counts.flushes++;
         state.what = doing;
       }
@@ -170,8 +169,8 @@ export class Load {
     }
   }
 
-  /** A flush has resolved: whoever opens the file from now on sees it all. */
-  published({ writer, written }: Owner): void {
+  /** A flush has resolved: nothing is lost; when it is published, whoever opens the file from now on sees it all. */
+  flushed({ writer, written }: Owner, isPublished: boolean): void {
     const file = this.model.file(writer.internals.file);
     if (writer.progress.acknowledgedBytes !== written) {
       throw new Violation(
@@ -179,7 +178,7 @@ export class Load {
         `file ${file.id} '${file.name}': ${writer.progress.acknowledgedBytes} of ${written} bytes are acknowledged`,
       );
     }
-    file.published = Math.max(file.published, written);
+    if (isPublished) file.published = Math.max(file.published, written);
   }
 
   private async remove(client: Client, name: string): Promise<void> {

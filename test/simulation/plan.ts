@@ -44,8 +44,8 @@ export interface Plan {
   readonly victim: string;
   readonly faults: readonly Fault[];
   /**
-   * A writer flushes after one of so many writes, on average: what is flushed is published, and no takeover can miss
-   * it.
+   * A writer flushes after one of so many writes, on average: what is flushed is published while the cluster store
+   * answers, and no takeover can miss it.
    */
   readonly flushOneIn: number;
   /** At the end everything is rebuilt and read with nodes missing, whatever the seed. */

@@ -173,17 +173,15 @@ export class Stage {
       case 'trickle':
         for (let i = 0; i < step[1] && !this.load.stopping; i++) {
           await written(writer!, this.model.next(owner, step[2]));
-          await writer!.flush();
-          this.load.published(owner);
+          this.load.flushed(owner, await writer!.flush());
         }
         return;
       case 'flush':
-        await writer!.flush();
-        this.load.published(owner);
+        this.load.flushed(owner, await writer!.flush());
         return;
       case 'end':
         await ended(writer!);
-        this.load.published(owner);
+        this.load.flushed(owner, true);
         return;
       case 'destroy':
         await destroyed(writer!);

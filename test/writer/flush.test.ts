@@ -25,7 +25,7 @@ t.test('a reservation that is committed after a flush has begun sends its stripe
       while (writer.internals.window.unacknowledged === 0) await Promise.resolve();
       commit(view.length);
     };
-    const flushes: Promise<void>[] = [];
+    const flushes: Promise<boolean>[] = [];
     while (at < data.length) {
       const { view, commit } = writer.reserve(Math.min(100, data.length - at));
       view.set(data.subarray(at, at + view.length));
@@ -53,12 +53,12 @@ t.test('flush() resolves while the cluster store is away; readers see the bytes 
     const store: MemoryClient = cluster.memory.client();
     const client = await cluster.client('w1', { cluster: store, parity: 'host' });
     const writer = await client.create('a', { unitBytes: 512 });
-    await writer.flush();
+    t.equal(await writer.flush(), true, 'published');
     store.cutOff();
     const waited: string[] = [];
     writer.on('waiting', (reason: string) => waited.push(reason));
     writer.write(Buffer.alloc(3000, 1));
-    await writer.flush();
+    t.equal(await writer.flush(), false, 'durable, and not published');
     t.equal(writer.progress.acknowledgedBytes, 3000);
     t.equal(waited.length, 1);
     store.heal();
