@@ -9,7 +9,7 @@ import { isRunning, ownIdentity } from '../cluster/process-identity.js';
 import { errorFromPeer, TartanError } from '../wire/errors.js';
 import type { ProcessRecord, ProcessRole } from './state-directory.js';
 
-const READY_MS = 120_000;
+const READY_MS = 30_000;
 const POLL_MS = 15;
 
 export interface ChildSpec {
@@ -22,7 +22,7 @@ export interface ChildSpec {
   readonly logs: string;
   /** Ends with this process, also when this one is killed (needs setpriv from util-linux; without it, not so). */
   readonly dependent?: boolean;
-  /** How long it may take to be ready. Default 120,000: machines that are emulated need more. */
+  /** How long it may take to be ready. Default 30,000: machines that are emulated need more. */
   readonly readyMs?: number;
   /** A command that runs the one given to it in its place, e.g. in another network namespace. */
   readonly prefix?: readonly string[];
@@ -41,7 +41,7 @@ const SCRIPTS = {
  *
  * @param onSpawned  told at once, before it is ready: from then on `down` can find it
  * @throws {TartanError} with the child's own code when it ended with one; else ERR_NOT_RUNNING, or ERR_DEADLINE after
- *         120 s.
+ *         30 s.
  *   It is ended then.
  */
 export async function startChild(spec: ChildSpec, onSpawned: (record: ProcessRecord) => void): Promise<ProcessRecord> {

@@ -16,9 +16,10 @@ import { linkSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } 
 import { homedir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { isEtcdLocation } from '../cluster/etcd-location.js';
-import { absoluteLocation, holdsStore } from '../cluster/open-store.js';
+import { absoluteLocation } from '../cluster/open-store.js';
 import type { ProcessIdentity } from '../cluster/process-identity.js';
 import { isRunning, ownIdentity } from '../cluster/process-identity.js';
+import { holdsStore } from '../cluster/store-files.js';
 import { TartanError, codeOf } from '../wire/errors.js';
 
 export type ProcessRole = 'switch' | 'node' | 'repairer';

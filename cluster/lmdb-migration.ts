@@ -1,13 +1,15 @@
 /**
  * A cluster store of the format before this one, in LMDB, becomes one of this: all its rows in the transaction that
- * makes the new database, once. The old file is kept under another name. Nobody may have the old store open: what a
- * process of an older version writes to it afterwards is lost.
+ * makes the new database, once. The old file is kept under another name; until it has that, whoever opens the store
+ * begins here again, and of several one makes the database. Nobody may have the old store open: what a process of an
+ * older version writes to it afterwards is lost.
  */
-import { renameSync, rmSync } from 'node:fs';
+import { existsSync, renameSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { open } from 'lmdb';
 import { TartanError } from '../wire/errors.js';
-import { openDatabase, type Connection } from './sqlite-database.js';
+import { asStoreError, openDatabase, type Connection } from './sqlite-database.js';
+import { LMDB_FILE } from './store-files.js';
 import type { Table, Tables } from './store-tables.js';
 
 const FORMAT_KEY = ['format', 'tartan-cluster-store'];
@@ -19,6 +21,21 @@ const MAP_BYTES = 16 * 2 ** 30;
  * @throws {TartanError} ERR_FOREIGN_STORE · ERR_STORE_VERSION · ERR_STORE
  */
 export async function migrate(dir: string): Promise<Connection> {
+  const file = join(dir, LMDB_FILE);
+  let database: Connection;
+  try {
+    database = await copied(dir);
+  } catch (error) {
+    // Another process has just done all this.
+    if (!existsSync(file)) return openDatabase(dir, false);
+    throw asStoreError(dir, error);
+  }
+  if (existsSync(file)) renameSync(file, `${file}.migrated`);
+  rmSync(join(dir, 'lock.mdb'), { force: true });
+  return database;
+}
+
+async function copied(dir: string): Promise<Connection> {
   const old = open<unknown, (string | number)[]>({
     path: dir,
     noSubdir: false,
@@ -26,7 +43,6 @@ export async function migrate(dir: string): Promise<Connection> {
     readOnly: true,
     mapSize: MAP_BYTES,
   });
-  let database: Connection;
   try {
     const format = old.get(FORMAT_KEY) as { version?: unknown } | undefined;
     if (typeof format?.version !== 'number')
@@ -40,16 +56,13 @@ export async function migrate(dir: string): Promise<Connection> {
         `Cannot open the cluster store '${dir}': its LMDB format is version ${format.version}, this program knows ` +
           `${STORE_FORMAT_VERSION}`,
       );
-    database = openDatabase(dir, true, (tables) => {
+    return openDatabase(dir, true, (tables) => {
       const byName = byOldName(tables);
       for (const { key, value } of old.getRange({})) byName.get(String(key[0]))?.put(key[1] as never, value as never);
     });
   } finally {
     await old.close();
   }
-  renameSync(join(dir, 'data.mdb'), join(dir, 'data.mdb.migrated'));
-  rmSync(join(dir, 'lock.mdb'), { force: true });
-  return database;
 }
 
 function byOldName(tables: Tables): Map<string, Table<never, never>> {

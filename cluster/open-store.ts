@@ -1,6 +1,5 @@
 /** The cluster store at a location that a user names: a directory (SQLite), or etcd://… */
-import { existsSync } from 'node:fs';
-import { join, resolve } from 'node:path';
+import { resolve } from 'node:path';
 import type { ClusterStore } from './cluster-store.js';
 import { isEtcdLocation, parseEtcdLocation } from './etcd-location.js';
 
@@ -16,11 +15,6 @@ export async function openClusterStore(
   // Loading either takes a command longer than most of what it does, and none needs both.
   if (isEtcdLocation(location)) return (await import('./etcd-store.js')).openEtcdStore(location);
   return (await import('./sqlite-store.js')).openSqliteStore(location, options);
-}
-
-/** Whether a directory holds a cluster store, of this format or of the one before. */
-export function holdsStore(dir: string): boolean {
-  return ['cluster.sqlite', 'data.mdb'].some((name) => existsSync(join(dir, name)));
 }
 
 /**

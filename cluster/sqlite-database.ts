@@ -26,13 +26,13 @@ import {
 import { join } from 'node:path';
 import Database from 'better-sqlite3';
 import { TartanError, codeOf } from '../wire/errors.js';
+import { isRunning, monotonicMs, ownIdentity } from './process-identity.js';
+import { StoreEngine } from './store-engine.js';
+import { DATABASE_FILE, LMDB_FILE, RESERVE_FILE } from './store-files.js';
 import type { Table, Tables } from './store-tables.js';
 
 export type Connection = Database.Database;
 
-export const DATABASE_FILE = 'cluster.sqlite';
-const RESERVE_FILE = 'reserve';
-const LMDB_FILE = 'data.mdb';
 /** The smallest page of a SQLite database. */
 const LEAST_BYTES = 512;
 const APPLICATION_ID = 0x4e545254; // 'TRTN'
@@ -63,11 +63,6 @@ export function canonicalDirectory(dir: string, create: boolean): string {
     if (codeOf(error) === 'ENOENT') throw absent(dir, 'there is no such directory');
     throw asStoreError(dir, error);
   }
-}
-
-/** Whether the directory holds a store of the format before this one, and none of this. */
-export function holdsLmdb(dir: string): boolean {
-  return !existsSync(join(dir, DATABASE_FILE)) && existsSync(join(dir, LMDB_FILE));
 }
 
 /**
@@ -139,6 +134,11 @@ export function tablesOf(database: Connection): Tables {
   };
 }
 
+/** The engine on a connection, with this machine's clock and processes. */
+export function engineOn(database: Connection, logRevisions: number | undefined): StoreEngine {
+  return new StoreEngine(tablesOf(database), { nowMs: monotonicMs, owner: ownIdentity(), isRunning }, logRevisions);
+}
+
 /** SQLite compares texts by their UTF-8 bytes, as the engine wants. */
 class SqliteTable<K extends string | number, V> implements Table<K, V> {
   readonly #get: Database.Statement;
@@ -177,18 +177,22 @@ class SqliteTable<K extends string | number, V> implements Table<K, V> {
  * Lays bytes aside, so that a full file system still lets nodes be marked down and files be removed. They are written,
  * not only claimed. What is there already counts.
  *
- * @throws {TartanError} ERR_DISK_FULL: there is no room for them
+ * @throws {TartanError} ERR_DISK_FULL: there is no room for them · ERR_STORE: they cannot be written
  */
 export function reserve(dir: string, bytes: number): void {
-  const path = join(dir, RESERVE_FILE);
-  const file = openSync(path, 'a', 0o600);
+  let file: number;
+  try {
+    file = openSync(join(dir, RESERVE_FILE), 'a', 0o600);
+  } catch (error) {
+    throw asStoreError(dir, error);
+  }
   const before = fstatSync(file).size;
   try {
     const zeros = Buffer.alloc(RESERVE_STEP_BYTES);
     for (let at = before; at < bytes; ) at += writeSync(file, zeros, 0, Math.min(zeros.length, bytes - at));
   } catch (error) {
     ftruncateSync(file, before);
-    if (!isNoSpace(error)) throw error;
+    if (!isNoSpace(error)) throw asStoreError(dir, error);
     throw new TartanError(
       'ERR_DISK_FULL',
       `Cannot lay ${bytes} bytes aside for the cluster store '${dir}': ${freeBytes(dir)} are free on its file system`,

@@ -9,7 +9,7 @@
  * what was laid aside (reserve()); when that is used up they reject, and nothing else happens. A call that rejected at
  * its deadline may still take effect later.
  */
-import { statSync } from 'node:fs';
+import { existsSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { Worker } from 'node:worker_threads';
 import { errorFromPeer, TartanError } from '../wire/errors.js';
@@ -24,18 +24,11 @@ import type {
   Watch,
   WatchEvent,
 } from './cluster-store.js';
-import { isRunning, monotonicMs, ownIdentity } from './process-identity.js';
-import {
-  asUnavailable,
-  canonicalDirectory,
-  DATABASE_FILE,
-  holdsLmdb,
-  openDatabase,
-  tablesOf,
-  type Connection,
-} from './sqlite-database.js';
+import { monotonicMs } from './process-identity.js';
+import { asUnavailable, canonicalDirectory, engineOn, openDatabase, type Connection } from './sqlite-database.js';
 import type { Answer, Operation, Order, WorkerOptions } from './sqlite-worker.js';
-import { StoreEngine, checkTransaction, checkTtl } from './store-engine.js';
+import { type StoreEngine, checkTransaction, checkTtl } from './store-engine.js';
+import { DATABASE_FILE, LMDB_FILE } from './store-files.js';
 
 export interface SqliteStoreOptions {
   /** Creates directory and store when they are not there. */
@@ -116,7 +109,7 @@ class SharedStore {
   #failure: string | undefined;
 
   static async open(dir: string, options: SqliteStoreOptions, forget: () => void): Promise<SharedStore> {
-    const database = holdsLmdb(dir)
+    const database = existsSync(join(dir, LMDB_FILE))
       ? await (await import('./lmdb-migration.js')).migrate(dir)
       : openDatabase(dir, options.create ?? false);
     database.pragma('query_only = ON');
@@ -132,8 +125,7 @@ class SharedStore {
     const [begin, end] = [database.prepare('BEGIN'), database.prepare('COMMIT')];
     this.#begin = () => void begin.run();
     this.#end = () => void end.run();
-    const clock = { nowMs: monotonicMs, owner: ownIdentity(), isRunning };
-    this.engine = new StoreEngine(tablesOf(database), clock, options.logRevisions);
+    this.engine = engineOn(database, options.logRevisions);
     this.#changes = new Changes({ dir, logRevisions: options.logRevisions });
     this.feed = new ChangeFeed(dir, (fn) => this.read('look for changes', () => fn(this.engine)));
     this.#sweeper = setInterval(() => {

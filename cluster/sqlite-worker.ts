@@ -6,16 +6,16 @@
 import { parentPort, workerData } from 'node:worker_threads';
 import { TartanError, isOperating } from '../wire/errors.js';
 import type { Compare, Mutation } from './cluster-store.js';
-import { isRunning, monotonicMs, ownIdentity } from './process-identity.js';
+import { monotonicMs } from './process-identity.js';
 import {
   asStoreError,
   asUnavailable,
+  engineOn,
   openDatabase,
-  tablesOf,
   withReserve,
   type Connection,
 } from './sqlite-database.js';
-import { StoreEngine } from './store-engine.js';
+import type { StoreEngine } from './store-engine.js';
 
 export type Operation =
   | { readonly kind: 'transact'; readonly compares: readonly Compare[]; readonly mutations: readonly Mutation[] }
@@ -52,8 +52,7 @@ let open: { readonly database: Connection; readonly engine: StoreEngine } | unde
 function opened(): NonNullable<typeof open> {
   if (open === undefined) {
     const database = openDatabase(options.dir, false);
-    const clock = { nowMs: monotonicMs, owner: ownIdentity(), isRunning };
-    open = { database, engine: new StoreEngine(tablesOf(database), clock, options.logRevisions) };
+    open = { database, engine: engineOn(database, options.logRevisions) };
   }
   return open;
 }

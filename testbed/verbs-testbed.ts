@@ -29,12 +29,12 @@ export interface VerbsTestbedOptions {
   /** The card to use. Default: a dummy made for it. */
   readonly netdev?: string;
   readonly note: (line: string) => void;
-  /** Of each process, to be ready, milliseconds. */
-  readonly readyMs?: number;
 }
 
 export const RDMA_DEVICE = 'tartan_rxe0';
 const CARD = 'tartan0';
+/** Of each process. Soft-RoCE is often had in an emulated machine, where a process takes a quarter of a minute. */
+const READY_MS = 120_000;
 const NETWORK = '10.78.0';
 const MODULES = ['rdma_rxe', 'rdma_ucm', 'ib_uverbs'];
 const PORT = 7000;
@@ -148,7 +148,7 @@ export class VerbsTestbed {
         logs: state.logs,
         dependent: true,
         env: { TARTAN_SECRET: this.secret },
-        ...(options.readyMs === undefined ? {} : { readyMs: options.readyMs }),
+        readyMs: READY_MS,
         args: [
           '--cluster',
           state.cluster,

@@ -3,7 +3,7 @@
  * it is there or nothing new is, and the last line says which.
  */
 import t, { type Test } from 'tap';
-import { execFileSync, spawnSync } from 'node:child_process';
+import { execFileSync } from 'node:child_process';
 import {
   chmodSync,
   lstatSync,
@@ -21,6 +21,7 @@ import { listFiles, listUnnamed } from '../../cluster/files.js';
 import { openClusterStore } from '../../cluster/open-store.js';
 import { connect, type Client } from '../../writer/index.js';
 import { randomBytes } from '../random-bytes.js';
+import { mayMount } from '../small-file-system.js';
 import { MAIN, isOneLine, run, start, startCluster, tartan } from './command.js';
 
 interface Stage {
@@ -188,7 +189,7 @@ t.test(
 
 t.test(
   'a file system that is full: nothing is written, and what was to be replaced stays',
-  { skip: spawnSync('unshare', ['-m', 'true']).status === 0 ? false : 'needs a mount namespace (root)' },
+  { skip: mayMount() ? false : 'needs a mount namespace (root)' },
   async (t) => {
     mkdirSync(stage.at('small'));
     const result = await stage.shell(

@@ -13,11 +13,12 @@
  *                             came of it as JSON
  */
 import { spawnSync } from 'node:child_process';
-import { closeSync, openSync, rmSync, writeSync } from 'node:fs';
+import { rmSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { openDatabase, reserve, tablesOf } from '../../cluster/sqlite-database.js';
 import { openSqliteStore } from '../../cluster/sqlite-store.js';
 import { codeOf } from '../../wire/errors.js';
+import { fillUp } from '../small-file-system.js';
 
 const [command, dir, ...rest] = process.argv.slice(2) as [string, string, ...string[]];
 const say = (line: string) => {
@@ -117,17 +118,4 @@ switch (command) {
   }
   default:
     throw new Error(`no command '${command}'`);
-}
-
-/** Until not a byte more goes in. */
-function fillUp(path: string): void {
-  const file = openSync(path, 'w');
-  for (let bytes = 1 << 20; bytes >= 1; ) {
-    try {
-      writeSync(file, Buffer.alloc(bytes, 1));
-    } catch {
-      bytes >>= 1;
-    }
-  }
-  closeSync(file);
 }

@@ -16,6 +16,7 @@ import type { Clock } from '../../wire/clock.js';
 import type { UnitEntry } from '../../wire/generated/ring.js';
 import type { Client, ConnectOptions } from '../../writer/client.js';
 import { connect } from '../../writer/client.js';
+import type { FileWriter } from '../../writer/file-writer.js';
 
 export interface SimClusterOptions {
   readonly seed: number;
@@ -182,4 +183,27 @@ export function randomBytes(world: SimWorld, label: string, length: number): Buf
   const bytes = Buffer.alloc(length);
   for (let i = 0; i < length; i++) bytes[i] = Math.floor(random.random() * 256);
   return bytes;
+}
+
+export type ClusterBody = (cluster: SimCluster) => Promise<void>;
+
+/** Runs `body` on a cluster that has started, for an hour of virtual time at most. */
+export async function inCluster(options: SimClusterOptions, body: ClusterBody): Promise<void> {
+  const cluster = new SimCluster(options);
+  await cluster.world.complete(
+    (async () => {
+      await cluster.start();
+      await body(cluster);
+    })(),
+    3_600_000,
+  );
+}
+
+/** Ends a file, and waits until it is closed. */
+export function end(writer: FileWriter): Promise<void> {
+  return new Promise((resolve, reject) => {
+    writer.once('error', reject);
+    writer.once('close', resolve);
+    writer.end();
+  });
 }

@@ -3,7 +3,7 @@
  * nodes are away than the codes bear.
  */
 import { spawn } from 'node:child_process';
-import { closeSync, openSync, rmSync, writeSync } from 'node:fs';
+import { rmSync } from 'node:fs';
 import { connect as connectTcp, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -13,6 +13,7 @@ import { stopProcess } from '../../cli/child-process.js';
 import type { ProcessRecord, StateDirectory } from '../../cli/state-directory.js';
 import { callSwitch } from '../../cli/switch-control.js';
 import { isOperating } from '../../wire/errors.js';
+import { fillUp } from '../small-file-system.js';
 
 export interface Stage {
   readonly state: StateDirectory;
@@ -33,7 +34,6 @@ export interface Fault {
   strike(stage: Stage): Promise<void>;
 }
 
-const FILL_BYTES = 4 << 20;
 const CROWD = 400;
 
 export const FAULTS: readonly Fault[] = [
@@ -86,7 +86,7 @@ export const FAULTS: readonly Fault[] = [
       if (!stage.mayFill) return;
       const path = join(stage.state.path, 'ballast');
       try {
-        fill(path);
+        fillUp(path);
         await delay(1000 + stage.random.int(5000));
       } finally {
         rmSync(path, { force: true });
@@ -205,22 +205,6 @@ async function whileStopped(pid: number, ms: number): Promise<void> {
     await delay(ms);
   } finally {
     process.kill(pid, 'SIGCONT');
-  }
-}
-
-/** Until not a byte more goes in. */
-function fill(path: string): void {
-  const file = openSync(path, 'w');
-  try {
-    for (let bytes = FILL_BYTES; bytes >= 1; ) {
-      try {
-        if (writeSync(file, Buffer.alloc(bytes, 1)) === 0) return;
-      } catch {
-        bytes = Math.floor(bytes / 4);
-      }
-    }
-  } finally {
-    closeSync(file);
   }
 }
 

@@ -8,7 +8,7 @@
  * root that one fault is left out, and the summary says so. Exit status 1: a byte was lost, a process ended that nobody
  * ended, or one grew.
  */
-import { fork, spawn, spawnSync, type ChildProcess } from 'node:child_process';
+import { fork, spawn, type ChildProcess } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { cpus, loadavg, release, tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
@@ -22,6 +22,7 @@ import type { Result, Row } from '../../testbed/report/result.js';
 import { writeResult } from '../../testbed/report/write-result.js';
 import { isOperating } from '../../wire/errors.js';
 import { connect, type Client } from '../../writer/index.js';
+import { mayMount } from '../small-file-system.js';
 import { contentOf } from './content.js';
 import { draw, FAULTS, heal, strike, type Stage } from './faults.js';
 import { Ledger } from './ledger.js';
@@ -56,15 +57,15 @@ const minutes = Number(values.minutes),
 async function enter(): Promise<number> {
   const folder = mkdtempSync(join(tmpdir(), 'tartan-soak-'));
   try {
-    const mayMount = process.getuid?.() === 0 && spawnSync('unshare', ['-m', 'true'], { stdio: 'ignore' }).status === 0;
+    const isOwn = mayMount();
     const self = [process.execPath, ...process.execArgv, fileURLToPath(import.meta.url), ...process.argv.slice(2)];
     const mounts =
       `mount -t tmpfs -o size=${STATE_BYTES} tmpfs "$0" && mkdir "$0/nodes" && ` +
       `mount -t tmpfs -o size=${nodeCount * (NODE_BYTES + (16 << 20))} tmpfs "$0/nodes" && exec "$@"`;
-    const command = mayMount ? ['unshare', '-m', 'sh', '-c', mounts, folder, ...self] : self;
+    const command = isOwn ? ['unshare', '-m', 'sh', '-c', mounts, folder, ...self] : self;
     const child = spawn(command[0]!, command.slice(1), {
       stdio: 'inherit',
-      env: { ...process.env, [IN_NAMESPACE]: `${mayMount ? 'own' : 'shared'}:${folder}` },
+      env: { ...process.env, [IN_NAMESPACE]: `${isOwn ? 'own' : 'shared'}:${folder}` },
     });
     for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => child.kill(signal));
     return await new Promise((settle) => {

@@ -1,5 +1,6 @@
 /** Memory and descriptors of processes over time, and whether they grow. */
 import { readFileSync, readdirSync } from 'node:fs';
+import { spread } from '../../testbed/report/result.js';
 
 export interface Sample {
   readonly minutes: number;
@@ -51,10 +52,13 @@ export function growths(samples: readonly Sample[]): Growth[] {
       const quarter = Math.floor(life.length / 4);
       const early = life.slice(quarter, 2 * quarter),
         late = life.slice(-quarter);
-      const rssMib = [median(early.map((each) => each.rssMib)), median(late.map((each) => each.rssMib))] as const;
+      const rssMib = [
+        spread(early.map((each) => each.rssMib)).median,
+        spread(late.map((each) => each.rssMib)).median,
+      ] as const;
       const descriptors = [
-        median(early.map((each) => each.descriptors)),
-        median(late.map((each) => each.descriptors)),
+        spread(early.map((each) => each.descriptors)).median,
+        spread(late.map((each) => each.descriptors)).median,
       ] as const;
       return {
         id: life[0]!.id,
@@ -67,9 +71,4 @@ export function growths(samples: readonly Sample[]): Growth[] {
           descriptors[1] <= descriptors[0] + SLACK_DESCRIPTORS,
       };
     });
-}
-
-function median(values: readonly number[]): number {
-  const sorted = [...values].sort((a, b) => a - b);
-  return sorted[sorted.length >> 1]!;
 }

@@ -3,28 +3,12 @@ import t from 'tap';
 import { join, resolve } from 'node:path';
 import ts from 'typescript';
 import { codeOf } from '../../wire/errors.js';
-import { connect, type FileWriter } from '../../writer/index.js';
-import { SimCluster } from '../simulation/cluster.js';
+import { connect } from '../../writer/index.js';
+import { inCluster, type ClusterBody as Body, end } from '../simulation/cluster.js';
 
 const ROOT = resolve(import.meta.dirname, '../..');
 
-async function withCluster(body: (cluster: SimCluster) => Promise<void>): Promise<void> {
-  const cluster = new SimCluster({ seed: 13 });
-  await cluster.world.complete(
-    (async () => {
-      await cluster.start();
-      await body(cluster);
-    })(),
-    3_600_000,
-  );
-}
-
-const end = (writer: FileWriter): Promise<void> =>
-  new Promise((resolve, reject) => {
-    writer.once('error', reject);
-    writer.once('close', resolve);
-    writer.end();
-  });
+const withCluster = (body: Body): Promise<void> => inCluster({ seed: 13 }, body);
 
 /** What each call ends with: a code, or what it gave. */
 async function outcomes(calls: Record<string, () => unknown>): Promise<Record<string, string>> {

@@ -8,30 +8,23 @@ import { readMap } from '../../cluster/membership.js';
 import { MemoryDisk } from '../../storage-node/memory-disk.js';
 import { sleep } from '../../wire/clock.js';
 import { TartanError, codeOf } from '../../wire/errors.js';
-import type { Client, FileWriter } from '../../writer/index.js';
+import type { Client } from '../../writer/index.js';
 import { layoutAfter } from '../../writer/mover.js';
 import { rebuildFile } from '../../writer/rebuild.js';
-import { SimCluster, randomBytes, type SimNode } from '../simulation/cluster.js';
+import {
+  SimCluster,
+  randomBytes,
+  type SimNode,
+  inCluster,
+  type ClusterBody as Body,
+  end,
+} from '../simulation/cluster.js';
 
 const DISK_BYTES = 16 << 20;
 
-async function withCluster(nodes: number, body: (cluster: SimCluster) => Promise<void>): Promise<void> {
-  const cluster = new SimCluster({ seed: 51, diskBytes: DISK_BYTES, nodes });
-  await cluster.world.complete(
-    (async () => {
-      await cluster.start();
-      await body(cluster);
-    })(),
-    3_600_000,
-  );
-}
+const withCluster = (nodes: number, body: Body): Promise<void> =>
+  inCluster({ seed: 51, diskBytes: DISK_BYTES, nodes }, body);
 
-const end = (writer: FileWriter): Promise<void> =>
-  new Promise((resolve, reject) => {
-    writer.once('error', reject);
-    writer.once('close', resolve);
-    writer.end();
-  });
 const stop = async (entry: SimNode): Promise<void> => {
   await entry.node!.stop();
 };

@@ -8,29 +8,14 @@ import type { FileRecord } from '../../cluster/records.js';
 import { MemoryDisk } from '../../storage-node/memory-disk.js';
 import { sleep } from '../../wire/clock.js';
 import type { Client, DrainReport, FileWriter } from '../../writer/index.js';
-import { SimCluster, randomBytes } from '../simulation/cluster.js';
+import { SimCluster, randomBytes, inCluster, type ClusterBody as Body, end } from '../simulation/cluster.js';
 
 const DISK_BYTES = 16 << 20;
 
 type Options = Omit<ConstructorParameters<typeof SimCluster>[0], 'seed'>;
 
-async function withCluster(options: Options, body: (cluster: SimCluster) => Promise<void>): Promise<void> {
-  const cluster = new SimCluster({ seed: 21, diskBytes: DISK_BYTES, ...options });
-  await cluster.world.complete(
-    (async () => {
-      await cluster.start();
-      await body(cluster);
-    })(),
-    3_600_000,
-  );
-}
-
-const end = (writer: FileWriter): Promise<void> =>
-  new Promise((resolve, reject) => {
-    writer.once('error', reject);
-    writer.once('close', resolve);
-    writer.end();
-  });
+const withCluster = (options: Options, body: Body): Promise<void> =>
+  inCluster({ seed: 21, diskBytes: DISK_BYTES, ...options }, body);
 
 async function store(
   client: Client,

@@ -3,28 +3,11 @@ import t from 'tap';
 import { once } from 'node:events';
 import { listFiles, listUnnamed } from '../../cluster/files.js';
 import { sleep } from '../../wire/clock.js';
-import type { FileWriter } from '../../writer/index.js';
-import { SimCluster, randomBytes } from '../simulation/cluster.js';
+import { SimCluster, randomBytes, inCluster, type ClusterBody as Body, end } from '../simulation/cluster.js';
 
 const COMPLETE = { appears: 'complete', unitBytes: 1024 } as const;
 
-async function withCluster(body: (cluster: SimCluster) => Promise<void>): Promise<void> {
-  const cluster = new SimCluster({ seed: 11 });
-  await cluster.world.complete(
-    (async () => {
-      await cluster.start();
-      await body(cluster);
-    })(),
-    3_600_000,
-  );
-}
-
-const end = (writer: FileWriter): Promise<void> =>
-  new Promise((resolve, reject) => {
-    writer.once('error', reject);
-    writer.once('close', resolve);
-    writer.end();
-  });
+const withCluster = (body: Body): Promise<void> => inCluster({ seed: 11 }, body);
 
 /** Units of a file on all nodes. */
 async function unitsOf(cluster: SimCluster, fileId: number): Promise<number> {

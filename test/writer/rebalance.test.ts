@@ -2,16 +2,9 @@
 import t from 'tap';
 import type { ClusterMap, FileRecord } from '../../cluster/records.js';
 import { MemoryDisk } from '../../storage-node/memory-disk.js';
-import type { Client, FileWriter } from '../../writer/index.js';
+import type { Client } from '../../writer/index.js';
 import { plan } from '../../writer/rebalance.js';
-import { SimCluster, randomBytes } from '../simulation/cluster.js';
-
-const end = (writer: FileWriter): Promise<void> =>
-  new Promise((resolve, reject) => {
-    writer.once('error', reject);
-    writer.once('close', resolve);
-    writer.end();
-  });
+import { SimCluster, randomBytes, end } from '../simulation/cluster.js';
 
 function world(
   nodes: number,

@@ -8,32 +8,16 @@ import { nodeOfUnit } from '../../erasure/layout/index.js';
 import { MemoryDisk } from '../../storage-node/memory-disk.js';
 import { sleep } from '../../wire/clock.js';
 import { codeOf } from '../../wire/errors.js';
-import type { FileWriter } from '../../writer/index.js';
 import { rebuildFile } from '../../writer/rebuild.js';
 import { judgeStripe } from '../../writer/takeover.js';
-import { SimCluster, randomBytes } from '../simulation/cluster.js';
+import { SimCluster, randomBytes, inCluster, type ClusterBody as Body, end } from '../simulation/cluster.js';
 
 const DISK_BYTES = 16 << 20;
 
 type Options = Omit<ConstructorParameters<typeof SimCluster>[0], 'seed'>;
 
-async function withCluster(options: Options, body: (cluster: SimCluster) => Promise<void>): Promise<void> {
-  const cluster = new SimCluster({ seed: 11, diskBytes: DISK_BYTES, ...options });
-  await cluster.world.complete(
-    (async () => {
-      await cluster.start();
-      await body(cluster);
-    })(),
-    3_600_000,
-  );
-}
-
-const end = (writer: FileWriter): Promise<void> =>
-  new Promise((resolve, reject) => {
-    writer.once('error', reject);
-    writer.once('finish', resolve);
-    writer.end();
-  });
+const withCluster = (options: Options, body: Body): Promise<void> =>
+  inCluster({ seed: 11, diskBytes: DISK_BYTES, ...options }, body);
 
 /** As a process that is killed: its disk stays, unless a blank one takes its place. */
 async function stop(cluster: SimCluster, index: number): Promise<void> {

@@ -18,32 +18,18 @@ import { readRepair, RepairHold } from '../../cluster/repair-hold.js';
 import { readScrub } from '../../cluster/scrub-state.js';
 import { MemoryDisk } from '../../storage-node/memory-disk.js';
 import { realClock, sleep } from '../../wire/clock.js';
-import type { Client, FileWriter, RepairerOptions } from '../../writer/index.js';
+import type { Client, RepairerOptions } from '../../writer/index.js';
 import { NodeHistory } from '../../writer/node-history.js';
-import { SimCluster, randomBytes } from '../simulation/cluster.js';
+import { SimCluster, randomBytes, inCluster, type ClusterBody as Body, end } from '../simulation/cluster.js';
 
 const DISK_BYTES = 16 << 20;
 const LIMITS = { downOutMs: 3000, settleMs: 400, scrubMs: 0, tickMs: 100, ownerMs: 300 };
 
 type Options = Omit<ConstructorParameters<typeof SimCluster>[0], 'seed'>;
 
-async function withCluster(options: Options, body: (cluster: SimCluster) => Promise<void>): Promise<void> {
-  const cluster = new SimCluster({ seed: 31, diskBytes: DISK_BYTES, ...options });
-  await cluster.world.complete(
-    (async () => {
-      await cluster.start();
-      await body(cluster);
-    })(),
-    3_600_000,
-  );
-}
+const withCluster = (options: Options, body: Body): Promise<void> =>
+  inCluster({ seed: 31, diskBytes: DISK_BYTES, ...options }, body);
 
-const end = (writer: FileWriter): Promise<void> =>
-  new Promise((resolve, reject) => {
-    writer.once('error', reject);
-    writer.once('close', resolve);
-    writer.end();
-  });
 const nodeOf = (cluster: SimCluster, id: string) => cluster.nodes.find((each) => each.id === id)!;
 const stop = async (cluster: SimCluster, id: string): Promise<void> => {
   await nodeOf(cluster, id).node!.stop();

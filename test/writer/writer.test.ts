@@ -4,28 +4,11 @@ import { once } from 'node:events';
 import { nodeOfUnit } from '../../erasure/layout/index.js';
 import { sleep } from '../../wire/clock.js';
 import { codeOf } from '../../wire/errors.js';
-import type { FileWriter } from '../../writer/index.js';
-import { SimCluster, randomBytes } from '../simulation/cluster.js';
+import { SimCluster, randomBytes, inCluster, type ClusterBody as Body, end } from '../simulation/cluster.js';
 
 type Options = Omit<ConstructorParameters<typeof SimCluster>[0], 'seed'>;
 
-async function withCluster(options: Options, body: (cluster: SimCluster) => Promise<void>): Promise<void> {
-  const cluster = new SimCluster({ seed: 7, ...options });
-  await cluster.world.complete(
-    (async () => {
-      await cluster.start();
-      await body(cluster);
-    })(),
-    3_600_000,
-  );
-}
-
-const end = (writer: FileWriter): Promise<void> =>
-  new Promise((resolve, reject) => {
-    writer.once('error', reject);
-    writer.once('finish', resolve);
-    writer.end();
-  });
+const withCluster = (options: Options, body: Body): Promise<void> => inCluster({ seed: 7, ...options }, body);
 
 void t.test(
   'reserve() hands out ring memory; what is committed is appended without a copy by the caller',
