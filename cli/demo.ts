@@ -14,6 +14,7 @@ import type { Stage } from './demo-stage.js';
 import type { Source, Stored } from './demo-transfer.js';
 import { percent, readBack, sha256Of, store } from './demo-transfer.js';
 import { formatBytes, formatRate, table } from './quantities.js';
+import { detach } from '../wire/front-door.js';
 
 const MIDDLE = { from: 0.2, to: 0.8 };
 /** 16 stripes of 2 × 64 KiB: fewer have no middle. */
@@ -33,10 +34,12 @@ export async function demo(path = process.execPath): Promise<number> {
     if (interrupted) return;
     interrupted = true;
     // Ends by the signal itself: exit() would wait for the store's threads, and those may wait for this one.
-    void stage.end().finally(() => {
-      process.removeAllListeners(signal);
-      process.kill(process.pid, signal);
-    });
+    detach(
+      stage.end().finally(() => {
+        process.removeAllListeners(signal);
+        process.kill(process.pid, signal);
+      }),
+    );
   };
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, interrupt);
   try {

@@ -13,6 +13,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { WatchService, type KeyValue, type WatchRequest, type WatchResponse } from '../wire/generated/etcd.js';
 import type { WatchEvent } from './cluster-store.js';
 import type { EtcdConnection } from './etcd-connection.js';
+import { detach, tolerate } from '../wire/front-door.js';
 
 /** Reads keys under a prefix at a revision (0: now). Revisions here are etcd's. */
 export type ReadRange = (
@@ -62,7 +63,7 @@ export class EtcdWatch {
       this.#settleOpened = resolve;
     });
     if (this.#next > 0) this.#settleOpened();
-    void this.#run();
+    detach(this.#run());
   }
 
   close(): void {
@@ -153,7 +154,7 @@ export class EtcdWatch {
   #deliver(response: WatchResponse): void {
     const revision = response.header?.revision ?? 0;
     if (response.created) {
-      if (this.#known === undefined) void this.#learnKeys(this.#next - 1);
+      if (this.#known === undefined) detach(this.#learnKeys(this.#next - 1));
       return;
     }
     if (response.events.length === 0) {
@@ -178,7 +179,7 @@ export class EtcdWatch {
 
   /** Remembers which keys there were when the watch began, so that a compaction can't hide that they went. */
   async #learnKeys(revision: number): Promise<void> {
-    const { rows } = await this.#options.readRange(this.#options.prefix, revision, true).catch(() => ({ rows: [] }));
+    const rows = (await this.#options.readRange(this.#options.prefix, revision, true).catch(tolerate))?.rows ?? [];
     if (this.#known !== undefined) return;
     // A key deleted while this was read stays in the set: should it be told once more, nobody is misled.
     this.#known = new Set(rows.map((row) => this.#options.keyOf(row.key)));

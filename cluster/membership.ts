@@ -9,6 +9,7 @@ import type { ClusterStore, Watch } from './cluster-store.js';
 import { editJson, parseJson } from './compare-and-swap.js';
 import { CLUSTER_KEY, FILE_ID_KEY, MAP_KEY, NODE_LEASES } from './keys.js';
 import type { ClusterIdentity, ClusterMap, NodeEntry, SwitchEntry } from './records.js';
+import { detach } from '../wire/front-door.js';
 
 const CLUSTER_FORMAT_VERSION = 1;
 /** As headers and frames carry it: 32 bits. */
@@ -96,23 +97,25 @@ export function watchMap(store: ClusterStore, onMap: (map: ClusterMap) => void):
     lastChange = map.changes;
     onMap(map);
   };
-  void readPresent(store).then((present) => {
-    if (present === undefined) return;
-    if (present.value !== undefined) offer(present.value);
-    if (isClosed) return;
-    try {
-      watch = store.watch(
-        MAP_KEY,
-        (events) => {
-          const value = events.findLast((event) => event.key === MAP_KEY && event.type === 'put')?.value;
-          if (value !== undefined) offer(value);
-        },
-        present.revision,
-      );
-    } catch (error) {
-      if (codeOf(error) !== 'ERR_CLOSED') throw error; // the store was closed meanwhile, onMap() may have done it
-    }
-  });
+  detach(
+    readPresent(store).then((present) => {
+      if (present === undefined) return;
+      if (present.value !== undefined) offer(present.value);
+      if (isClosed) return;
+      try {
+        watch = store.watch(
+          MAP_KEY,
+          (events) => {
+            const value = events.findLast((event) => event.key === MAP_KEY && event.type === 'put')?.value;
+            if (value !== undefined) offer(value);
+          },
+          present.revision,
+        );
+      } catch (error) {
+        if (codeOf(error) !== 'ERR_CLOSED') throw error; // the store was closed meanwhile, onMap() may have done it
+      }
+    }),
+  );
   return {
     close: () => {
       isClosed = true;

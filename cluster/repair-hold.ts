@@ -10,6 +10,7 @@ import { TartanError, isOperating } from '../wire/errors.js';
 import type { ClusterStore, Lease } from './cluster-store.js';
 import { parseJson } from './compare-and-swap.js';
 import { REPAIR_KEY, REPAIR_WISH_KEY } from './keys.js';
+import { detach, tolerate } from '../wire/front-door.js';
 
 export interface RepairState {
   readonly what: 'rebuild' | 'scrub' | 'drain' | 'rebalance';
@@ -58,7 +59,7 @@ export class RepairHold {
 
   #keep(): void {
     this.#keeping = this.clock.setTimer(LEASE_MS / 3, () => {
-      this.lease.keepAlive().catch(() => {});
+      detach(this.lease.keepAlive().catch(tolerate));
       this.#keep();
     });
   }

@@ -13,6 +13,7 @@ import { existsSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { Worker } from 'node:worker_threads';
 import { errorFromPeer, TartanError } from '../wire/errors.js';
+import { detach, tolerate } from '../wire/front-door.js';
 import { ChangeFeed } from './change-feed.js';
 import type {
   ClusterStore,
@@ -74,6 +75,7 @@ export async function openSqliteStore(dir: string, options: SqliteStoreOptions =
       });
     if (!present) {
       shared.set(path, opening);
+      // Whoever awaits it is told; the next one tries anew.
       opening.catch(() => {
         shared.delete(path);
       });
@@ -123,13 +125,17 @@ class SharedStore {
     this.#inode = statSync(join(dir, DATABASE_FILE)).ino;
     this.#forget = forget;
     const [begin, end] = [database.prepare('BEGIN'), database.prepare('COMMIT')];
-    this.#begin = () => void begin.run();
-    this.#end = () => void end.run();
+    this.#begin = () => {
+      begin.run();
+    };
+    this.#end = () => {
+      end.run();
+    };
     this.engine = engineOn(database, options.logRevisions);
     this.#changes = new Changes({ dir, logRevisions: options.logRevisions });
     this.feed = new ChangeFeed(dir, (fn) => this.read('look for changes', () => fn(this.engine)));
     this.#sweeper = setInterval(() => {
-      void this.#sweep();
+      detach(this.#sweep());
     }, SWEEP_MS);
     this.#sweeper.unref();
   }
@@ -187,8 +193,8 @@ class SharedStore {
       this.#checkInode();
       if (!this.read('look for expired leases', () => this.engine.hasExpiredLeases())) return;
       await this.change('end expired leases', DEADLINE_MS, { kind: 'endExpiredLeases' });
-    } catch {
-      // Whoever calls next gets the error; the next sweep tries again.
+    } catch (error) {
+      tolerate(error); // Whoever calls next gets the error; the next sweep tries again.
     } finally {
       this.#isSweeping = false;
     }

@@ -19,6 +19,7 @@ import type { PacketLane, PacketLanes } from './packet-lanes.js';
 import type { MessageChannel } from './channel.js';
 import type { Session } from './session.js';
 import { Heartbeat } from './session.js';
+import { detach } from '../wire/front-door.js';
 
 /** Where a unit's header and payload lie; filled in by the owner for each unit as it is posted. */
 export interface UnitPlace {
@@ -438,7 +439,7 @@ export class NodeLink {
     if (!this.up) return;
     this.up = false;
     this.heartbeat.stop();
-    void this.channel.destroy(reason);
+    detach(this.channel.destroy(reason));
     // Nobody will acknowledge these chunks: the device gives them up, and says so as of any write.
     if (this.lane !== undefined) {
       for (let slot = 0; slot < this.slotState.length; slot++)

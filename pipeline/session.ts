@@ -72,7 +72,9 @@ function admit(device: Device, channel: MessageChannel, close: (reason: string) 
   const alike = [...waiting.keys()].filter((one) => one.qp.transport === channel.qp.transport);
   if (alike.length >= MAX_UNPROVEN) waiting.get(alike[0]!)!('it did not prove itself while many others came');
   waiting.set(channel, close);
-  return () => void waiting.delete(channel);
+  return () => {
+    waiting.delete(channel);
+  };
 }
 
 function sameProof(a: Uint8Array, b: Uint8Array): boolean {

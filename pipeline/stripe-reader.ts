@@ -46,6 +46,7 @@ import {
   headerStripe,
   headerUnit,
 } from '../wire/unit-header.js';
+import { detach } from '../wire/front-door.js';
 
 /** What reading needs of a client, or of a switch that decodes for one. */
 export interface ReaderContext extends SessionContext {
@@ -340,7 +341,7 @@ export class StripeReader {
     const units = [...data, ...others].slice(0, wanted);
     if (units.length < k) {
       if (job.revived) this.giveUp(job);
-      else void this.revive(job);
+      else detach(this.revive(job));
       return;
     }
     job.units = units;
@@ -548,9 +549,12 @@ export class StripeReader {
     if (ids.length === 0) return;
     // The memory may be written until the link is flushed: only then may the slots be used again.
     // What arrived until then is being verified, and answered by that.
-    void link.destroy('lost').then(() => {
-      for (const id of ids) if (this.requestPlace.get(id)?.verifying === false) this.answered(id, Refusal.UNREACHABLE);
-    });
+    detach(
+      link.destroy('lost').then(() => {
+        for (const id of ids)
+          if (this.requestPlace.get(id)?.verifying === false) this.answered(id, Refusal.UNREACHABLE);
+      }),
+    );
   }
 
   // --- the graph's ends
@@ -574,7 +578,7 @@ export class StripeReader {
       // So few units could be had that all were stale: once more, after a look at who is there.
       if (!job.revived) {
         this.anew(job);
-        void this.revive(job);
+        detach(this.revive(job));
         return;
       }
       this.end(
@@ -674,16 +678,18 @@ export class StripeReader {
       return;
     }
     if ([...job.lost.values()].includes(Refusal.STALE_MAP)) {
-      void this.renewMap(job, Refusal.STALE_MAP);
+      detach(this.renewMap(job, Refusal.STALE_MAP));
       return;
     }
     if (job.outdated) {
       job.outdated = false;
       for (const [unit, why] of job.lost) if (why === Refusal.NO_UNIT) job.lost.delete(unit);
-      void this.renewFloor(job).then(() => {
-        this.anew(job);
-        if (this.jobs[slot] === job) this.begin(job);
-      });
+      detach(
+        this.renewFloor(job).then(() => {
+          this.anew(job);
+          if (this.jobs[slot] === job) this.begin(job);
+        }),
+      );
       return;
     }
     // What did arrive tells the version and the length that a decode needs, if it is enough to show the newest.

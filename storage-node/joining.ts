@@ -18,6 +18,7 @@ import { TartanError, codeOf, isOperating } from '../wire/errors.js';
 import type { PacketAddress } from '../cluster/records.js';
 import type { MapKeeper } from './map-keeper.js';
 import type { UnitStore } from './unit-store.js';
+import { detach } from '../wire/front-door.js';
 
 export interface JoiningOptions {
   readonly clusterStore: ClusterStore;
@@ -269,7 +270,7 @@ export class Joining {
   private later(ms: number, run: () => Promise<void>): void {
     const timer = this.options.clock.setTimer(ms, () => {
       this.timers.delete(timer);
-      void run();
+      detach(run());
     });
     this.timers.add(timer);
   }

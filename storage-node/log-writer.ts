@@ -29,6 +29,7 @@ import {
 } from './log-format.js';
 import { SegmentState, type Segments } from './segments.js';
 import type { Superblock } from './superblock.js';
+import { detach } from '../wire/front-door.js';
 
 /**
  * sync: acknowledged units survive a crash. volatile: they may not (written, not synced). discard: nothing is written
@@ -249,7 +250,7 @@ export class LogWriter {
     if (this.running) return;
     this.running = true;
     queueMicrotask(() => {
-      void this.run();
+      detach(this.run());
     });
   }
 

@@ -49,7 +49,7 @@ export class Scrubber {
    */
   check(fileId: number, units: readonly NamedUnit[]): Promise<Checked[]> {
     const run = this.turn.then(() => this.run(fileId, units));
-    this.turn = run.catch(() => undefined);
+    this.turn = run.catch(() => undefined); // whoever asked is told
     return run;
   }
 

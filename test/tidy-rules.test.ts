@@ -1,6 +1,15 @@
 /** Each rule of the house finds what it is there to find, in made-up samples, and leaves the rest alone. */
 import t from 'tap';
-import { deadExports, exportsOf, longLines, testFaults, testsOf, usesOf, withoutComments } from './tidy-rules.js';
+import {
+  deadExports,
+  exportsOf,
+  longLines,
+  testFaults,
+  testsOf,
+  unansweredPromises,
+  usesOf,
+  withoutComments,
+} from './tidy-rules.js';
 
 t.test('lines are counted in characters', async (t) => {
   t.same(longLines('a.ts', `${'x'.repeat(120)}\n${'é'.repeat(120)}\n${'→'.repeat(60)}`), []);
@@ -34,6 +43,21 @@ t.test('randomness without a seed is found', async (t) => {
   t.equal(faults("import { randomInt } from 'node:crypto';\nconst draw = () => randomInt(5);"), 1);
   t.equal(faults("import { randomBytes } from '../random-bytes.js';\nconst draw = () => randomBytes(5);"), 0);
   t.equal(faults("import { randomInt } from 'node:crypto';\nconst seed = randomInt(5);"), 0, 'it draws the seed');
+});
+
+t.test('a promise that nobody answers for is found', async (t) => {
+  const faults = (text: string): number => unansweredPromises('a.ts', text).length;
+  t.equal(faults('  void work();'), 1);
+  t.equal(faults('  else void work().then(next);'), 1);
+  t.equal(faults('  if (isLate) void this.work();'), 1);
+  t.equal(faults('  detach(work());'), 0);
+  t.equal(faults('  run(): void {'), 0);
+  t.equal(faults('  readonly run: (x: number) => void = () => {};'), 0);
+  t.equal(faults('  work.catch(() => {});'), 1);
+  t.equal(faults('  work.catch((error) => undefined);'), 1);
+  t.equal(faults('  work.catch(() => {}); // whoever asked is told'), 0);
+  t.equal(faults('  // Awaited below.\n  work.catch(() => {});'), 0);
+  t.equal(faults('  await work.catch(tolerate);'), 0);
 });
 
 t.test('an export that nobody takes is found', async (t) => {

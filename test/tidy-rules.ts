@@ -22,6 +22,22 @@ const ASSERTION = new RegExp(
 /** Something else is given the test, and asserts. */
 const PASSED_ON = /[(,]\s*t{1,2}\s*[,)]|\{ t\b|\bt, |\bas Test\b|new \w+\(t\b/;
 
+/**
+ * Promises that nobody answers for: `void work()` (it must be awaited, or detached: wire/front-door.ts), and rejections
+ * that are swallowed, bugs with them, without a word about why that is safe on the line or the one above.
+ */
+export function unansweredPromises(path: string, text: string): string[] {
+  const lines = text.split('\n');
+  return lines.flatMap((line, i) => {
+    const isExplained = /\/\//.test(line) || /^\s*\/\//.test(lines[i - 1] ?? '');
+    if (/(^|[;{}]|\belse|=>|\))\s*void [A-Za-z(]/.test(line.replace(/'[^']*'/g, '')))
+      return [`${path}:${i + 1}: void of a promise`];
+    return /\.catch\(\(\w*\) => (\{|undefined|null|\(\{|\[)/.test(line) && !isExplained
+      ? [`${path}:${i + 1}: a rejection is swallowed, and nothing says why`]
+      : [];
+  });
+}
+
 /** What is wrong with the tests of a file. */
 export function testFaults(path: string, text: string): string[] {
   const code = withoutComments(text);

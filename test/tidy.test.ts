@@ -4,7 +4,7 @@
 import t from 'tap';
 import { existsSync, readFileSync, readdirSync } from 'node:fs';
 import { basename, dirname, join, relative, resolve } from 'node:path';
-import { deadExports, longLines, MOST_COLUMNS, testFaults, usesOf } from './tidy-rules.js';
+import { deadExports, longLines, MOST_COLUMNS, testFaults, unansweredPromises, usesOf } from './tidy-rules.js';
 
 const root = resolve(import.meta.dirname, '..');
 const SKIPPED_FOLDERS = new Set([
@@ -202,6 +202,13 @@ t.test('no test is left running alone, none asserts nothing, and chance has a se
   // What is measured is not drawn again.
   t.same(
     tests.filter((path) => !path.startsWith('test/bench/')).flatMap((path) => testFaults(path, read(path))),
+    [],
+  );
+});
+
+t.test('every promise is awaited, detached, or said to be safe to forget', async (t) => {
+  t.same(
+    typescript.filter((path) => !path.startsWith('test/')).flatMap((path) => unansweredPromises(path, read(path))),
     [],
   );
 });

@@ -4,6 +4,7 @@
  */
 import type { Device, MemoryRegion, QueuePair } from 'tartan-rdma';
 import { Access, Flag, Opcode, Status, openSoftDevice } from 'tartan-rdma';
+import { detach } from '../wire/front-door.js';
 
 const WINDOW = 32;
 const RECEIVES = 2 * WINDOW;
@@ -144,7 +145,7 @@ class RawPeer {
     qp.onError = (reason) => {
       if (!this.closing) this.failure = reason;
       this.waiting?.reject(new Error(reason));
-      if (wish === undefined) void this.qp.destroy().then(() => this.memory.deregister());
+      if (wish === undefined) detach(this.qp.destroy().then(() => this.memory.deregister()));
     };
     for (let i = 0; i < RECEIVES; i++) qp.postRecv(i, this.memory, RING_BYTES + i * HELLO_BYTES, HELLO_BYTES);
     if (wish !== undefined) this.hello(wish.isAnswered ? wish.writeBytes : 0);

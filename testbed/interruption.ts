@@ -12,7 +12,7 @@ export class Interruption {
   };
 
   constructor() {
-    this.interrupted.catch(() => {});
+    this.interrupted.catch(() => {}); // nobody may be waiting for a signal yet
     for (const signal of this.signals) process.on(signal, this.handle);
   }
 

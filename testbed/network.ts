@@ -120,7 +120,7 @@ export class Network {
       if (reply.error !== undefined) throw new TestbedError('ERR_TESTBED', `Cannot build the network: ${reply.error}`);
       return reply;
     });
-    this.turn = asked.catch(() => {});
+    this.turn = asked.catch(() => {}); // whoever asked is told
     return asked;
   }
 }

@@ -93,7 +93,7 @@ export class VerbsTestbed {
         for (const each of state.processes()) await stopProcess(each.identity, STOP_MS);
         await removeLinks();
         // What others use by now stays.
-        for (const module of loaded.reverse()) await run(['modprobe', '-r', module]).catch(() => {});
+        for (const module of loaded.reverse()) await run(['modprobe', '-r', module]).catch(() => {}); // in use
         interruption.over();
         for (const path of [
           state.cluster,

@@ -66,6 +66,12 @@ export function detach(work: Promise<unknown> | undefined): void {
   work?.catch(raise);
 }
 
+/** For `.catch(tolerate)`: an operating error is of no consequence here, a bug stays one. */
+export function tolerate(error: unknown): undefined {
+  if (refusalOf(error) === undefined) throw error;
+  return undefined;
+}
+
 /** For a process's main file: a bug is logged with its stack, then the process ends. */
 export function endOnBugs(log: (message: string) => void): void {
   process.on('uncaughtException', (error: unknown) => {

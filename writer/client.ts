@@ -31,6 +31,7 @@ import { rebuildFile } from './rebuild.js';
 import { removeFile } from './removal.js';
 import { runRepairer, type RepairerOptions } from './repairer.js';
 import { checkFenceable, recoverTail } from './takeover.js';
+import { tolerate } from '../wire/front-door.js';
 
 export interface ConnectOptions {
   /** Directory of the embedded cluster store, `etcd://HOST:PORT[,HOST:PORT …][/PREFIX]`, or a store. */
@@ -264,7 +265,7 @@ export class Client {
       return await this.openWriter(file, unnamed ? { replace } : undefined);
     } catch (error) {
       // Nothing was written: the name must not stay taken.
-      await deleteFile(context.store, file.id).catch(() => {});
+      await deleteFile(context.store, file.id).catch(tolerate);
       throw error;
     }
   }
@@ -488,7 +489,7 @@ export class Client {
    */
   private async overtaken(file: FileRecord, cause: unknown): Promise<TartanError | undefined> {
     if (!['ERR_TOO_MANY_LOST', 'ERR_UNDECIDED', 'ERR_NO_UNIT'].includes(codeOf(cause) ?? '')) return undefined;
-    const now = await readFile(this.context.store, file.id).catch(() => undefined);
+    const now = await readFile(this.context.store, file.id).catch(tolerate);
     if (now === undefined || now.writerEpoch <= file.writerEpoch) return undefined;
     return new TartanError(
       'ERR_FENCED',

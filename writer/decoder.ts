@@ -12,6 +12,7 @@ import { NodeLink, type ReadWish } from '../pipeline/node-link.js';
 import { connectSession } from '../pipeline/session.js';
 import { isOperating } from '../wire/errors.js';
 import type { ClientContext } from './context.js';
+import { detach } from '../wire/front-door.js';
 
 export class Decoder {
   readonly counters = { units: 0, failed: 0 };
@@ -73,9 +74,11 @@ export class Decoder {
             },
             // Its writes may still land: only when the connection is flushed are the places the caller's again.
             onLinkDown: (link) => {
-              void link.destroy('lost').then(() => {
-                for (const id of [...decoder.wanted.keys()]) decoder.settle(id, false);
-              });
+              detach(
+                link.destroy('lost').then(() => {
+                  for (const id of [...decoder.wanted.keys()]) decoder.settle(id, false);
+                }),
+              );
             },
           },
           { clock: context.clock, heartbeatMs: context.heartbeatMs, deadlineMs: context.deadlineMs },

@@ -194,7 +194,7 @@ export class FileSession {
     this.mapWatch = watchMap(context.store, (map) => {
       if (this.closed) return;
       if ((map.questions ?? 0) > this.questions) this.answerPresence(map.questions ?? 0);
-      if (map.epoch > this.nodes.map.epoch) void this.repair();
+      if (map.epoch > this.nodes.map.epoch) detach(this.repair());
       else if (map.changes > this.nodes.map.changes) {
         this.nodes.map = map;
         this.heedSwitches(map);
@@ -266,7 +266,7 @@ export class FileSession {
       }
       this.published = acknowledgedCounter;
     });
-    this.publishing = run.catch(() => {});
+    this.publishing = run.catch(() => {}); // whoever asked is told
     return run;
   }
 
@@ -321,7 +321,7 @@ export class FileSession {
         this.published = 0;
         this.window.renew(renewed.writerEpoch);
         await this.repairing;
-        if (await this.nodes.renew(renewed.writerEpoch)) void this.repair();
+        if (await this.nodes.renew(renewed.writerEpoch)) detach(this.repair());
       }
       this.renewing = false;
       if (!isOver()) this.acknowledged();
@@ -395,7 +395,7 @@ export class FileSession {
     if (refusal === Refusal.DISK || (viaSwitch && refusal === Refusal.UNREACHABLE)) this.suspects.add(index);
     if (refusal === Refusal.DISK) this.nodes.drop(index, 'its disk fails');
     if (refusal === Refusal.MAP_UNAVAILABLE) this.sawBlind(index);
-    void this.repair(refusal === Refusal.DISK ? index : undefined);
+    detach(this.repair(refusal === Refusal.DISK ? index : undefined));
   }
 
   /** Nodes that were slow, not dead, come up again by themselves; the map's watch then goes on. */

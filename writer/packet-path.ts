@@ -46,6 +46,7 @@ import type { StripeSlotLayout } from '../wire/slot-layout.js';
 import { W } from '../wire/unit-header.js';
 import type { ClientContext } from './context.js';
 import type { StripePath, StripePathOwner } from './stripe-path.js';
+import { detach } from '../wire/front-door.js';
 
 export interface PacketPathOptions {
   readonly context: ClientContext;
@@ -234,7 +235,7 @@ export class PacketPath implements StripePath {
     if (map.epoch === this.epoch) return;
     for (const tag of [...this.awaitingGroup, ...this.queue, ...this.active])
       this.settle(tag, Refusal.STALE_MAP, 0, map.epoch);
-    void this.reopen(map);
+    detach(this.reopen(map));
   }
 
   close(reason: string): void {
@@ -333,7 +334,7 @@ export class PacketPath implements StripePath {
     if (layout.spread === undefined) return this.rotation[stripe % layout.nodes];
     const nodes = this.nodesOf(stripe),
       group = this.groups.get(nodes.join());
-    if (group === undefined) void this.openSet(nodes);
+    if (group === undefined) detach(this.openSet(nodes));
     return group;
   }
 
@@ -465,9 +466,11 @@ class Probes {
     if (this.stopped) return;
     this.stopped = true;
     if (this.timer !== undefined) this.context.clock.clearTimer(this.timer);
-    void this.ready.then(() => {
-      this.socket.close();
-    });
+    detach(
+      this.ready.then(() => {
+        this.socket.close();
+      }),
+    );
   }
 
   private tick(before: number): void {

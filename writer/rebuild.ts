@@ -56,6 +56,7 @@ import type { Doubt } from './stripe-doubt.js';
 import { doubts } from './stripe-doubt.js';
 import { StripeReader } from '../pipeline/stripe-reader.js';
 import { UnitCopies } from './unit-copies.js';
+import { detach } from '../wire/front-door.js';
 
 export interface RebuildOptions {
   /** Most bytes restored and, for a scrub, read back in a second. Default: no bound. */
@@ -240,7 +241,7 @@ class Rebuilder {
         `rebuild '${file.name}': a stripe of ${code.name} with ${file.unitBytes}-byte units does not fit`,
       );
     } catch (error) {
-      void this.reader.destroy();
+      detach(this.reader.destroy());
       throw error;
     }
     this.region = context.device.allocate(this.ringBytes, Access.REMOTE_WRITE);
@@ -659,7 +660,7 @@ class Rebuilder {
         answered: (refusal: number) => {
           answer = refusal;
           if (link.up) settle();
-          else void link.destroy('lost').then(settle);
+          else detach(link.destroy('lost').then(settle));
         },
       };
       this.direct.set(op, direct);

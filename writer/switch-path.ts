@@ -18,6 +18,7 @@ import { CREDIT_WORDS, MessageType, Refusal, STRIPE_ACK_WORDS, stripeImm } from 
 import type { StripeSlotLayout } from '../wire/slot-layout.js';
 import { W } from '../wire/unit-header.js';
 import type { StripePath, StripePathOwner } from './stripe-path.js';
+import { detach } from '../wire/front-door.js';
 
 export interface SwitchPathOptions {
   readonly clock: Clock;
@@ -237,7 +238,7 @@ export class SwitchPath implements StripePath {
     if (!this.up) return;
     this.up = false;
     this.heartbeat.stop();
-    void this.channel.destroy(reason);
+    detach(this.channel.destroy(reason));
     this.options.owner.onLost(this, reason);
     this.queueCount = 0;
     for (let tag = 0; tag < this.tagState.length; tag++) {

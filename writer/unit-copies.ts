@@ -6,6 +6,7 @@
  * into its place any more.
  */
 import type { NodeLink, ReadWish } from '../pipeline/node-link.js';
+import { detach } from '../wire/front-door.js';
 
 export class UnitCopies {
   private readonly wanted = new Map<
@@ -38,8 +39,10 @@ export class UnitCopies {
   lost(link: NodeLink): void {
     const ids = [...this.wanted].filter(([, wanted]) => wanted.link === link).map(([id]) => id);
     if (ids.length > 0)
-      void link.destroy('lost').then(() => {
-        for (const id of ids) this.answered(id, false);
-      });
+      detach(
+        link.destroy('lost').then(() => {
+          for (const id of ids) this.answered(id, false);
+        }),
+      );
   }
 }

@@ -10,3 +10,8 @@ export function rethrow(error: unknown): void {
     throw error;
   });
 }
+
+/** Lets work go on that nobody waits for: whatever it rejects with is a bug, and ends the process. */
+export function detach(work: Promise<unknown>): void {
+  work.catch(rethrow);
+}

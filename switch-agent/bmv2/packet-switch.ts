@@ -510,7 +510,7 @@ export class PacketSwitch {
   /** One after the other, in the order of asking. */
   #exclusive<T>(action: () => Promise<T>): Promise<T> {
     const turn = this.#queue.then(action);
-    this.#queue = turn.catch(() => undefined);
+    this.#queue = turn.catch(() => undefined); // whoever asked is told
     return turn;
   }
 

@@ -21,6 +21,7 @@ import { Network, type LinkOptions } from './network.js';
 import { SimRandom } from './random.js';
 import { SimDevice } from './device.js';
 import type { Connection } from './connection.js';
+import { detach } from '../rethrow.js';
 
 export interface SimWorldOptions extends Partial<LinkOptions> {
   readonly seed: number | string;
@@ -116,7 +117,7 @@ export class SimWorld {
         try {
           const isOver = this.#burst(until, end);
           if (isOver === undefined) {
-            void RESOLVED.then(askForTick);
+            detach(RESOLVED.then(askForTick));
             return;
           }
           this.#isRunning = false;
@@ -129,7 +130,7 @@ export class SimWorld {
       const askForTick = (): void => {
         process.nextTick(tick);
       };
-      void RESOLVED.then(askForTick);
+      detach(RESOLVED.then(askForTick));
     });
   }
 

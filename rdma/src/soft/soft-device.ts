@@ -23,7 +23,7 @@ import {
 } from '../device.js';
 import type { PacketSocket, PacketSocketOptions } from '../packets.js';
 import { CQE_WORDS, Opcode } from '../records.js';
-import { rethrow } from '../rethrow.js';
+import { detach, rethrow } from '../rethrow.js';
 import { SoftCoder } from './coder.js';
 import { SoftCodingQueue } from './coding-queue.js';
 import { SoftMemoryRegion } from './memory-region.js';
@@ -370,14 +370,14 @@ export class SoftDevice implements Device {
       case EventType.CONNECTED: {
         const qp = this.#addQueuePair(qpn, transport, text);
         const waiter = this.#settle(id);
-        if (waiter === undefined) void qp.destroy();
+        if (waiter === undefined) detach(qp.destroy());
         else waiter.resolve(event);
         return;
       }
       case EventType.ACCEPTED: {
         const qp = this.#addQueuePair(qpn, transport, text);
         const onConnection = this.#listeners.get(id);
-        if (onConnection === undefined) void qp.destroy();
+        if (onConnection === undefined) detach(qp.destroy());
         else onConnection(qp);
         return;
       }
@@ -409,13 +409,15 @@ export class SoftDevice implements Device {
   #retire(qp: SoftQueuePair): void {
     qp.closed();
     this.ring();
-    void this.#request((id) => this.#native.fence(0, id)).then(() => {
-      this.#targets.delete(qp.qpn);
-      this.#queuePairs--;
-      this.#release();
-      this.#queuePairWaiters.get(qp.qpn)?.();
-      this.#queuePairWaiters.delete(qp.qpn);
-    });
+    detach(
+      this.#request((id) => this.#native.fence(0, id)).then(() => {
+        this.#targets.delete(qp.qpn);
+        this.#queuePairs--;
+        this.#release();
+        this.#queuePairWaiters.get(qp.qpn)?.();
+        this.#queuePairWaiters.delete(qp.qpn);
+      }),
+    );
   }
 
   // ---- control ----

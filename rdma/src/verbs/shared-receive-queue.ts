@@ -70,6 +70,7 @@ export class SharedReceiveQueue {
     if (this.#destroyed !== undefined) return this.#destroyed;
     const destroyed = this.device.destroyReceives(this);
     this.#destroyed = destroyed;
+    // Whoever asked is told; it may be asked again.
     destroyed.catch(() => {
       this.#destroyed = undefined;
     });

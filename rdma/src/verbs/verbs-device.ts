@@ -23,7 +23,7 @@ import {
   RdmaError,
 } from '../device.js';
 import { CQE_WORDS } from '../records.js';
-import { rethrow } from '../rethrow.js';
+import { detach, rethrow } from '../rethrow.js';
 import { COUNTER_NAMES, OPCODE_EVENT } from '../soft/native.js';
 import { type QueuePairOwner, SoftQueuePair as RingQueuePair } from '../soft/queue-pair.js';
 import { SendQueue } from '../soft/send-queue.js';
@@ -112,7 +112,7 @@ export class VerbsDevice implements Device, QueuePairOwner, SharedReceiveQueueOw
         this.#drain();
       });
     } catch (cause) {
-      void this.#coder.close();
+      detach(this.#coder.close());
       throw new RdmaError(
         'ERR_NO_VERBS',
         `Cannot open the verbs device ${options.device ?? ''}: ${(cause as Error).message}`.replace(' :', ':'),
@@ -144,7 +144,7 @@ export class VerbsDevice implements Device, QueuePairOwner, SharedReceiveQueueOw
       this.#regions.set(region.lkey, region);
       return region;
     } catch (cause) {
-      void memory.deregister();
+      detach(memory.deregister());
       throw new RdmaError(
         'ERR_REGISTRATION_REFUSED',
         `Cannot register ${byteLength} bytes with ${this.deviceName}: ${(cause as Error).message}`,
@@ -399,14 +399,14 @@ export class VerbsDevice implements Device, QueuePairOwner, SharedReceiveQueueOw
       case EventType.CONNECTED: {
         const qp = this.#addQueuePair(qpn, text);
         const waiter = this.#settle(id);
-        if (waiter === undefined) void qp.destroy();
+        if (waiter === undefined) detach(qp.destroy());
         else waiter.resolve(event);
         return;
       }
       case EventType.ACCEPTED: {
         const qp = this.#addQueuePair(qpn, text);
         const onConnection = this.#listeners.get(id);
-        if (onConnection === undefined) void qp.destroy();
+        if (onConnection === undefined) detach(qp.destroy());
         else onConnection(qp);
         return;
       }
@@ -445,14 +445,16 @@ export class VerbsDevice implements Device, QueuePairOwner, SharedReceiveQueueOw
     }
     target.closed();
     this.ring();
-    void this.#request((id) => {
-      this.#native.fence(id);
-    }).then(() => {
-      this.#targets[target.qpn] = undefined;
-      this.#queuePairs--;
-      this.#release();
-      this.#tellGone(target.qpn);
-    });
+    detach(
+      this.#request((id) => {
+        this.#native.fence(id);
+      }).then(() => {
+        this.#targets[target.qpn] = undefined;
+        this.#queuePairs--;
+        this.#release();
+        this.#tellGone(target.qpn);
+      }),
+    );
   }
 
   #tellGone(qpn: number): void {
