@@ -63,8 +63,11 @@ export async function down(state: StateDirectory, wiping: boolean): Promise<void
     return;
   }
   state.create();
-  const stopped = await state.locked(() => stopCluster(state));
-  if (wiping) await wipe(state);
+  const stopped = await state.locked(async () => {
+    const ended = await stopCluster(state);
+    if (wiping) await wipe(state);
+    return ended;
+  });
   const words = { ended: 'ended', killed: 'did not end in time, killed', gone: 'was not running' };
   for (const each of stopped) process.stdout.write(`${each.id} ${words[each.how]}\n`);
 }

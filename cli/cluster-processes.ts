@@ -1,5 +1,5 @@
 /** One machine's cluster: the store, one switch, some nodes. `up`, `down` and the demo are made of this. */
-import { existsSync, mkdirSync, rmSync } from 'node:fs';
+import { existsSync, mkdirSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { isEtcdLocation } from '../cluster/etcd-location.js';
 import { listFiles } from '../cluster/files.js';
@@ -234,7 +234,12 @@ async function start(
     },
   );
   const record = { ...started, device };
-  state.record(record);
+  try {
+    state.record(record);
+  } catch (error) {
+    await stopProcess(started.identity, STOP_MS); // nobody could reach it
+    throw error;
+  }
   return record;
 }
 
@@ -258,16 +263,14 @@ export async function stopCluster(
         .map(async (each) => ({ id: each.id, how: await stopProcess(each.identity, graceMs) })),
     );
   const stopped = [...(await stop('repairer')), ...(await stop('switch')), ...(await stop('node'))];
-  if (existsSync(state.path)) state.write([]);
+  state.forget();
   return stopped;
 }
 
 /** Removes everything that a cluster keeps: its keys in an etcd, and what is in its folder. */
 export async function wipe(state: StateDirectory): Promise<void> {
   if (isEtcdLocation(state.cluster)) await removeKeys(state.cluster);
-  state.removeCluster();
-  for (const path of [state.logs, `${state.path}/nodes`, `${state.path}/processes.json`])
-    rmSync(path, { recursive: true, force: true });
+  state.remove();
 }
 
 async function removeKeys(location: string): Promise<void> {

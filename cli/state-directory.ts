@@ -7,20 +7,24 @@
  *   log/n1.out       a process's standard output: its ready line; log/n1.err: its log
  *   started.json     what `up` was last told, for those that are started again one by one
  *   processes.json   the processes that `up` started, for `down` and `status`
- *   lock             held by an `up` or `down` at work
+ *   in-use           empty; locked by an `up`, `down` or other change at work
  *
  * A process is known by boot, pid and start time, so that a stale record, left by a crash or a reboot, is never taken
  * for a process that runs, and no stranger with a reused pid is ever signalled.
  */
-import { linkSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { homedir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { isEtcdLocation } from '../cluster/etcd-location.js';
 import { absoluteLocation } from '../cluster/open-store.js';
 import type { ProcessIdentity } from '../cluster/process-identity.js';
-import { isRunning, ownIdentity } from '../cluster/process-identity.js';
+import { isRunning } from '../cluster/process-identity.js';
 import { holdsStore } from '../cluster/store-files.js';
 import { TartanError, codeOf } from '../wire/errors.js';
+import { localError } from './local-files.js';
+
+/** Of the file that is locked, in the folder. */
+export const LOCK_FILE = 'in-use';
 
 export type ProcessRole = 'switch' | 'node' | 'repairer';
 
@@ -90,14 +94,22 @@ export class StateDirectory {
         `Cannot keep a cluster with its store at ${this.given} in ${this.path}: the cluster there has its ` +
           `store at ${present}; \`tartan down --wipe\` removes it`,
       );
-    writeFileSync(this.locationFile, `${this.given}\n`, { mode: 0o600 });
+    this.replace(this.locationFile, `${this.given}\n`);
   }
 
-  /** Forgets where the store is, and removes it if it is this folder's own. */
-  removeCluster(): void {
-    rmSync(this.ownCluster, { recursive: true, force: true });
-    rmSync(this.locationFile, { force: true });
-    rmSync(this.startedFile, { force: true });
+  /** Removes all that this folder keeps: while locked, or nobody else uses it. */
+  remove(): void {
+    // The lock's own file last: who comes then begins anew.
+    for (const path of [
+      this.ownCluster,
+      this.locationFile,
+      this.startedFile,
+      this.logs,
+      join(this.path, 'nodes'),
+      this.processesFile,
+      this.lockFile,
+    ])
+      rmSync(path, { recursive: true, force: true });
   }
 
   private get kept(): string | undefined {
@@ -127,7 +139,7 @@ export class StateDirectory {
     return join(this.path, 'started.json');
   }
   private get lockFile(): string {
-    return join(this.path, 'lock');
+    return join(this.path, LOCK_FILE);
   }
 
   create(): void {
@@ -156,7 +168,7 @@ export class StateDirectory {
   }
 
   keepStartedWith(options: StartedWith): void {
-    writeFileSync(this.startedFile, `${JSON.stringify(options)}\n`, { mode: 0o600 });
+    this.replace(this.startedFile, `${JSON.stringify(options)}\n`);
   }
 
   /** Every process recorded, whether it still runs or not. */
@@ -201,75 +213,41 @@ export class StateDirectory {
     this.write([...this.processes().filter((each) => each.id !== entry.id), entry]);
   }
 
+  /** @throws {TartanError} ERR_LOCAL_FILE: it can't be written, and what was recorded stays as it was */
   write(processes: readonly ProcessRecord[]): void {
-    const partial = `${this.processesFile}.${process.pid}`;
-    writeFileSync(partial, `${JSON.stringify({ version: 1, processes }, undefined, 1)}\n`, { mode: 0o600 });
-    renameSync(partial, this.processesFile);
+    this.replace(this.processesFile, `${JSON.stringify({ version: 1, processes }, undefined, 1)}\n`);
+  }
+
+  /** That none runs: on a disk that is full, too. */
+  forget(): void {
+    rmSync(this.processesFile, { force: true });
+  }
+
+  private replace(path: string, text: string): void {
+    const partial = `${path}.${process.pid}`;
+    try {
+      writeFileSync(partial, text, { mode: 0o600, flush: true } as Parameters<typeof writeFileSync>[2]);
+      renameSync(partial, path);
+    } catch (error) {
+      rmSync(partial, { force: true });
+      throw localError(`Cannot write ${path}`, error);
+    }
   }
 
   /**
-   * Runs `action` while no other `up` or `down` works on this folder. A lock whose holder is gone is taken over.
+   * Runs `action` while no other `up` or `down` works on this folder. The lock ends with its process.
    *
-   * @throws {TartanError} ERR_IN_USE while its holder runs
+   * @throws {TartanError} ERR_IN_USE while another holds it
    */
   async locked<T>(action: () => Promise<T>): Promise<T> {
-    this.lock();
+    const { lockPath } = await import('../cluster/process-lock.js');
+    const lock = lockPath(this.lockFile);
+    if ('heldBy' in lock)
+      throw new TartanError('ERR_IN_USE', `Cannot change the cluster at ${this.path}: ${lock.heldBy} is working on it`);
     try {
       return await action();
     } finally {
-      rmSync(this.lockFile, { force: true });
-    }
-  }
-
-  private lock(): void {
-    const own = join(this.path, `lock.${process.pid}`);
-    // Written beside and linked: a lock that exists is complete, also when its writer dies.
-    writeFileSync(own, JSON.stringify(ownIdentity()), { mode: 0o600 });
-    try {
-      for (let attempt = 0; attempt < 8; attempt++) {
-        try {
-          linkSync(own, this.lockFile);
-          return;
-        } catch (error) {
-          if (codeOf(error) !== 'EEXIST') throw error;
-        }
-        const holder = this.lockHolder();
-        if (holder !== undefined && isRunning(holder))
-          throw new TartanError(
-            'ERR_IN_USE',
-            `Cannot change the cluster at ${this.path}: process ${holder.pid} is working on it`,
-          );
-        this.removeStale(`${own}.stale`, holder);
-      }
-    } finally {
-      rmSync(own, { force: true });
-    }
-    throw new TartanError('ERR_IN_USE', `Cannot lock ${this.path}: others keep taking the lock`);
-  }
-
-  /** Of two that find the lock stale, the slower may move the faster one's new lock: then it puts that back. */
-  private removeStale(aside: string, holder: ProcessIdentity | undefined): void {
-    try {
-      renameSync(this.lockFile, aside);
-    } catch {
-      return;
-    }
-    const moved = this.lockHolder(aside);
-    if (moved !== undefined && isRunning(moved) && moved.pid !== holder?.pid) {
-      try {
-        linkSync(aside, this.lockFile);
-      } catch {
-        /* a third took it meanwhile */
-      }
-    }
-    rmSync(aside, { force: true });
-  }
-
-  private lockHolder(path = this.lockFile): ProcessIdentity | undefined {
-    try {
-      return JSON.parse(readFileSync(path, 'utf8')) as ProcessIdentity;
-    } catch {
-      return undefined;
+      lock.release();
     }
   }
 }

@@ -265,7 +265,7 @@ export function asUnavailable(dir: string, attempt: string, error: unknown): Err
   );
 }
 
-function oneLine(error: unknown): string {
+export function oneLine(error: unknown): string {
   return (error instanceof Error ? error.message : String(error)).split('\n')[0]!;
 }
 

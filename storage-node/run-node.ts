@@ -61,7 +61,7 @@ export async function runStorageNode(settings: StorageNodeSettings): Promise<Run
       `Cannot listen on ${host}: beyond loopback a cluster secret is required (TARTAN_SECRET or --secret-file)`,
     );
   // Closed in the opposite order, whether this start fails or the node stops.
-  const opened: (() => Promise<void>)[] = [];
+  const opened: (() => void | Promise<void>)[] = [];
   const closeAll = async (): Promise<void> => {
     for (let close = opened.pop(); close !== undefined; close = opened.pop()) await close();
   };
@@ -71,8 +71,10 @@ export async function runStorageNode(settings: StorageNodeSettings): Promise<Run
     const device = openDevice(settings.device ?? 'soft', { name: id, host, log });
     opened.push(() => device.close());
     const path = isDirectory(settings.path) ? join(settings.path, 'units') : settings.path;
-    const lock = await lockStore(path);
-    opened.push(() => lock.release());
+    const lock = lockStore(path);
+    opened.push(() => {
+      lock.release();
+    });
     const probe = device.allocate(BLOCK_BYTES);
     const disk = await openFileDisk(path, {
       create: true,

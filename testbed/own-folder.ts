@@ -5,6 +5,7 @@
  */
 import { existsSync, lstatSync, mkdirSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { LOCK_FILE } from '../cli/state-directory.js';
 import { TestbedError } from './errors.js';
 
 /** Lies in every folder that a testbed has taken. */
@@ -36,5 +37,5 @@ export function leaveFolder(path: string): void {
 
 /** What lies in it, but for the mark and the lock. */
 export function contentsOf(path: string): string[] {
-  return readdirSync(path).filter((name) => name !== MARK && !name.startsWith('lock'));
+  return readdirSync(path).filter((name) => name !== MARK && name !== LOCK_FILE);
 }

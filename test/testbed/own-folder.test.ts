@@ -9,7 +9,7 @@ t.test('a new folder is nobody else’s, and is taken again with what a testbed 
   takeFolder(path);
   t.equal(statSync(path).mode & 0o777, 0o700);
   writeFileSync(join(path, 'processes.json'), '{}');
-  writeFileSync(join(path, 'lock'), '');
+  writeFileSync(join(path, 'in-use'), '');
   takeFolder(path);
   t.same(contentsOf(path), ['processes.json']);
   leaveFolder(path);
