@@ -1,12 +1,13 @@
 /** Starting and ending the cluster's processes. They say on standard output, in one JSON line, that they are ready. */
 import { spawn, spawnSync } from 'node:child_process';
-import { closeSync, openSync, readFileSync } from 'node:fs';
+import { closeSync, openSync, readFileSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { ProcessIdentity } from '../cluster/process-identity.js';
 import { isRunning, ownIdentity } from '../cluster/process-identity.js';
 import { errorFromPeer, TartanError } from '../wire/errors.js';
+import { localError } from './local-files.js';
 import type { ProcessRecord, ProcessRole } from './state-directory.js';
 
 const READY_MS = 30_000;
@@ -47,8 +48,7 @@ const SCRIPTS = {
 export async function startChild(spec: ChildSpec, onSpawned: (record: ProcessRecord) => void): Promise<ProcessRecord> {
   const output = join(spec.logs, `${spec.id}.out`),
     errors = join(spec.logs, `${spec.id}.err`);
-  const out = openSync(output, 'w', 0o600),
-    err = openSync(errors, 'w', 0o600);
+  const { out, err } = openLogs(spec.id, output, errors);
   const script = fileURLToPath(new URL(SCRIPTS[spec.role], import.meta.url));
   const command = [...(spec.prefix ?? []), process.execPath, '--enable-source-maps', script, ...spec.args];
   if (spec.dependent === true && canDieWithParent()) command.unshift('setpriv', '--pdeathsig', 'KILL');
@@ -86,7 +86,12 @@ export async function startChild(spec: ChildSpec, onSpawned: (record: ProcessRec
     controlPort: 0,
     metricsPort: 0,
   };
-  onSpawned(record);
+  try {
+    onSpawned(record);
+  } catch (error) {
+    await stopProcess(record.identity, 0); // one that nobody knows of would run for ever
+    throw error;
+  }
 
   const readyMs = spec.readyMs ?? READY_MS;
   const deadline = performance.now() + readyMs;
@@ -102,6 +107,20 @@ export async function startChild(spec: ChildSpec, onSpawned: (record: ProcessRec
       );
     }
     await delay(POLL_MS);
+  }
+}
+
+/** @throws {TartanError} ERR_LOCAL_FILE: on a full disk nobody would hear that it is ready */
+function openLogs(id: string, output: string, errors: string): { readonly out: number; readonly err: number } {
+  const opened: number[] = [];
+  try {
+    for (const path of [output, errors]) opened.push(openSync(path, 'w', 0o600));
+    // The block of this empty line has room for the ready line, however full the disk is by then.
+    writeSync(opened[0]!, '\n');
+    return { out: opened[0]!, err: opened[1]! };
+  } catch (error) {
+    for (const file of opened) closeSync(file);
+    throw localError(`Cannot start ${id}, whose log is ${errors}`, error);
   }
 }
 

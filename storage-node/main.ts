@@ -7,6 +7,7 @@ import { parseArgs } from 'node:util';
 import { pino } from 'pino';
 import { codeOf } from '../wire/errors.js';
 import { detach, endOnBugs } from '../wire/front-door.js';
+import { logOutput } from '../wire/log-output.js';
 import { runStorageNode, type StorageNodeSettings } from './run-node.js';
 
 const USAGE =
@@ -71,7 +72,7 @@ function settingsFrom(args: string[]): Omit<StorageNodeSettings, 'log' | 'onDisp
 
 async function main(): Promise<void> {
   const settings = settingsFrom(process.argv.slice(2));
-  const logger = pino({ name: `node-${settings.id}` }, process.stderr);
+  const logger = pino({ name: `node-${settings.id}` }, logOutput());
   endOnBugs((message) => {
     logger.fatal(message);
   });

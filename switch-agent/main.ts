@@ -9,6 +9,7 @@ import { serveControl } from '../wire/control.js';
 import { TartanError, codeOf } from '../wire/errors.js';
 import { detach, endOnBugs } from '../wire/front-door.js';
 import { isLoopback } from '../wire/loopback.js';
+import { logOutput } from '../wire/log-output.js';
 import { packetTarget } from './bmv2/target.js';
 import { serveMetrics } from './metrics.js';
 import { softTarget } from './soft-target.js';
@@ -109,7 +110,7 @@ function settingsFrom(args: string[]): Settings {
 
 async function run(settings: Settings): Promise<void> {
   const { id, host, secret } = settings;
-  const logger = pino({ name: `switch-${id}` }, process.stderr);
+  const logger = pino({ name: `switch-${id}` }, logOutput());
   endOnBugs((message) => {
     logger.fatal(message);
   });

@@ -8,6 +8,8 @@ import { readFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 import { pino } from 'pino';
 import { codeOf } from '../../wire/errors.js';
+import { endOnBugs } from '../../wire/front-door.js';
+import { logOutput } from '../../wire/log-output.js';
 import { connect } from '../../writer/index.js';
 
 const USAGE =
@@ -49,7 +51,10 @@ async function main(): Promise<void> {
     values['secret-file'] === undefined
       ? process.env['TARTAN_SECRET']
       : readFileSync(values['secret-file'], 'utf8').trim();
-  const logger = pino({ name: id }, process.stderr);
+  const logger = pino({ name: id }, logOutput());
+  endOnBugs((message) => {
+    logger.fatal(message);
+  });
   const stopper = new AbortController();
   const [downOutMs, settleMs, scrubMs, bytesPerSecond] = [
     ms('down-out'),
