@@ -8,6 +8,7 @@ import {
   testsOf,
   unansweredPromises,
   usesOf,
+  wallClockSleeps,
   withoutComments,
 } from './tidy-rules.js';
 
@@ -90,4 +91,21 @@ t.test('comments are taken out, addresses in texts are not', async (t) => {
     withoutComments("const at = 'http://here'; // there\n// gone\n/* gone\n   too */\n").trim(),
     "const at = 'http://here';",
   );
+});
+
+t.test('a wait for a time without a reason is found, a poll is not', (t) => {
+  const faults = (...lines: string[]): number => wallClockSleeps('test/a.test.ts', lines.join('\n')).length;
+  t.equal(faults('  await pause(100);'), 1);
+  t.equal(faults('  await delay(2 * DEADLINE_MS);', "  t.equal(told, 1, 'nothing more');"), 1);
+  t.equal(faults('  await new Promise((resolve) => setTimeout(resolve, 20));'), 1);
+  t.equal(faults('  await pause(100); // A slow reader.'), 0);
+  t.equal(faults('  // A slow reader.', '  await pause(100);'), 0);
+  t.equal(faults('while (!done()) await sleep(5);'), 0);
+  t.equal(faults('  for (;;) {', '    if (done()) return;', '    await sleep(5);', '  }'), 0);
+  t.equal(
+    faults('for (const each of cases) {', '  t.test(each, async () => {', '    await sleep(5);', '  });', '}'),
+    1,
+  );
+  t.equal(faults("  await sleep(cluster.clock('test'), 5);"), 0, 'virtual time');
+  t.end();
 });

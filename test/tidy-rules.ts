@@ -38,6 +38,30 @@ export function unansweredPromises(path: string, text: string): string[] {
   });
 }
 
+/**
+ * Waits of so many milliseconds of the machine's own time: "nothing has happened yet" is no proof on a slow machine, so
+ * a test waits for events and counts them. Allowed are polls (a loop around the wait), and whatever a comment on the
+ * line or the one above gives a reason for.
+ */
+export function wallClockSleeps(path: string, text: string): string[] {
+  const lines = text.split('\n');
+  const depth = (line: string): number => line.search(/\S/);
+  return lines.flatMap((line, i) => {
+    if (!/await (pause|delay|sleep)\([\w.*/+ ?:]+\)|await new Promise\(.*setTimeout\(/.test(line)) return [];
+    if (/\/\/|^\s*\*/.test(line) || /^\s*\/\//.test(lines[i - 1] ?? '')) return [];
+    let least = depth(line);
+    if (/\b(for|while) \(/.test(line)) return [];
+    for (let j = i - 1; j >= 0 && least > 0; j--) {
+      const above = lines[j]!;
+      if (above.trim() === '' || depth(above) >= least) continue;
+      least = depth(above);
+      if (/^\s*(for|while|do)\b/.test(above)) return [];
+      if (/=> \{$|=>$|\bfunction\b/.test(above)) break;
+    }
+    return [`${path}:${i + 1}: waits for a time, and nothing says why not for an event`];
+  });
+}
+
 /** What is wrong with the tests of a file. */
 export function testFaults(path: string, text: string): string[] {
   const code = withoutComments(text);

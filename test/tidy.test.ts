@@ -4,7 +4,15 @@
 import t from 'tap';
 import { existsSync, readFileSync, readdirSync } from 'node:fs';
 import { basename, dirname, join, relative, resolve } from 'node:path';
-import { deadExports, longLines, MOST_COLUMNS, testFaults, unansweredPromises, usesOf } from './tidy-rules.js';
+import {
+  deadExports,
+  longLines,
+  MOST_COLUMNS,
+  testFaults,
+  unansweredPromises,
+  usesOf,
+  wallClockSleeps,
+} from './tidy-rules.js';
 
 const root = resolve(import.meta.dirname, '..');
 const SKIPPED_FOLDERS = new Set([
@@ -211,6 +219,18 @@ t.test('every promise is awaited, detached, or said to be safe to forget', async
     typescript.filter((path) => !path.startsWith('test/')).flatMap((path) => unansweredPromises(path, read(path))),
     [],
   );
+});
+
+t.test('a test waits for events, not for a time', (t) => {
+  // Those of the simulation wait in its own time; the soak and the benchmarks are none.
+  const elsewhere = /^test\/(simulation|soak|bench|tidy-rules\.test|rdma\/soft\.test)\b/;
+  t.same(
+    typescript
+      .filter((path) => path.startsWith('test/') && !elsewhere.test(path))
+      .flatMap((path) => wallClockSleeps(path, read(path))),
+    [],
+  );
+  t.end();
 });
 
 t.test(`no line of source is longer than ${MOST_COLUMNS} columns`, async (t) => {

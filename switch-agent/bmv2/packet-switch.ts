@@ -60,7 +60,7 @@ export class PacketSwitch {
   readonly #options: PacketSwitchOptions;
   readonly #book: GroupBook;
   readonly #counters = new PacketCounters();
-  readonly #counts = { pipelinesPushed: 0, entriesWritten: 0, reconciliations: 0, sessions: 0 };
+  readonly #counts = { looks: 0, pipelinesPushed: 0, entriesWritten: 0, reconciliations: 0, sessions: 0 };
   /** What the switch should run, and what it was last seen to run. */
   #wanted: Artefact;
   #running: Artefact | undefined;
@@ -201,7 +201,7 @@ export class PacketSwitch {
   /** By metric name; asks the switch for what it counted, as far as it answers. */
   async counters(): Promise<Record<string, number>> {
     await this.#exclusive(() => this.#readCounters());
-    const { pipelinesPushed, entriesWritten, reconciliations, sessions } = this.#counts;
+    const { looks, pipelinesPushed, entriesWritten, reconciliations, sessions } = this.#counts;
     return {
       ...this.#counters.totals(),
       tartan_switch_groups: this.#book.size,
@@ -209,6 +209,7 @@ export class PacketSwitch {
       tartan_switch_entries_written: entriesWritten,
       tartan_switch_reconciliations: reconciliations,
       tartan_switch_controller_sessions: sessions,
+      tartan_switch_looks: looks,
       tartan_switch_primary: this.#controller?.primary === true ? 1 : 0,
       tartan_switch_programmable: this.state === 'programmable' ? 1 : 0,
       tartan_switch_map_epoch: this.map?.epoch ?? 0,
@@ -267,6 +268,7 @@ export class PacketSwitch {
         this.#note(`controls the switch at ${address}`);
         while (!this.#isStopping && controller.ended === undefined) {
           await this.#exclusive(() => this.#tend(controller));
+          this.#counts.looks++;
           if (controller.electionId > electionId) electionId = controller.electionId;
           await this.#pause(deadlineMs / 4);
         }

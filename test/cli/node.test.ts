@@ -12,6 +12,7 @@ import { RepairHold, percentOf, readRepair } from '../../cluster/repair-hold.js'
 import { MemoryCluster } from '../../cluster/memory-store.js';
 import { realClock } from '../../wire/clock.js';
 import { randomBytes } from '../random-bytes.js';
+import { until } from '../until.js';
 
 const MAIN = resolve(import.meta.dirname, '../../dist/cli/main.js');
 
@@ -23,14 +24,6 @@ interface NodeRow {
   readonly present: boolean;
   readonly store: string;
   readonly pid: number | null;
-}
-
-/** The whole suite's limit is the only one. */
-async function until(isSo: () => Promise<boolean>): Promise<void> {
-  while (!(await isSo()))
-    await new Promise((done) => {
-      setTimeout(done, 20);
-    });
 }
 
 async function cluster(t: Test, nodes: number) {
@@ -105,7 +98,7 @@ t.test(
     t.equal(after[1]!.state, 'up');
     process.kill(after[2]!.pid!, 'SIGKILL');
     // The map calls it up until somebody needs it; that its lease is gone is enough.
-    await store((open) => until(async () => !(await presentNodes(open)).has('n3')));
+    await store((open) => until(async () => !(await presentNodes(open)).has('n3'), 'the end of its lease'));
     t.same([await sha('a'), await sha('b')], [first, second], 'read without n3, so from what n2 was given');
     const refused = await run('node', 'replace', 'n1');
     t.equal(refused.status, 1);
@@ -172,7 +165,10 @@ t.test('a node is drained while files are read and written, removed, and another
   );
   const draining = well('node', 'drain', 'n2', '--rate', '400KB');
   await store((open) =>
-    until(async () => (await readMap(open)).nodes.some(({ id, leaving }) => id === 'n2' && leaving === true)),
+    until(
+      async () => (await readMap(open)).nodes.some(({ id, leaving }) => id === 'n2' && leaving === true),
+      'the drain to begin',
+    ),
   );
   const wide = await put('wide', 700_000, 'xor(2+1)');
   t.equal(await sha('old'), old, 'read meanwhile');
@@ -219,7 +215,7 @@ t.test(
     t.teardown(() => {
       slow.kill('SIGKILL');
     });
-    await store((open) => until(async () => (await readRepair(open)) !== undefined));
+    await store((open) => until(async () => (await readRepair(open)) !== undefined, 'the rebuild'));
     t.match(
       await well('status'),
       new RegExp(
@@ -240,7 +236,7 @@ t.test(
     t.equal((await list())[1]!.state, 'up', 'n2 goes on with the store it had');
     slow.kill('SIGKILL');
     await ended;
-    await store((open) => until(async () => (await readRepair(open)) === undefined));
+    await store((open) => until(async () => (await readRepair(open)) === undefined, 'the end of the rebuild'));
     const rest = JSON.parse(await well('rebuild', '--json')) as {
       unitsRestored: number;
       unitsMissing: number;

@@ -3,8 +3,9 @@
  * too, is killed.
  */
 import t from 'tap';
-import { RunningCluster, finish, pause, pour, readAll } from '../stories/running-cluster.js';
+import { RunningCluster, finish, pour, readAll } from '../stories/running-cluster.js';
 import { randomBytes } from '../random-bytes.js';
+import { until } from '../until.js';
 
 interface Status {
   readonly repair?: {
@@ -25,14 +26,6 @@ interface NodeRow {
 }
 
 const UP = ['--nodes', '4', '--size', '256MiB', '--ring-memory', '64MiB'];
-
-async function within(seconds: number, what: string, holds: () => Promise<boolean>): Promise<void> {
-  for (let i = 0; i < seconds * 4; i++) {
-    if (await holds()) return;
-    await pause(250);
-  }
-  throw new Error(`${seconds} s have passed, and not: ${what}`);
-}
 
 t.test(
   'a node is killed for good: a spare takes its shares by itself, also when the repairer is killed amid; then ' +
@@ -78,7 +71,7 @@ t.test(
 
     cluster.signal('n2', 'SIGKILL');
     let seen: Status = {};
-    await within(60, 'the repairer is at it', async () => ((seen = await status()).repair?.bytesRestored ?? 0) > 0);
+    await until(async () => ((seen = await status()).repair?.bytesRestored ?? 0) > 0, 'the repairer is at it');
     t.match(seen.repair, { what: 'rebuild', pid: cluster.record('r1').identity.pid });
     t.match(
       await cluster.tartan('status'),
@@ -87,8 +80,8 @@ t.test(
     cluster.signal('r1', 'SIGKILL');
     t.ok((await list())[1]!.files > 0, 'not everything had moved');
     await cluster.newRepairer(['--down-out', '2', '--settle', '1', '--scrub-interval', '0']);
-    await within(90, 'n2 holds nothing any more', async () => (await list())[1]!.files === 0);
-    await within(30, 'the spare is a member', async () => (await list())[4]!.purpose === 'member');
+    await until(async () => (await list())[1]!.files === 0, 'n2 holds nothing any more');
+    await until(async () => (await list())[4]!.purpose === 'member', 'the spare is a member');
     t.match(await cluster.tartan('node', 'remove', 'n2'), /^n2 is removed/);
     const reports = JSON.parse(await cluster.tartan('rebuild', '--json')) as {
       unitsMissing: number;
@@ -137,11 +130,10 @@ t.test('damage that nobody reads is found by a scrub that comes by itself', asyn
   await pour(writer, randomBytes(2_000_000));
   await finish(writer);
   let seen: Status = {};
-  await within(
-    60,
-    'a scrub has seen it',
+  await until(
     async () =>
       ((seen = JSON.parse(await cluster.tartan('status', '--json')) as Status).scrub?.last.unitsChecked ?? 0) > 0,
+    'a scrub has seen it',
   );
   t.match(seen.scrub, { last: { files: 1, unitsChecked: 48, unitsDamaged: 0, stripesLost: 0 } });
   t.match(

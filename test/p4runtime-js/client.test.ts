@@ -268,7 +268,7 @@ t.test('a long batch of large updates goes in requests that a server takes, and 
   t.test('who takes long over what was read is not late', async (t) => {
     const slow = await connectedTo(t, server, { deadlineMs: 1000 });
     let read = 0;
-    for await (const _ of slow.read(allMulticastGroups())) if (read++ === 0) await delay(1500);
+    for await (const _ of slow.read(allMulticastGroups())) if (read++ === 0) await delay(1500); // A slow reader.
     t.equal(read, 90);
   });
 

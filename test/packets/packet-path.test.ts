@@ -19,6 +19,7 @@ import { Refusal } from '../../wire/ring-messages.js';
 import { stripeSlotLayout } from '../../wire/slot-layout.js';
 import type { ClientContext } from '../../writer/context.js';
 import { PacketPath } from '../../writer/packet-path.js';
+import { until } from '../until.js';
 
 const HOST = '127.0.0.1',
   TAGS = 8,
@@ -49,6 +50,9 @@ class Rig {
   map = { epoch: EPOCH, changes: 1, nodes: [], switches: [] } as unknown as ClusterMap;
   slotsAtNodes = 4;
   takesPackets = true;
+  /** Longer than any machine is slow; short where silence is waited for. */
+  deadlineMs = 60_000;
+  askedInVain = 0;
   readonly posted: { tag: number; group: number; units: number; chunkBytes: number }[] = [];
   readonly cancelled: number[] = [];
   readonly settled: Settled[] = [];
@@ -99,8 +103,10 @@ class Rig {
           status: no,
           openGroups: ({ mapEpoch, sets }) => {
             if (this.refuses !== undefined) throw this.refuses;
-            if (mapEpoch !== this.agentEpoch)
+            if (mapEpoch !== this.agentEpoch) {
+              this.askedInVain++;
               throw new TartanError('ERR_STALE_MAP', `the agent is at ${this.agentEpoch}`);
+            }
             this.asked.push({ mapEpoch, sets: sets.map(({ nodes }) => nodes) });
             return { groups: sets.map(() => this.nextGroup++), mapEpoch };
           },
@@ -154,11 +160,14 @@ class Rig {
         };
       },
     } as unknown as PacketLanes;
+    const deadlineMs = (): number => this.deadlineMs;
     const context = {
       clock: realClock,
       hub: { wake: () => undefined },
       heartbeatMs: 20,
-      deadlineMs: 400,
+      get deadlineMs() {
+        return deadlineMs();
+      },
       secret: undefined,
     } as unknown as ClientContext;
     this.path = await PacketPath.open(entry, {
@@ -226,10 +235,6 @@ async function withRig(body: (rig: Rig) => Promise<void>): Promise<void> {
   } finally {
     await rig.end();
   }
-}
-
-async function until(condition: () => boolean): Promise<void> {
-  while (!condition()) await new Promise((resolve) => setTimeout(resolve, 5));
 }
 
 void t.test(
@@ -321,9 +326,9 @@ void t.test('a lost node, a new map and a lost path settle what waits for them',
     path.remap(rig.map);
     rig.written(0);
     t.same(rig.settled.slice(1), [{ tag: 0, refusal: Refusal.STALE_MAP, unit: 0, mapEpoch: EPOCH + 1 }]);
-    await new Promise((resolve) => setTimeout(resolve, 80));
+    await until(() => rig.askedInVain > 1, 'the agent to be asked too early');
     rig.agentEpoch = EPOCH + 1;
-    await until(() => path.usable);
+    await until(() => path.usable, 'a usable path');
     rig.send(2, 4);
     t.equal(rig.posted.at(-1)!.group, 111, 'a group of the new map');
     path.close('for the test');
@@ -338,13 +343,15 @@ void t.test('a program that falls silent, or is changed for another, loses the p
   withRig(async (rig) => {
     await rig.open();
     rig.answersProbes = false;
-    await until(() => rig.lost.length > 0);
+    rig.deadlineMs = 400;
+    await until(() => rig.lost.length > 0, 'the loss');
     t.match(rig.lost[0], /has not answered a probe/);
     rig.answersProbes = true;
+    rig.deadlineMs = 60_000;
     await rig.path.destroy('again');
     await rig.open();
     rig.cookie = 78n;
-    await until(() => rig.lost.length > 1);
+    await until(() => rig.lost.length > 1, 'the second loss');
     t.match(rig.lost[1], /changed for another/);
     await rig.path.destroy('again');
     await rig.open();
@@ -384,6 +391,7 @@ void t.test('what cannot be served is refused with its reason', (t) =>
     await refusal(t, 'ERR_CAPACITY', 'a code that the program does not compute');
     rig.file = { ...rig.file, code: 'rs(4,2)' };
     rig.answersProbes = false;
+    rig.deadlineMs = 400;
     await refusal(t, 'ERR_CONNECT', 'nobody answers');
   }),
 );

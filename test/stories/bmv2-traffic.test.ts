@@ -208,7 +208,7 @@ t.test(
       const receiver = network.spawn('n3', running('iperf3', '--server', '--one-off', '--port', '5201'));
       receiver.stdout!.resume();
       try {
-        await pause(500);
+        await pause(500); // They print nothing when they are ready.
         await worker.call('beginTimeline', { access, file, sampleMs: 50 });
         const stripe = hex(
           stripePacket(makeStripe(2, 1, UNIT_BYTES, new Uint8Array(2 * UNIT_BYTES).fill(7)), 1, 0, CHUNK_BYTES),
@@ -264,7 +264,7 @@ t.test('traffic that is not ours does not notice that the program is swapped', {
       `const s = require('node:dgram').createSocket('udp4'); s.on('message', (m, { port, address }) => ` +
         's.send(m, port, address)); s.bind(9000);',
     );
-    await pause(500);
+    await pause(500); // They print nothing when they are ready.
     const client = network.spawn(
       'w1',
       `const s = require('node:dgram').createSocket('udp4'); let sent = 0, received = 0;

@@ -156,7 +156,7 @@ void t.test(
             await network.program('load');
             await network.until('programmable again', ({ switches }) => switches[0]?.state === 'programmable');
           }
-          await pause(1000);
+          await pause(1000); // The write goes on.
         },
         ['n2'],
       );
@@ -183,15 +183,15 @@ void t.test('BMv2 is killed and restarted while a file is written', { skip: noSt
       network,
       { name: 'killed', code: 'xor(2+1)', unitBytes: 16384 },
       async () => {
-        await pause(1000);
+        await pause(1000); // The write goes on.
         await network.killBmv2();
-        await pause(500);
+        await pause(500); // The write goes on.
         await network.startBmv2();
         await network.until(
           'programmable again',
           ({ switches, nodes }) => switches[0]?.state === 'programmable' && nodes.every(({ state }) => state === 'up'),
         );
-        await pause(2000);
+        await pause(2000); // The write goes on.
       },
       ['n1'],
     );
@@ -213,12 +213,12 @@ void t.test(
         network,
         { name: 'agent', code: 'xor(2+1)', unitBytes: 16384 },
         async () => {
-          await pause(800);
+          await pause(800); // The write goes on.
           await network.kill('s1');
-          await pause(1000);
+          await pause(1000); // The write goes on.
           await network.start('s1');
           await network.until('programmable again', ({ switches }) => switches[0]?.state === 'programmable');
-          await pause(1500);
+          await pause(1500); // The write goes on.
         },
         ['n3'],
       );
@@ -230,12 +230,12 @@ void t.test(
 void t.test('a node is killed and restarted while a file is written', { skip: noStories }, async (t) => {
   await Bmv2Network.use({ nodes: 4, artefact: 'parity-k2-9000', durability: 'sync' }, async (network) => {
     await story(t, network, { name: 'node', code: 'xor(2+1)', unitBytes: 16384 }, async () => {
-      await pause(800);
+      await pause(800); // The write goes on.
       await network.kill('n2');
-      await pause(3000);
+      await pause(3000); // The write goes on.
       await network.start('n2');
       await network.until('up again', ({ nodes }) => nodes.every(({ state }) => state === 'up'));
-      await pause(1500);
+      await pause(1500); // The write goes on.
     });
   });
 });

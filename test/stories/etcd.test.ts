@@ -3,6 +3,7 @@ import t, { type Test } from 'tap';
 import { TartanError, codeOf } from '../../wire/errors.js';
 import { etcdMissing, EtcdServer } from '../cluster/etcd-server.js';
 import { RunningCluster, finish, fresh, pause, pour, readAll } from './running-cluster.js';
+import { until } from '../until.js';
 
 /** The nodes' leases are of 5 s: the outage outlasts them. The long form is the minute that is promised. */
 const OUTAGE_MS = process.env['TARTAN_LONG'] === '1' ? 60_000 : 8_000;
@@ -15,14 +16,6 @@ async function start(t: Test): Promise<{ etcd: EtcdServer; cluster: RunningClust
   t.teardown(() => cluster.end());
   await cluster.up();
   return { etcd, cluster, location };
-}
-
-async function until(condition: () => Promise<boolean>, what: string): Promise<void> {
-  for (let i = 0; i < 1200; i++) {
-    if (await condition()) return;
-    await pause(50);
-  }
-  throw new Error(`waited a minute for ${what}`);
 }
 
 void t.test(
@@ -54,7 +47,7 @@ void t.test(
     // All but a short tail, which waits for more, or for a flush.
     const stripe = 2 * 65536,
       acknowledged = Math.floor((times * piece.length) / stripe) * stripe;
-    await until(() => Promise.resolve(writer.progress.acknowledgedBytes >= acknowledged), 'the acknowledgements');
+    await until(() => writer.progress.acknowledgedBytes >= acknowledged, 'the acknowledgements');
     await writer.flush();
     t.equal(writer.progress.acknowledgedBytes, times * piece.length, 'durable, though readers can not be told yet');
     t.equal(writer.parityMode, 'switch');

@@ -6,17 +6,10 @@ import { readFileSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import type { FileWriter } from '../../writer/index.js';
 import { RunningCluster, finish, fresh, pause, pour, readAll } from './running-cluster.js';
+import { until } from '../until.js';
 
 const LONG = process.env['TARTAN_LONG'] === '1';
 const ROUNDS = LONG ? 10 : 3;
-
-async function until(condition: () => boolean, what: string): Promise<void> {
-  for (let i = 0; i < 6000; i++) {
-    if (condition()) return;
-    await pause(10);
-  }
-  throw new Error(`waited a minute for ${what}`);
-}
 
 /** Pours the same piece again and again until told to stop. @returns how many times */
 async function pourUntil(writer: FileWriter, piece: Buffer, stop: () => boolean): Promise<number> {

@@ -9,6 +9,7 @@ import { PacketSwitch } from '../../switch-agent/bmv2/packet-switch.js';
 import { parsePortMap } from '../../switch-agent/bmv2/port-map.js';
 import { realClock } from '../../wire/clock.js';
 import type { ProbeBody } from '../../wire/packet-header.js';
+import { until } from '../until.js';
 
 export const SERVICE = { host: '10.0.0.254', mac: '02:00:00:00:00:fe' };
 export const HOSTS = [1, 2, 3, 4, 5].map((n) => ({ host: `10.0.0.${n}`, mac: `02:00:00:00:00:0${n}`, port: n }));
@@ -221,7 +222,7 @@ export function stories(t: Test, makeRig: () => Promise<Rig>): void {
       await t.rejects(switchAgent.load('nonsense'), { code: 'ERR_ARGUMENT' });
       await switchAgent.unload();
       const next = await restartAgent('forwarding');
-      await delay(2 * DEADLINE_MS);
+      await looks(next);
       t.equal(next.state, 'forwarding', 'nobody asked for the program');
       await next.load('parity');
       t.equal(next.state, 'programmable');
@@ -297,19 +298,16 @@ export function stories(t: Test, makeRig: () => Promise<Rig>): void {
             (await second.counters())['tartan_switch_primary'],
           ].join();
       await until(async () => (await who()) === '0,1', 'the first is backup');
-      await delay(DEADLINE_MS);
+      await Promise.all([looks(switchAgent), looks(second)]);
       t.equal(await who(), '0,1', 'and does not fight');
       await rig.kill();
-      await until(
-        () => Promise.resolve(switchAgent.state === 'down' && second.state === 'down'),
-        'both see that it is gone',
-      );
+      await until(() => switchAgent.state === 'down' && second.state === 'down', 'both see that it is gone');
       await rig.restart();
       await until(
         async () => (await who()) === '0,1' && (await readMap(store)).switches[0]?.state === 'programmable',
         'as before',
       );
-      await delay(DEADLINE_MS);
+      await Promise.all([looks(switchAgent), looks(second)]);
       t.equal(await who(), '0,1', 'for good');
       await second.stop();
       await until(
@@ -346,7 +344,7 @@ export function stories(t: Test, makeRig: () => Promise<Rig>): void {
     plane.isSilent = false;
     plane.lateMs = DEADLINE_MS / 2;
     await until(async () => (await readMap(store)).switches[0]?.state === 'programmable', 'programmable');
-    await delay(4 * DEADLINE_MS);
+    await looks(switchAgent);
     t.same(states, ['forwarding', 'programmable']);
     t.match(await switchAgent.counters(), { tartan_switch_pipelines_pushed: 1 }, 'it had its program all the time');
   });
@@ -357,15 +355,22 @@ export function stories(t: Test, makeRig: () => Promise<Rig>): void {
     plane.isSilent = true;
     const next = await restartAgent('forwarding');
     await until(async () => (await next.counters())['tartan_switch_pipelines_pushed'] === 1, 'pushed');
-    await delay(3 * DEADLINE_MS);
+    await looks(next);
     t.match(
       await next.counters(),
       { tartan_switch_pipelines_pushed: 1, tartan_switch_programmable: 0 },
       'what does not help once does not help twice',
     );
     plane.isSilent = false;
-    await until(() => Promise.resolve(next.state === 'programmable'), 'programmable');
+    await until(() => next.state === 'programmable', 'programmable');
   });
+}
+
+/** Waits until an agent has looked after its switch so often again that it would have done whatever it was about to. */
+async function looks(agent: PacketSwitch): Promise<void> {
+  const count = async (): Promise<number> => (await agent.counters())['tartan_switch_looks']!;
+  const goal = (await count()) + 16;
+  await until(async () => (await count()) >= goal, 'the agent to look after its switch');
 }
 
 /** A switch whose data plane can fall silent, or answer late. */
@@ -380,7 +385,7 @@ async function impaired(
     restart: () => rig.restart(),
     ask: async () => {
       if (plane.isSilent) return undefined;
-      await delay(plane.lateMs);
+      await delay(plane.lateMs); // As late as the test says.
       return rig.ask();
     },
   };
@@ -433,7 +438,7 @@ export async function begin(t: Test, makeRig: () => Promise<Rig>, leastCallMs?: 
     });
     agents.push(agent);
     await agent.start();
-    await until(() => Promise.resolve(agent.state === state), `${state}`);
+    await until(() => agent.state === state, `${state}`);
     return agent;
   };
   /** As after kill -9: nothing is said to the map. */
@@ -507,12 +512,4 @@ function expectedForwarding({ cookie }: Artefact, hasService: boolean): string[]
       `5 ${mac(SERVICE.mac)} ${mac(HOSTS[4]!.mac)}`,
     ...(hasService ? [`service_address ${0x0a00_00fe} serve ${mac(SERVICE.mac)} ${cookie}`] : []),
   ].sort();
-}
-
-/** Waits as long as a busy machine may need; what does not come is an error that says what. */
-export async function until(condition: () => Promise<boolean>, what: string): Promise<void> {
-  for (const end = Date.now() + 30_000; !(await condition()); ) {
-    if (Date.now() > end) throw new Error(`never came true: ${what}`);
-    await delay(20);
-  }
 }

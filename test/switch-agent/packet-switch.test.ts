@@ -7,7 +7,8 @@ import { readMap } from '../../cluster/membership.js';
 import { loadArtefact } from '../../switch-agent/bmv2/artefact.js';
 import { FLOOD_GROUP } from '../../switch-agent/bmv2/forwarding.js';
 import { MockServer } from '../p4runtime-js/mock-server.js';
-import { HOSTS, begin, stories, until, type Rig } from './packet-switch-stories.js';
+import { until } from '../until.js';
+import { HOSTS, begin, stories, type Rig } from './packet-switch-stories.js';
 
 const { COMMIT, VERIFY_AND_SAVE } = v1.SetForwardingPipelineConfigRequest_Action;
 const { program } = loadArtefact('parity-k2-1500');

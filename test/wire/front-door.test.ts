@@ -59,6 +59,7 @@ const PROGRAMS: Readonly<Record<string, string>> = {
   'work that nobody awaits': `
     const { detach } = await import(process.env.DOOR);
     detach((async () => { throw new TypeError('bug in the door') })());
+    // Whoever is not ended by the bug lives on, and says so.
     await new Promise((resolve) => setTimeout(resolve, 1000));`,
 };
 
