@@ -27,15 +27,7 @@ const SKIPPED_FOLDERS = new Set([
 ]);
 const MOST_LINES = 600;
 /** Longer since a formatter sets their lines; the list only shrinks. */
-const TO_BE_SPLIT = [
-  'pipeline/stripe-reader.ts',
-  'test/p4runtime-js/conformance.ts',
-  'test/rdma/conformance-coding.ts',
-  'test/rdma/conformance-transfer.ts',
-  'test/rdma/packets.test.ts',
-  'test/rdma/soft.test.ts',
-  'writer/rebuild.ts',
-];
+const TO_BE_SPLIT = ['pipeline/stripe-reader.ts', 'test/p4runtime-js/conformance.ts', 'writer/rebuild.ts'];
 
 /** Folders and what each may import besides itself; '*' is anything. `main` folders are processes: never each other. */
 const BELOW = ['p4runtime-js', 'rdma', 'wire', 'erasure', 'cluster', 'pipeline'];

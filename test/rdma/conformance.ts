@@ -9,12 +9,13 @@
 import type { Test } from 'tap';
 import { codingCases } from './conformance-coding.js';
 import { connectionCases } from './conformance-connection.js';
+import { protectionCases } from './conformance-protection.js';
 import { transferCases } from './conformance-transfer.js';
 import type { Case, World } from './conformance-world.js';
 
 export { realTimeWorld, type World } from './conformance-world.js';
 
-const cases: readonly Case[] = [...transferCases, ...connectionCases, ...codingCases];
+const cases: readonly Case[] = [...transferCases, ...protectionCases, ...connectionCases, ...codingCases];
 
 /** Runs every case as a subtest of `t`, each in a world of its own. */
 export function conformance(t: Test, open: () => Promise<World>): void {

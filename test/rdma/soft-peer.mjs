@@ -6,6 +6,7 @@
  *                                       keeps `window` WRITE_WITH_IMM in flight; prints {"seconds"} and exits; count 0:
  *                                       for ever
  */
+import { parentPort } from 'node:worker_threads';
 import { Access, Flag, openSoftDevice } from '../../rdma/dist/index.js';
 
 const [role, ...rest] = process.argv.slice(2);
@@ -51,6 +52,7 @@ if (role === 'serve') {
     qp.handler = (opcode, status) => {
       if (status !== 0) process.exit(3);
       done++;
+      if (done === 100) parentPort?.postMessage('writing');
       if (count === 0 || posted < count) post();
       else if (done === count) resolve(undefined);
     };
