@@ -1,6 +1,6 @@
 /** Read, decide, write if nothing moved meanwhile; else again. */
 import { TartanError } from '../wire/errors.js';
-import type { ClusterStore, KeyValue } from './cluster-store.js';
+import type { ClusterStore, KeyValue, Mutation } from './cluster-store.js';
 
 /** Each round that one loses another wins, so this many in a row means a store that lies. */
 const MAX_ROUNDS = 1000;
@@ -11,6 +11,7 @@ const MAX_ROUNDS = 1000;
  * @param attempt  for the error's message: "take over file 7"
  * @param edit  from the present value to the next one, or the very same object for no change; runs again after a
  *              conflict. What it throws ends the edit.
+ * @param also  what changes with it, in the same transaction
  * @returns the value now in the store
  */
 export async function editJson<T>(
@@ -18,6 +19,7 @@ export async function editJson<T>(
   key: string,
   attempt: string,
   edit: (present: T | undefined) => T,
+  also: (present: T | undefined, next: T) => readonly Mutation[] = () => [],
 ): Promise<T> {
   return untilApplied(attempt, async () => {
     const row = await store.get(key);
@@ -26,7 +28,7 @@ export async function editJson<T>(
     if (next === present) return next;
     const { succeeded } = await store.transact(
       [{ key, modRevision: row?.modRevision ?? 0 }],
-      [{ put: key, value: JSON.stringify(next) }],
+      [{ put: key, value: JSON.stringify(next) }, ...also(present, next)],
     );
     return succeeded ? next : undefined;
   });

@@ -14,6 +14,7 @@ import { TartanError } from '../wire/errors.js';
 import type { ClusterStore } from './cluster-store.js';
 import { editJson, parseJson, untilApplied } from './compare-and-swap.js';
 import { checkFileName } from './file-name.js';
+import { indexed } from './file-states.js';
 import { FILES_BY_ID, FILE_ID_KEY, MAP_KEY, UNNAMED_FILES, fileIdKey, fileNameKey, unnamedKey } from './keys.js';
 import type { ClusterMap, EpochFloor, FileRecord } from './records.js';
 
@@ -111,6 +112,7 @@ export async function createFile(store: ClusterStore, file: NewFile): Promise<Fi
         { put: FILE_ID_KEY, value: String(id) },
         { put: unnamed ? unnamedKey(id) : nameKey, value: String(id) },
         { put: fileIdKey(id), value: JSON.stringify(record) },
+        ...indexed(undefined, record),
       ],
     );
     return succeeded ? record : undefined;
@@ -140,16 +142,10 @@ export async function listUnnamed(store: ClusterStore): Promise<number[]> {
   return (await store.range(UNNAMED_FILES)).map(({ value }) => Number(value));
 }
 
-/**
- * All files, ascending by id, those without a name too.
- * @param options.deleted  those that nodes have yet to free, instead of the living ones
- */
-export async function listFiles(
-  store: ClusterStore,
-  options: { readonly deleted?: boolean } = {},
-): Promise<FileRecord[]> {
+/** All files that are not deleted, ascending by id, those without a name too. Who needs only the open ones: listOpen(). */
+export async function listFiles(store: ClusterStore): Promise<FileRecord[]> {
   const records = (await store.range(FILES_BY_ID)).map((row) => parseJson<FileRecord>(row));
-  return records.filter((record) => (record.state === 'deleted') === (options.deleted ?? false));
+  return records.filter(({ state }) => state !== 'deleted');
 }
 
 /**
@@ -289,7 +285,8 @@ export async function publishFile(
     const taken = await store.get(fileNameKey(name));
     if (taken && !commit.replace) throw isTaken('name', name, taken.value);
     const old = taken && (await store.get(fileIdKey(Number(taken.value))));
-    const replaced = old && deleted(parseJson<FileRecord>(old), commit);
+    const known = old && parseJson<FileRecord>(old),
+      replaced = known && deleted(known, commit);
     const file: FileRecord = {
       ...rest,
       length: Math.max(record.length, commit.length),
@@ -306,9 +303,10 @@ export async function publishFile(
       ],
       [
         { put: row.key, value: JSON.stringify(file) },
+        ...indexed(record, file),
         { delete: unnamedKey(id) },
         { put: fileNameKey(name), value: String(id) },
-        ...(old ? [{ put: old.key, value: JSON.stringify(replaced) }] : []),
+        ...(old ? [{ put: old.key, value: JSON.stringify(replaced) }, ...indexed(known, replaced)] : []),
       ],
     );
     return succeeded ? { file, replaced } : undefined;
@@ -420,6 +418,7 @@ export async function deleteFile(
       [{ key: row.key, modRevision: row.modRevision }],
       [
         { put: row.key, value: JSON.stringify(next) },
+        ...indexed(record, next),
         { delete: record.unnamed ? unnamedKey(id) : fileNameKey(record.name) },
       ],
     );
@@ -435,12 +434,13 @@ export async function forgetFile(store: ClusterStore, id: number): Promise<void>
   await untilApplied(`forget file ${id}`, async () => {
     const row = await store.get(fileIdKey(id));
     if (!row) return true;
-    if (parseJson<FileRecord>(row).state !== 'deleted')
-      throw new TartanError('ERR_IN_USE', `Cannot forget file ${id}: it is not deleted`);
-    return (
-      (await store.transact([{ key: row.key, modRevision: row.modRevision }], [{ delete: row.key }])).succeeded ||
-      undefined
+    const record = parseJson<FileRecord>(row);
+    if (record.state !== 'deleted') throw new TartanError('ERR_IN_USE', `Cannot forget file ${id}: it is not deleted`);
+    const { succeeded } = await store.transact(
+      [{ key: row.key, modRevision: row.modRevision }],
+      [{ delete: row.key }, ...indexed(record, undefined)],
     );
+    return succeeded || undefined;
   });
 }
 
@@ -455,10 +455,16 @@ function editFile(
   id: number,
   edit: (record: FileRecord) => FileRecord,
 ): Promise<FileRecord> {
-  return editJson<FileRecord>(store, fileIdKey(id), `${verb} file ${id}`, (record) => {
-    if (!record) throw noFile(verb, id);
-    return edit(record);
-  });
+  return editJson<FileRecord>(
+    store,
+    fileIdKey(id),
+    `${verb} file ${id}`,
+    (record) => {
+      if (!record) throw noFile(verb, id);
+      return edit(record);
+    },
+    indexed,
+  );
 }
 
 /** @throws {TartanError} ERR_CAPACITY: the next epoch is the last, and kept for whoever deletes the file */

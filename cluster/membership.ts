@@ -7,11 +7,14 @@ import { isDeepStrictEqual } from 'node:util';
 import { TartanError, codeOf } from '../wire/errors.js';
 import type { ClusterStore, Watch } from './cluster-store.js';
 import { editJson, parseJson } from './compare-and-swap.js';
+import { buildStateIndex } from './file-states.js';
 import { CLUSTER_KEY, FILE_ID_KEY, MAP_KEY, NODE_LEASES } from './keys.js';
 import type { ClusterIdentity, ClusterMap, NodeEntry, SwitchEntry } from './records.js';
 import { detach } from '../wire/front-door.js';
 
-const CLUSTER_FORMAT_VERSION = 1;
+/** 2: with the index of files by state. */
+const CLUSTER_FORMAT_VERSION = 2;
+const WITHOUT_STATE_INDEX = 1;
 /** As headers and frames carry it: 32 bits. */
 const MAX_MAP_EPOCH = 0xffff_ffff;
 
@@ -55,11 +58,30 @@ export async function createCluster(
   return identity;
 }
 
-/** @throws {TartanError} ERR_NOT_FOUND: no cluster in this store · ERR_STORE_VERSION: one of a newer format */
+/**
+ * The cluster's identity. One of format 1 becomes one of this format first, once: no process of an older version may
+ * use the store any more, and none that is started afterwards does.
+ *
+ * @throws {TartanError} ERR_NOT_FOUND: no cluster in this store · ERR_STORE_VERSION: one of a newer format
+ */
 export async function readIdentity(store: ClusterStore): Promise<ClusterIdentity> {
   const row = await store.get(CLUSTER_KEY);
   if (!row) throw noCluster('read the cluster');
   const identity = parseJson<ClusterIdentity>(row);
+  if (identity.formatVersion === WITHOUT_STATE_INDEX) {
+    const guard = { key: CLUSTER_KEY, modRevision: row.modRevision };
+    if (await buildStateIndex(store, guard))
+      await store.transact(
+        [guard],
+        [
+          {
+            put: CLUSTER_KEY,
+            value: JSON.stringify({ ...identity, formatVersion: CLUSTER_FORMAT_VERSION } satisfies ClusterIdentity),
+          },
+        ],
+      );
+    return readIdentity(store);
+  }
   if (identity.formatVersion !== CLUSTER_FORMAT_VERSION) {
     throw new TartanError(
       'ERR_STORE_VERSION',

@@ -10,10 +10,11 @@
  * it up, every later takeover fences it too; so the epochs read after that are at least what was missed.
  */
 import type { ClusterStore, Lease } from '../cluster/cluster-store.js';
-import { listFiles } from '../cluster/files.js';
+import { listOpen } from '../cluster/file-states.js';
 import { nodeLeaseKey } from '../cluster/keys.js';
 import { readMap, registerNode, setNodeState } from '../cluster/membership.js';
 import { sleep, type Clock, type TimerHandle } from '../wire/clock.js';
+import { inTurns } from '../wire/turns.js';
 import { TartanError, codeOf, isOperating } from '../wire/errors.js';
 import type { PacketAddress } from '../cluster/records.js';
 import type { MapKeeper } from './map-keeper.js';
@@ -40,6 +41,8 @@ const LEASE_MS = 5000;
 const REJOIN_MS = 1000;
 const POLL_MS = 100;
 const MOST_BACKOFF_MS = 60_000;
+/** A few milliseconds' worth. */
+const FENCES_A_TURN = 2000;
 
 export class Joining {
   private lease: Lease | undefined;
@@ -197,9 +200,15 @@ export class Joining {
     maps.adopt(await readMap(clusterStore));
   }
 
+  /**
+   * Of the open files alone: where a file was closed, whoever sends units of it, of whatever epoch, makes this node
+   * read its record first (Placements), and adopt that epoch.
+   */
   private async adoptEpochs(): Promise<void> {
-    for (const record of await listFiles(this.options.clusterStore))
-      this.store!.adoptFence(record.id, record.writerEpoch);
+    const open = await listOpen(this.options.clusterStore);
+    await inTurns(this.options.clock, open, FENCES_A_TURN, ({ id, writerEpoch }) => {
+      this.store!.adoptFence(id, writerEpoch);
+    });
   }
 
   private async rejoin(): Promise<void> {

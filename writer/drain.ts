@@ -2,6 +2,7 @@
  * Empties a node: what it holds goes to other nodes, file by file, until no file needs it. A node that is down is
  * emptied the same way, from the other units.
  */
+import { listDeleted } from '../cluster/file-states.js';
 import { listFiles } from '../cluster/files.js';
 import { presentNodes, purposeOf, readMap, setNodePurpose } from '../cluster/membership.js';
 import { enlistSpares } from '../cluster/moves.js';
@@ -101,7 +102,7 @@ async function empty(
   await freeLeftovers(
     context,
     id,
-    (await Promise.all([listFiles(store), listFiles(store, { deleted: true })])).flat().map((file) => file.id),
+    (await Promise.all([listFiles(store), listDeleted(store)])).flat().map((file) => file.id),
   );
   return { ...total, waiting: [], failed: [], node: id, files };
 }

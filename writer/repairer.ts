@@ -12,6 +12,7 @@
  * Invariant: it decides nothing that is not safe to be wrong about. A node taken for lost that comes back has lost its
  * shares, no bytes.
  */
+import { listDeleted } from '../cluster/file-states.js';
 import { listFiles, readFile } from '../cluster/files.js';
 import { presentNodes, readMap } from '../cluster/membership.js';
 import { enlistSpares } from '../cluster/moves.js';
@@ -226,7 +227,7 @@ class Repairer {
     const files = all.filter(({ id }) => this.due.has(id) && this.mayTry(id));
     if (files.length > 0) await this.held('rebuild', files, (hold, signal) => this.restore(files, hold, signal));
     if (back.length === 0) return;
-    const removed = await listFiles(this.context.store, { deleted: true });
+    const removed = await listDeleted(this.context.store);
     for (const id of back) {
       await freeLeftovers(
         this.context,

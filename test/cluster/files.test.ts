@@ -1,4 +1,5 @@
 import t from 'tap';
+import { listDeleted } from '../../cluster/file-states.js';
 import {
   createFile,
   decide,
@@ -295,12 +296,12 @@ t.test('a deleted file frees its name at once, fences its owner, and its id is n
     [2],
   );
   t.same(
-    (await listFiles(store, { deleted: true })).map((record) => record.id),
+    (await listDeleted(store)).map((file) => file.id),
     [1],
   );
   await forgetFile(store, id);
   await forgetFile(store, id);
-  t.same(await listFiles(store, { deleted: true }), []);
+  t.same(await listDeleted(store), []);
   t.equal((await createFile(store, { name: 'b', ...shape })).id, 3);
   t.equal((await lookupFile(store, 'a')).id, 2, 'the new file of the name is untouched');
 });

@@ -40,7 +40,7 @@ t.test('a store without a cluster, or with a newer one, is refused', async (t) =
   await t.rejects(readMap(store), { code: 'ERR_NOT_FOUND' });
   await t.rejects(registerNode(store, n1), { code: 'ERR_NOT_FOUND' });
   await t.rejects(setNodeState(store, 'n1', 'up'), { code: 'ERR_NOT_FOUND' });
-  await store.transact([], [{ put: 'cluster', value: JSON.stringify({ uuid: 'u', clusterId: 1, formatVersion: 2 }) }]);
+  await store.transact([], [{ put: 'cluster', value: JSON.stringify({ uuid: 'u', clusterId: 1, formatVersion: 3 }) }]);
   await t.rejects(readIdentity(store), { code: 'ERR_STORE_VERSION' });
   await store.transact([], [{ put: 'map', value: '{' }]);
   await t.rejects(readMap(store), { code: 'ERR_STORE' });

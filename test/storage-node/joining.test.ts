@@ -1,8 +1,9 @@
 /** A node's presence, when the cluster store answers late, never, or that the lease is gone. */
 import t from 'tap';
 import type { ClusterStore } from '../../cluster/cluster-store.js';
+import { createFile, publishCommit, takeOver } from '../../cluster/files.js';
 import { nodeLeaseKey } from '../../cluster/keys.js';
-import { watchMap } from '../../cluster/membership.js';
+import { setNodeState, watchMap } from '../../cluster/membership.js';
 import { MemoryCluster } from '../../cluster/memory-store.js';
 import { Joining } from '../../storage-node/joining.js';
 import type { MapKeeper } from '../../storage-node/map-keeper.js';
@@ -12,6 +13,7 @@ import { VirtualClock } from '../cluster/virtual-clock.js';
 import { Rig } from './rig.js';
 
 const LEASE_MS = 3000;
+const FILE = { code: 'xor(2+1)', unitBytes: 4096, nodes: ['n1', 'n2', 'n3'], modified: '2030-01-01T00:00:00.000Z' };
 type Fate = 'answered' | 'lost before' | 'lost after';
 
 /** A store whose next transactions meet these fates; then all are answered. */
@@ -150,4 +152,47 @@ void t.test('a node whose disk does not answer leaves the map, and refuses what 
     peer.acks.map(({ refusal }) => refusal),
     [Refusal.DISK],
   );
+});
+
+void t.test('a node that comes back reads the open files, and no closed ones, however many', async (t) => {
+  const read: { closed: number; rows: number }[] = [];
+  for (const closed of [0, 300]) {
+    const rig = await Rig.start(9, { rejoinMs: 1000, leaseMs: 3000 });
+    const open = [1, 2, 3].map((i) => createFile(rig.metadata, { ...FILE, name: `open-${i}` }));
+    const ids = (await rig.run(Promise.all(open))).map(({ id }) => id);
+    for (let i = 0; i < closed; i++) {
+      const { id } = await rig.run(createFile(rig.metadata, { ...FILE, name: `closed-${i}` }));
+      const commit = { writerEpoch: 1, length: 0, commitEpoch: 1, commitCounter: 0, state: 'closed' as const };
+      await rig.run(publishCommit(rig.metadata, id, commit));
+    }
+    // Taken over while the node is down: it must know the new epoch before it serves anybody.
+    await rig.run(setNodeState(rig.metadata, 'n1', 'down'));
+    await rig.run(takeOver(rig.metadata, ids[1]!));
+    let rows = 0;
+    const range = rig.nodeStore.range.bind(rig.nodeStore),
+      get = rig.nodeStore.get.bind(rig.nodeStore);
+    rig.nodeStore.range = async (prefix) => {
+      const found = await range(prefix);
+      rows += found.length;
+      return found;
+    };
+    rig.nodeStore.get = (key) => {
+      rows++;
+      return get(key);
+    };
+    await rig.pass(5000);
+    t.equal(rig.node.state, 'up');
+    const peer = await rig.peer();
+    const marks = [];
+    for (const fileId of ids) marks.push(await peer.request({ $case: 'fileMark', value: { fileId } }));
+    t.same(
+      marks.map(({ writerEpoch }) => writerEpoch),
+      [1, 2, 1],
+      'the fences of the open files',
+    );
+    read.push({ closed, rows });
+    await rig.run(rig.node.stop());
+  }
+  t.ok(read[0]!.rows > 0);
+  t.equal(read[1]!.rows, read[0]!.rows, `rows read: ${JSON.stringify(read)}`);
 });
