@@ -8,7 +8,7 @@ import { TartanError, codeOf } from '../wire/errors.js';
 import type { ClusterStore, Watch } from './cluster-store.js';
 import { editJson, parseJson } from './compare-and-swap.js';
 import { buildStateIndex } from './file-states.js';
-import { CLUSTER_KEY, FILE_ID_KEY, MAP_KEY, NODE_LEASES } from './keys.js';
+import { CLUSTER_KEY, FILE_ID_KEY, MAP_KEY, NODE_LEASES, SWITCH_LEASES } from './keys.js';
 import type { ClusterIdentity, ClusterMap, NodeEntry, SwitchEntry } from './records.js';
 import { detach } from '../wire/front-door.js';
 
@@ -102,6 +102,11 @@ export async function readMap(store: ClusterStore): Promise<ClusterMap> {
 /** Ids of the nodes whose lease stands: one that the map calls up may have died since. */
 export async function presentNodes(store: ClusterStore): Promise<Set<string>> {
   return new Set((await store.range(NODE_LEASES)).map(({ key }) => key.slice(NODE_LEASES.length)));
+}
+
+/** Ids of the software switches whose lease stands. */
+export async function presentSwitches(store: ClusterStore): Promise<Set<string>> {
+  return new Set((await store.range(SWITCH_LEASES)).map(({ key }) => key.slice(SWITCH_LEASES.length)));
 }
 
 /**

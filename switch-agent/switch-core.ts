@@ -15,6 +15,7 @@ import type { MessageChannel } from '../pipeline/channel.js';
 import { RingMemory } from '../pipeline/ring-memory.js';
 import { acceptSession, answerProbe } from '../pipeline/session.js';
 import type { SessionContext } from '../pipeline/session.js';
+import type { TimerHandle } from '../wire/clock.js';
 import { isOperating, TartanError } from '../wire/errors.js';
 import { detach } from '../wire/front-door.js';
 import type { Grant, Hello } from '../wire/generated/ring.js';
@@ -22,6 +23,9 @@ import { DecoderSession } from './decoder-session.js';
 import { WriterSession } from './writer-session.js';
 
 export const PROGRAM = { name: 'parity', version: '1' } as const;
+
+/** What the map says wrong of this switch is put right after so long. */
+const CORRECT_MS = 1000;
 
 export interface SwitchCoreOptions {
   readonly context: SessionContext;
@@ -84,6 +88,8 @@ export class SwitchCore {
   };
   private listener: Listener | undefined;
   private watch: { close(): void } | undefined;
+  private correcting: TimerHandle | undefined;
+  private lastFailure = '';
   private readonly ending = new Set<Promise<void>>();
 
   private readonly memory: RingMemory;
@@ -106,6 +112,25 @@ export class SwitchCore {
       if (this.map !== undefined && map.changes <= this.map.changes) return;
       this.map = map;
       for (const session of [...this.sessions.values(), ...this.decoders.values()]) session.adopt(map);
+      this.correct(map);
+    });
+  }
+
+  /**
+   * The map says something else of this switch: it was marked down while it was paused or cut off, or its own word did
+   * not get through. It says again what it is, after a while: not as fast as it can.
+   */
+  private correct(map: ClusterMap): void {
+    const said = map.switches.find(({ id }) => id === this.options.id)?.state;
+    if (said === this.state || this.correcting !== undefined || this.state === 'down') return;
+    this.correcting = this.options.context.clock.setTimer(CORRECT_MS, () => {
+      this.correcting = undefined;
+      if (this.state !== 'down')
+        detach(
+          this.publishState().then(() => {
+            this.correct(this.map!);
+          }),
+        );
     });
   }
 
@@ -146,6 +171,7 @@ export class SwitchCore {
 
   async stop(): Promise<void> {
     this.state = 'down';
+    this.options.context.clock.clearTimer(this.correcting);
     this.watch?.close();
     await this.listener?.close();
     for (const channel of [...this.sessions.keys(), ...this.decoders.keys(), ...this.idle])
@@ -301,7 +327,9 @@ export class SwitchCore {
     } catch (error) {
       if (!isOperating(error)) throw error;
       // Soft state: writers learn it in band; the map follows when the store is back.
-      this.options.log(`could not publish state '${this.state}': ${String(error)}`);
+      const why = `could not publish state '${this.state}': ${String(error)}`;
+      if (why !== this.lastFailure) this.options.log(why);
+      this.lastFailure = why;
     }
   }
 }

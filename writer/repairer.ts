@@ -1,7 +1,8 @@
 /**
  * What a cluster does by itself about nodes that go and come back, and about damage that nobody has read yet.
  *
- *     every second: map and leases ─▶ a node out, or left half drained ─▶ its shares go to spares, or to nodes with
+ *     every second: map and leases ─▶ a lease has run out ─▶ its holder is marked down
+ *                                  ─▶ a node out, or left half drained ─▶ its shares go to spares, or to nodes with
  *     room
  *                                  ─▶ a node back, or with a blank store ─▶ what it lacks is restored
  *                                  ─▶ nothing of that, and it is time ─▶ a scrub of all files, until something is
@@ -14,7 +15,6 @@
  */
 import { listDeleted } from '../cluster/file-states.js';
 import { listFiles, readFile } from '../cluster/files.js';
-import { presentNodes, readMap } from '../cluster/membership.js';
 import { enlistSpares } from '../cluster/moves.js';
 import type { ClusterMap, FileRecord } from '../cluster/records.js';
 import { isWished, RepairHold, type RepairState } from '../cluster/repair-hold.js';
@@ -24,6 +24,7 @@ import { NOBODY } from '../erasure/layout/index.js';
 import { isOperating } from '../wire/errors.js';
 import { AbandonedFiles } from './abandoned.js';
 import type { ClientContext } from './context.js';
+import { markExpired, readPresence } from './expired-leases.js';
 import { freeLeftovers } from './leftovers.js';
 import { moveShares, type Share } from './mover.js';
 import { NodeHistory } from './node-history.js';
@@ -129,6 +130,8 @@ class Repairer {
   private async tick(): Promise<void> {
     for (const name of await this.abandoned.collect())
       this.say(`'${name}' is removed: whoever wrote it went before it was complete`);
+    const expired = await markExpired(this.context.store, await readPresence(this.context.store));
+    if (expired.length > 0) this.say(`${expired.join(', ')} marked down: no lease`);
     const view = await this.look(),
       from = this.homeless(view.map);
     if (from.length > 0 && this.now >= this.planAt) {
@@ -160,7 +163,7 @@ class Repairer {
   }
 
   private async look(): Promise<View> {
-    const [map, present] = await Promise.all([readMap(this.context.store), presentNodes(this.context.store)]);
+    const { map, nodes: present } = await readPresence(this.context.store);
     this.history.observe(map, present, this.now);
     return { map, present };
   }

@@ -7,6 +7,7 @@ import { SimWorld } from 'tartan-rdma';
 import { MemoryCluster } from '../../cluster/memory-store.js';
 import type { MemoryClient } from '../../cluster/memory-store.js';
 import { createCluster, readIdentity, readMap } from '../../cluster/membership.js';
+import { SwitchPresence } from '../../cluster/presence.js';
 import { Hub } from '../../pipeline/hub.js';
 import { NodeSet } from '../../pipeline/node-set.js';
 import { MemoryDisk } from '../../storage-node/memory-disk.js';
@@ -114,6 +115,7 @@ export class SimCluster {
   async startSwitch(): Promise<void> {
     const host = 's1';
     const device = this.world.openDevice(host);
+    await SwitchPresence.take(this.memory.client(), 's1', { clock: this.clock(host, 2), onDisplaced: () => {} });
     this.switchCore = new SwitchCore({
       context: { device, hub: new Hub(device), clock: this.clock(host), secret: undefined, clusterId: this.clusterId },
       store: this.memory.client(),

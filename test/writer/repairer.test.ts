@@ -10,8 +10,10 @@ import {
   purposeOf,
   readMap,
   registerNode,
+  registerSwitch,
   setNodePurpose,
   setNodeState,
+  setSwitchState,
 } from '../../cluster/membership.js';
 import type { ClusterMap, FileRecord } from '../../cluster/records.js';
 import { readRepair, RepairHold } from '../../cluster/repair-hold.js';
@@ -427,4 +429,61 @@ void t.test('the history of nodes: gone, out, back, another store', async (t) =>
   t.same(history.out(1000, 100), ['c', 'd']);
   see({ ...map, nodes: map.nodes.filter(({ id }) => id !== 'c') }, 400, new Set(['a', 'b']));
   t.same(history.out(1000, 100), ['d'], 'one that was removed is forgotten');
+});
+
+void t.test('whose lease has run out is marked down though nobody writes, nodes and switches', async (t) => {
+  await withCluster({ nodes: 4 }, async (cluster) => {
+    const shared = cluster.memory.client(),
+      states = async (): Promise<object> => {
+        const { nodes, switches } = await readMap(shared);
+        return Object.fromEntries([...nodes, ...switches].map(({ id, state }) => [id, state]));
+      };
+    const watching = await repairer(cluster, 'r1', { downOutMs: 600_000 });
+    await pause(cluster, 2000);
+    const before = await states();
+    t.same(before, { n1: 'up', n2: 'up', n3: 'up', n4: 'up', s1: 'programmable' });
+    for (const host of ['n2', 's1']) cluster.world.killHost(host);
+    await until(cluster, 'both are down', async () => {
+      const now = (await states()) as Record<string, string>;
+      return now['n2'] === 'down' && now['s1'] === 'down';
+    });
+    t.same(await states(), { ...before, n2: 'down', s1: 'down' }, 'and nobody else is');
+    t.match(watching.said.join('\n'), /n2(, s1)? marked down: no lease/);
+    // Cut off for longer than its lease: it says itself that it is there again.
+    cluster.world.pauseHost('n3');
+    await until(cluster, 'n3 is down', async () => ((await states()) as Record<string, string>)['n3'] === 'down');
+    cluster.world.resumeHost('n3');
+    await until(cluster, 'n3 is up', async () => ((await states()) as Record<string, string>)['n3'] === 'up');
+    await watching.end();
+  });
+});
+
+void t.test('a switch that was marked down wrongly says what it is, and a packet switch is left alone', async (t) => {
+  await withCluster({ nodes: 3 }, async (cluster) => {
+    const shared = cluster.memory.client();
+    await registerSwitch(shared, {
+      id: 'p4',
+      host: 'p4',
+      port: 1,
+      controlPort: 0,
+      state: 'programmable',
+      packets: { host: '10.0.0.1', port: 1, mtu: 1500 },
+    });
+    const watching = await repairer(cluster, 'r1');
+    const states: string[] = [];
+    for (const state of ['down', 'forwarding'] as const) {
+      await setSwitchState(shared, 's1', state);
+      await pause(cluster, 500);
+      states.push((await readMap(shared)).switches.map((each) => each.state).join(' '));
+      await pause(cluster, 5000);
+      states.push((await readMap(shared)).switches.map((each) => each.state).join(' '));
+    }
+    t.same(states, [
+      'down programmable',
+      'programmable programmable',
+      'forwarding programmable',
+      'programmable programmable',
+    ]);
+    await watching.end();
+  });
 });
