@@ -142,7 +142,7 @@ export async function listUnnamed(store: ClusterStore): Promise<number[]> {
   return (await store.range(UNNAMED_FILES)).map(({ value }) => Number(value));
 }
 
-/** All files that are not deleted, ascending by id, those without a name too. Who needs only the open ones: listOpen(). */
+/** All files that are not deleted, ascending by id, those without a name too. Only the open ones: listOpen(). */
 export async function listFiles(store: ClusterStore): Promise<FileRecord[]> {
   const records = (await store.range(FILES_BY_ID)).map((row) => parseJson<FileRecord>(row));
   return records.filter(({ state }) => state !== 'deleted');

@@ -6,7 +6,9 @@
 import { rmSync } from 'node:fs';
 import { buildAddon, outcomeOf, readReports, reportFolder, SANITIZERS, startSanitized } from './sanitizers.js';
 
-const FILES = ['soft-conformance', 'soft', 'soft-strangers', 'packets', 'packet-faults', 'revoked-peer'].map((name) => `test/rdma/${name}.test.ts`);
+const FILES = ['soft-conformance', 'soft', 'soft-strangers', 'packets', 'packet-faults', 'revoked-peer'].map(
+  (name) => `test/rdma/${name}.test.ts`,
+);
 
 const args = process.argv.slice(2);
 const sanitizers = SANITIZERS.filter((each) => args.includes(each));
