@@ -1,5 +1,6 @@
 /** What a batch that has become durable changes in the index, and which entries go with it. */
 import type { Batch, MovedEntry } from './batch.js';
+import type { Chores } from './chores.js';
 import type { FileIndex } from './file-index.js';
 import { E, EntryFlag, type IndexTable } from './index-table.js';
 import type { Durability } from './log-writer.js';
@@ -7,10 +8,14 @@ import type { Segments } from './segments.js';
 import { freeSuperseded } from './versions.js';
 
 export class BatchEffects {
+  /** Files whose replaced versions are being freed: what a higher mark adds is freed with them. */
+  private readonly freeing = new Set<FileIndex>();
+
   constructor(
     private readonly index: IndexTable,
     private readonly segments: Segments,
     private readonly durability: Durability,
+    private readonly chores: Chores,
   ) {}
 
   /** Unit i of the batch is as durable as the log makes it. */
@@ -60,12 +65,18 @@ export class BatchEffects {
     }
   }
 
-  /** Frees what newer versions at or below the commit mark have replaced. */
+  /** Frees what newer versions at or below the commit mark have replaced; much of it some turns later. */
   freeSuperseded(file: FileIndex): void {
-    if (file.superseded.size > 0)
-      freeSuperseded(this.index, file, (stripe, entry) => {
-        this.removeEntry(file, stripe, entry);
-      });
+    if (file.superseded.size === 0 || this.freeing.has(file)) return;
+    this.freeing.add(file);
+    this.chores.add(this.freeAll(file));
+  }
+
+  private *freeAll(file: FileIndex): Generator<void> {
+    yield* freeSuperseded(this.index, file, (stripe, entry) => {
+      this.removeEntry(file, stripe, entry);
+    });
+    this.freeing.delete(file);
   }
 
   /** Removes a durable entry. */

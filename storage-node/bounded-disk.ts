@@ -7,8 +7,9 @@
 import type { Clock } from '../wire/clock.js';
 import { TartanError } from '../wire/errors.js';
 import type { Disk } from './disk.js';
+import type { UnitStoreOptions } from './store-types.js';
 
-export class BoundedDisk implements Disk {
+class BoundedDisk implements Disk {
   readonly size: number;
   readonly direct: boolean;
   /** Some operation took too long. */
@@ -73,3 +74,20 @@ export class BoundedDisk implements Disk {
 export function isHung(disk: Disk): boolean {
   return disk instanceof BoundedDisk && disk.isHung;
 }
+
+/**
+ * The disk of a store, bounded where there is a clock.
+ * @param onHung  told what took too long
+ */
+export function boundedDisk(
+  { disk, clock, diskDeadlineMs }: Pick<UnitStoreOptions, 'disk' | 'clock' | 'diskDeadlineMs'>,
+  onHung: (why: string) => void,
+): Disk {
+  if (clock === undefined) return disk;
+  return new BoundedDisk(disk, clock, diskDeadlineMs ?? DISK_DEADLINE_MS, (why) => {
+    onHung(`the disk hangs: ${why}`);
+  });
+}
+
+/** Far beyond what a disk at its limit takes, and short enough that nobody waits for a dead one. */
+const DISK_DEADLINE_MS = 10_000;

@@ -36,12 +36,14 @@ export function snapshotSegments(
   soon: readonly number[],
 ): SegmentSnapshot {
   const words = new Uint32Array(segments.count * 4),
-    empty: number[] = [];
+    empty: number[] = [],
+    freed = new Set(soon),
+    busy = new Set(inUse);
   for (let segment = 0; segment < segments.count; segment++) {
     const isEmpty =
-      segments.states[segment] === SegmentState.LOG && segments.units[segment] === 0 && !inUse.includes(segment);
+      segments.states[segment] === SegmentState.LOG && segments.units[segment] === 0 && !busy.has(segment);
     if (isEmpty) empty.push(segment);
-    words[segment * 4] = soon.includes(segment)
+    words[segment * 4] = freed.has(segment)
       ? SegmentState.FREE
       : isEmpty
         ? SegmentState.EMPTY

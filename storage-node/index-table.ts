@@ -48,6 +48,8 @@ export const EntryFlag = {
 
 export const ENTRY_WORDS = 12;
 const FREE_FILE = 0xffffffff;
+/** Of a file's record in a snapshot. */
+const FILE_WORDS = 6;
 const CHUNK_ENTRIES = 1 << 12;
 const CHUNK_SHIFT = 12;
 const TWO_32 = 0x1_0000_0000;
@@ -104,6 +106,8 @@ export class IndexTable {
   private readonly files = new Map<number, FileIndex>();
   private readonly byNumber: (FileIndex | undefined)[] = [];
   private readonly freeNumbers: number[] = [];
+  /** Numbers of deleted files whose entries are still being released. */
+  private readonly dying = new Set<number>();
   /** Deleted files: their ids are never reused. */
   private readonly deleted = new Set<number>();
   /** Chunks that a snapshot still has to read. */
@@ -321,18 +325,30 @@ export class IndexTable {
     this.count--;
   }
 
-  /** Forgets a file and everything of it, for ever. @param onEntry  called with each entry before it is released */
-  deleteFile(fileId: number, onEntry: (entry: number) => void): void {
+  /**
+   * Forgets a file, for ever: from now on nothing of it is found, nor part of a snapshot. Its entries are released by
+   * the steps of the generator, one each; until they all are its number is taken.
+   *
+   * @param onEntry  called with each entry before it is released
+   */
+  deleteFile(fileId: number, onEntry: (entry: number) => void): Generator<void> {
     const file = this.files.get(fileId);
     this.deleted.add(fileId);
+    this.files.delete(fileId);
+    if (file !== undefined) this.dying.add(file.number);
+    return this.release(file, onEntry);
+  }
+
+  private *release(file: FileIndex | undefined, onEntry: (entry: number) => void): Generator<void> {
     if (file === undefined) return;
     for (const stripe of this.stripesFrom(file, 0)) {
       for (let entry = this.first(file, stripe); entry !== 0; entry = this.first(file, stripe)) {
         onEntry(entry);
         this.remove(file, stripe, entry);
+        yield;
       }
     }
-    this.files.delete(fileId);
+    this.dying.delete(file.number);
     this.byNumber[file.number] = undefined;
     this.freeNumbers.push(file.number);
   }
@@ -344,22 +360,20 @@ export class IndexTable {
    * same.
    */
   snapshot(): IndexSnapshot {
-    const files: number[] = [],
+    const files = new Uint32Array(this.files.size * FILE_WORDS),
       missing: number[] = [],
       deleted = new Uint32Array(this.deleted.size * 2);
-    [...this.deleted].forEach((id, i) => {
-      writePair(deleted, i * 2, id);
-    });
+    let known = 0,
+      gone = 0;
+    for (const id of this.deleted) writePair(deleted, 2 * gone++, id);
     for (const file of this.files.values()) {
       if (file.durableFence === 0 && file.markEpoch === 0 && file.stripes === 0 && file.missing.size === 0) continue;
-      files.push(
-        file.number,
-        file.id % TWO_32,
-        Math.floor(file.id / TWO_32),
-        file.durableFence,
-        file.markEpoch,
-        file.markCounter,
-      );
+      const w = known++ * FILE_WORDS;
+      files[w] = file.number;
+      writePair(files, w + 1, file.id);
+      files[w + 3] = file.durableFence;
+      files[w + 4] = file.markEpoch;
+      files[w + 5] = file.markCounter;
       for (const { stripe, writerEpoch, counter, mask } of file.missing.values()) {
         missing.push(
           file.number,
@@ -374,9 +388,10 @@ export class IndexTable {
     }
     const frozen: (Uint32Array | undefined)[] = (this.frozen = [...this.chunks]),
       masks = this.masks.copy(),
+      dying = this.dying.size === 0 ? undefined : new Set(this.dying),
       { used } = this;
     const snapshot = {
-      files: Uint32Array.from(files),
+      files: files.subarray(0, known * FILE_WORDS),
       deleted,
       missing: Uint32Array.from(missing),
       written: 0,
@@ -390,6 +405,7 @@ export class IndexTable {
             const w = i * ENTRY_WORDS,
               flags = (words[w + E.UNIT]! >>> FLAG_SHIFT) & 0xf;
             if (words[w + E.FILE] === FREE_FILE || (flags & EntryFlag.PENDING) !== 0) continue;
+            if (dying?.has(words[w + E.FILE]!) === true) continue;
             for (let j = 0; j < ENTRY_WORDS; j++) out[count * ENTRY_WORDS + j] = words[w + j]!;
             count++;
             if ((flags & EntryFlag.MASKED) === 0) continue;

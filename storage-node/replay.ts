@@ -88,7 +88,7 @@ export class Replay implements LogReader {
   }
 
   deleted(fileId: number): void {
-    if (!this.index.isDeleted(fileId)) this.index.deleteFile(fileId, () => undefined);
+    if (!this.index.isDeleted(fileId)) exhaust(this.index.deleteFile(fileId, () => undefined));
   }
 
   voided(fileId: number, stripe: number, place: HeaderPlace, fallback: UnitPlace | undefined): void {
@@ -113,9 +113,16 @@ export class Replay implements LogReader {
     for (const id of this.index.fileIds()) {
       const file = this.index.peekFile(id)!;
       if (file.superseded.size > 0)
-        freeSuperseded(this.index, file, (stripe, entry) => {
-          this.index.remove(file, stripe, entry);
-        });
+        exhaust(
+          freeSuperseded(this.index, file, (stripe, entry) => {
+            this.index.remove(file, stripe, entry);
+          }),
+        );
     }
   }
+}
+
+/** Nobody is served yet: all of it at once. */
+function exhaust(steps: Iterator<unknown>): void {
+  while (steps.next().done !== true);
 }

@@ -14,8 +14,9 @@ import { codeOf, TartanError, type ErrorCode } from '../wire/errors.js';
 import { Appender } from './appender.js';
 import type { AlignedMemory, AppendClient, Batch } from './batch.js';
 import { BatchEffects } from './batch-effects.js';
-import { BoundedDisk, isHung } from './bounded-disk.js';
+import { boundedDisk, isHung } from './bounded-disk.js';
 import { BLOCK_BYTES, type Disk } from './disk.js';
+import { Chores } from './chores.js';
 import { Checkpointer } from './checkpointer.js';
 import { Cleaner } from './cleaner.js';
 import type { FileIndex } from './file-index.js';
@@ -57,6 +58,7 @@ export class UnitStore {
   private readonly cleaner: Cleaner;
   private readonly keeper: SegmentsKeeper;
   private readonly tail: TailCheck;
+  private readonly chores: Chores;
   private readonly effects: BatchEffects;
   private readonly view: IndexView;
   private readonly appender: Appender;
@@ -81,7 +83,9 @@ export class UnitStore {
     }
     const store: UnitStore = new UnitStore(
       options,
-      boundedDisk(options, () => store.log),
+      boundedDisk(options, (why) => {
+        store.log.fail(why);
+      }),
       allocate,
       opened,
     );
@@ -121,7 +125,10 @@ export class UnitStore {
         this.settle(batch, refusal);
       },
     });
-    this.effects = new BatchEffects(this.index, this.segments, this.durability);
+    this.chores = new Chores(options.clock, () => {
+      this.keep();
+    });
+    this.effects = new BatchEffects(this.index, this.segments, this.durability, this.chores);
     this.view = new IndexView(this.disk, this.index, this.segments, (headerBlock) => {
       // Read again at the next opening, its batch would pass for lost, and all after it.
       if (this.durability !== 'discard' && this.checkpointer.isInTail(headerBlock)) this.keeper.wantCheckpoint();
@@ -376,7 +383,8 @@ export class UnitStore {
   }
 
   /**
-   * Forgets a file for ever, durably when it resolves; again is no error.
+   * Forgets a file for ever, durably when it resolves; again is no error. Where it has many units the room of the last
+   * ones comes free some turns later.
    * @throws {TartanError} ERR_DISK, ERR_DISK_FULL, ERR_CLOSED
    */
   deleteFile(fileId: number): Promise<void> {
@@ -391,9 +399,11 @@ export class UnitStore {
           writePair(words, w, fileId);
         },
         () => {
-          this.index.deleteFile(fileId, (entry) => {
-            this.segments.remove(this.index.headerBlock(entry), this.index.payloadBlocks(entry));
-          });
+          this.chores.add(
+            this.index.deleteFile(fileId, (entry) => {
+              this.segments.remove(this.index.headerBlock(entry), this.index.payloadBlocks(entry));
+            }),
+          );
         },
         () => {
           isSettled = true;
@@ -467,6 +477,7 @@ export class UnitStore {
     do {
       await this.log.drained();
       await this.keeper.idle();
+      await this.chores.idle();
     } while (!this.log.isIdle);
   }
 
@@ -476,6 +487,7 @@ export class UnitStore {
   }
 
   private async end(): Promise<void> {
+    this.chores.stop();
     // A disk that does not answer answers no cleaner either, and must not hold up whoever closes the store.
     if (!isHung(this.disk)) await this.keeper.close();
     await this.log.close(isHung(this.disk));
@@ -583,14 +595,3 @@ export class UnitStore {
     return new TartanError(code, `Cannot write to the unit store of '${this.superblock.nodeId}': ${why}`);
   }
 }
-
-/** @param log  to be told; there is none before the store is open */
-function boundedDisk({ disk, clock, diskDeadlineMs }: UnitStoreOptions, log: () => LogWriter): Disk {
-  if (clock === undefined) return disk;
-  return new BoundedDisk(disk, clock, diskDeadlineMs ?? DISK_DEADLINE_MS, (why) => {
-    log().fail(`the disk hangs: ${why}`);
-  });
-}
-
-/** Far beyond what a disk at its limit takes, and short enough that nobody waits for a dead one. */
-const DISK_DEADLINE_MS = 10_000;

@@ -7,22 +7,23 @@ import type { FileIndex } from './file-index.js';
 import { E, EntryFlag, type IndexTable } from './index-table.js';
 
 /**
- * Frees versions that a newer one, durable here and at or below the commit mark, has replaced.
+ * Frees versions that a newer one, durable here and at or below the commit mark, has replaced: those of one stripe a
+ * step, up to the mark as it is then.
  *
  * @param remove  takes a durable entry out of the index
  */
-export function freeSuperseded(
+export function* freeSuperseded(
   index: IndexTable,
   file: FileIndex,
   remove: (stripe: number, entry: number) => void,
-): void {
-  const { superseded, markEpoch, markCounter } = file;
-  for (
-    let stripe = superseded.takeUpTo(markEpoch, markCounter);
-    stripe >= 0;
-    stripe = superseded.takeUpTo(markEpoch, markCounter)
-  )
+): Generator<void> {
+  // A file that is deleted meanwhile is freed as a whole.
+  while (index.peekFile(file.id) === file) {
+    const stripe = file.superseded.takeUpTo(file.markEpoch, file.markCounter);
+    if (stripe < 0) return;
     freeStripe(index, file, stripe, remove);
+    yield;
+  }
 }
 
 function freeStripe(
