@@ -4,6 +4,7 @@ import { Access, RdmaError, type Device } from 'tartan-rdma';
 import type { MessageChannel } from '../../pipeline/channel.js';
 import { RingMemory } from '../../pipeline/ring-memory.js';
 import { WriterSession, type WriterSessionOptions } from '../../switch-agent/writer-session.js';
+import { sleep } from '../../wire/clock.js';
 import { Rig } from './rig.js';
 
 function refuse(): never {
@@ -27,6 +28,26 @@ t.test('a node whose device has no memory for a ring refuses, and has lost none'
   t.equal(rig.node.memory.used, used);
   relent();
   t.equal((await rig.peer()).grant.slots, 8);
+  await rig.run(rig.node.stop());
+});
+
+t.test('a peer that is gone while a node waits for the cluster store leaves nothing behind', async (t) => {
+  const rig = await Rig.start(22);
+  const { used } = rig.node.memory,
+    get = rig.nodeStore.get.bind(rig.nodeStore);
+  let waited = 0;
+  rig.nodeStore.get = async (key) => {
+    waited++;
+    await sleep(rig.clock('n1'), 15_000); // longer than a peer waits for its grant
+    return get(key);
+  };
+  await t.rejects(rig.peer({ role: 'rebuilder', fileId: rig.file.id }), { code: 'ERR_CONNECT' });
+  t.ok(waited > 0, 'the node asked for the record');
+  await rig.pass(40_000);
+  t.equal(rig.node.memory.used, used);
+  t.equal(rig.node.connectionCount, 0);
+  rig.nodeStore.get = get;
+  t.equal((await rig.peer({ role: 'rebuilder', fileId: rig.file.id })).grant.slots, 8);
   await rig.run(rig.node.stop());
 });
 
