@@ -8,6 +8,8 @@ import { openClusterStore, reserveStore } from '../cluster/open-store.js';
 import { presentSince } from '../cluster/presence.js';
 import { TartanError, codeOf } from '../wire/errors.js';
 import { startChild, stopProcess } from './child-process.js';
+import { localError } from './local-files.js';
+import { giveBackUnits, reserveUnits } from './reserved-store.js';
 import type { ProcessRecord, ProcessRole, StartedWith, StateDirectory } from './state-directory.js';
 
 export interface ClusterOptions {
@@ -26,6 +28,8 @@ export interface ClusterOptions {
   readonly ringMemoryBytes: number;
   /** Bytes of each node's store. */
   readonly sizeBytes: number;
+  /** A new node's store takes all its bytes at once. */
+  readonly reserves?: boolean;
   /** The processes end with this one. */
   readonly dependent: boolean;
   /** Of the cluster; without it, all of it listens on loopback only. */
@@ -83,8 +87,9 @@ export async function startCluster(
     );
   await createStore(state);
   const ids = await nodesToStart(state, options);
-  state.keepStartedWith(startedWith(options));
   if (options.basePort > 0) await requireFreePorts(options, ids);
+  makeNodeFolders(state, options, ids);
+  state.keepStartedWith(startedWith(options));
   state.write([]);
   try {
     // Settled, not raced: none may still be starting when the others are stopped.
@@ -104,6 +109,17 @@ export async function startCluster(
     throw error;
   }
   return state.processes();
+}
+
+/** All of them, before anything runs, or none. */
+function makeNodeFolders(state: StateDirectory, options: ClusterOptions, ids: readonly string[]): void {
+  const made: string[] = [];
+  try {
+    for (const id of ids) if (makeNodeFolder(state, options, id)) made.push(id);
+  } catch (error) {
+    for (const id of made) giveBackUnits(state.node(id));
+    throw error;
+  }
 }
 
 /** Those that the map has and whose stores are here: nodes were added, and removed for good, since the first start. */
@@ -156,8 +172,8 @@ export function startedWith(options: ClusterOptions): StartedWith {
   return { host, basePort, durability, transport, device, ringMemoryBytes, sizeBytes };
 }
 
-export function startNode(state: StateDirectory, options: ClusterOptions, id: string): Promise<ProcessRecord> {
-  mkdirSync(state.node(id), { recursive: true, mode: 0o700 });
+export async function startNode(state: StateDirectory, options: ClusterOptions, id: string): Promise<ProcessRecord> {
+  makeNodeFolder(state, options, id);
   return start(state, options, 'node', id, [
     '--store',
     state.node(id),
@@ -168,6 +184,17 @@ export function startNode(state: StateDirectory, options: ClusterOptions, id: st
     '--size',
     String(options.sizeBytes),
   ]);
+}
+
+/** @returns whether a store was made in it */
+function makeNodeFolder(state: StateDirectory, { sizeBytes, reserves = false }: ClusterOptions, id: string): boolean {
+  const folder = state.node(id);
+  try {
+    mkdirSync(folder, { recursive: true, mode: 0o700 });
+  } catch (error) {
+    throw localError(`Cannot make a store for ${id} in ${folder}`, error);
+  }
+  return reserves && reserveUnits(folder, id, sizeBytes);
 }
 
 function portOf(id: string, { basePort }: ClusterOptions): number {

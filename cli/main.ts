@@ -28,6 +28,7 @@ interface Options {
   ringMemory?: string;
   size: string;
   wipe?: boolean;
+  sparse?: boolean;
   code: string;
   unit: string;
   force?: boolean;
@@ -93,7 +94,8 @@ command('up', 'starts a switch and storage nodes in the background')
   .addOption(transport().default('auto'))
   .addOption(device().default('soft'))
   .option('--ring-memory <bytes>', 'the most registered memory of each process', DEFAULT_RING_MEMORY)
-  .option('--size <bytes>', "of each node's store", '4GiB')
+  .option('--size <bytes>', "of each node's store; a new one takes it at once", '4GiB')
+  .option('--sparse', 'new stores take their bytes as they are written: a disk may then be full before they are')
   .option('--no-repairer', 'starts no process that repairs by itself')
   .option('--down-out <seconds>', 'the repairer does not wait longer for a node that is gone', '600')
   .option('--settle <seconds>', 'it looks at a node that has been back for so long', '30')
@@ -123,6 +125,7 @@ command('up', 'starts a switch and storage nodes in the background')
         device: options.device ?? 'soft',
         ringMemoryBytes: parseBytes(options.ringMemory ?? DEFAULT_RING_MEMORY, '--ring-memory'),
         sizeBytes: parseBytes(options.size, '--size'),
+        reserves: options.durability !== 'discard' && options.sparse !== true,
         dependent: false,
         secret: readSecret(options.secretFile),
         ...(more.repairer && {
@@ -238,7 +241,8 @@ const startsNode = (name: string, description: string) =>
     .addOption(transport())
     .addOption(device())
     .option('--ring-memory <bytes>', 'the most registered memory of the node', DEFAULT_RING_MEMORY)
-    .option('--size <bytes>', "of the node's store", '4GiB')
+    .option('--size <bytes>', "of the node's store; it takes them at once", '4GiB')
+    .option('--sparse', 'it takes its bytes as they are written')
     .addOption(
       new Option('--durability <kind>', 'sync, volatile or discard, as of `up`')
         .choices(['sync', 'volatile', 'async', 'discard'])
@@ -249,6 +253,7 @@ const nodeOptions = (options: Options) => ({
   transport: options.transport ?? 'auto',
   ringMemoryBytes: parseBytes(options.ringMemory ?? DEFAULT_RING_MEMORY, '--ring-memory'),
   sizeBytes: parseBytes(options.size, '--size'),
+  reserves: options.durability !== 'discard' && options.sparse !== true,
   secret: readSecret(options.secretFile),
 });
 nodeCommand

@@ -21,7 +21,10 @@ const STOP_MS = 5_000;
 const NAMED = 3;
 
 /** What a node that is started here is told; the rest it has in common with those that run. */
-export type NodeOptions = Pick<ClusterOptions, 'durability' | 'transport' | 'ringMemoryBytes' | 'sizeBytes' | 'secret'>;
+export type NodeOptions = Pick<
+  ClusterOptions,
+  'durability' | 'transport' | 'ringMemoryBytes' | 'sizeBytes' | 'reserves' | 'secret'
+>;
 
 export async function listNodes(state: StateDirectory, json: boolean): Promise<void> {
   const { map, files, present } = await look(state, (store) => readAll(store));
@@ -218,13 +221,14 @@ export async function removeNodeFor(state: StateDirectory, id: string, json: boo
 
 function startOptions(running: readonly ProcessRecord[], options: NodeOptions): ClusterOptions {
   const like = running.find((each) => each.role === 'node') ?? running[0]!;
-  const { durability, transport, ringMemoryBytes, sizeBytes, secret } = options;
+  const { durability, transport, ringMemoryBytes, sizeBytes, reserves, secret } = options;
   return {
     durability,
     transport,
     ringMemoryBytes,
     sizeBytes,
     secret,
+    ...(reserves !== undefined && { reserves }),
     nodes: 1,
     host: like.host,
     basePort: 0,

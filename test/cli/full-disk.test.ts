@@ -56,10 +56,15 @@ function isSaid(t: Test, result: Result, what: string): void {
 const skip = mayMount() ? false : 'only root may mount a small file system';
 
 t.test('on a full file system every command works or says why not, and nothing dies', { skip }, async (t) => {
-  const stage = await smallDisk(t, 96 << 20),
+  const stage = await smallDisk(t, 128 << 20),
     ballast = join(stage.outside, 'ballast'),
     { tartan } = stage;
-  const up = await tartan('up', '--ring-memory', '64MiB', '--size', '64MiB');
+  t.match(
+    await tartan('up', '--size', '64MiB'),
+    { status: 1, stderr: /^tartan: ERR_DISK_FULL: Cannot set 64\.0 MiB aside [^\n]+ are free [^\n]+\n$/ },
+    'what is not there is not promised',
+  );
+  const up = await tartan('up', '--ring-memory', '64MiB', '--size', '24MiB');
   t.same([up.status, up.stderr], [0, '']);
   const bytes = randomBytes(3_000_001);
   writeFileSync(join(stage.outside, 'original'), bytes);
@@ -80,7 +85,7 @@ t.test('on a full file system every command works or says why not, and nothing d
   t.match(copied, { status: 1, stderr: /^tartan: ERR_LOCAL_FILE: [^\n]+\(ENOSPC\); nothing was written\n$/ });
   isSaid(t, await tartan('put', join(stage.outside, 'original'), 'more'), 'put');
   isSaid(t, await tartan('scrub'), 'scrub');
-  isSaid(t, await tartan('node', 'add', '--size', '64MiB'), 'node add');
+  isSaid(t, await tartan('node', 'add', '--size', '24MiB'), 'node add');
   t.match(await tartan('up'), { status: 1, stderr: /^tartan: ERR_IN_USE: [^\n]+\n$/ });
   const { identity } = before.find(({ id }) => id === 'n2')!;
   process.kill(identity.pid, 'SIGKILL');
@@ -95,13 +100,42 @@ t.test('on a full file system every command works or says why not, and nothing d
   t.match(await tartan('down'), { status: 0, stderr: '' }, 'the cluster can be ended');
   for (const each of before) t.notOk(isRunning(each.identity), `${each.id} has ended`);
   t.match(await tartan('status'), { status: 1, stderr: /^tartan: ERR_NOT_RUNNING: [^\n]+\n$/ });
-  isSaid(t, await tartan('up', '--ring-memory', '64MiB', '--size', '64MiB'), 'up');
+  isSaid(t, await tartan('up', '--ring-memory', '64MiB', '--size', '24MiB'), 'up');
   t.match(await tartan('down'), { status: 0, stderr: '' });
 
   rmSync(ballast);
-  t.match(await tartan('up', '--ring-memory', '64MiB', '--size', '64MiB'), { status: 0 }, 'with room again');
+  t.match(await tartan('up', '--ring-memory', '64MiB', '--size', '24MiB'), { status: 0 }, 'with room again');
   await reads('read afterwards');
   t.match(await tartan('put', join(stage.outside, 'original'), 'again'), { status: 0 });
   const left = readdirSync(join(stage.outside, 'state')).filter((name) => /\.\d+$|partial/.test(name));
   t.same(left, [], 'nothing half-written lies about');
+});
+
+t.test('what is removed makes room, also while the file system is full: three times over', { skip }, async (t) => {
+  const { outside, tartan } = await smallDisk(t, 128 << 20);
+  t.match(await tartan('up', '--size', '24MiB', '--no-repairer'), { status: 0, stderr: '' });
+  const source = join(outside, 'original'),
+    bytes = randomBytes(16_000_001);
+  writeFileSync(source, bytes);
+  fillUp(join(outside, 'ballast'));
+  const counts: number[] = [];
+  for (let round = 0; round < 3; round++) {
+    const stored: string[] = [];
+    for (;;) {
+      const name = `${round}-${stored.length}`,
+        put = await tartan('put', source, name);
+      if (put.status === 0) {
+        stored.push(name);
+        continue;
+      }
+      t.match(put, { status: 1, stderr: /^tartan: ERR_DISK_FULL: [^\n]+; nothing was stored\n$/ });
+      break;
+    }
+    counts.push(stored.length);
+    const read = await tartan('get', stored[0] ?? '?', '-');
+    t.ok(Buffer.from(read.stdout, 'latin1').equals(bytes), `read from full nodes: ${read.stderr}`);
+    for (const name of stored) t.match(await tartan('rm', name), { status: 0, stderr: '' }, `rm ${name}`);
+  }
+  t.same(counts, [counts[0], counts[0], counts[0]], 'as much as before');
+  t.ok(counts[0]! > 0);
 });

@@ -59,7 +59,13 @@ export class RunningCluster {
 
   /** Without a repairer, unless the options are about it: it would do what the story is about to do. */
   async up(): Promise<void> {
-    await this.tartan('up', ...this.options, ...(this.options.includes('--scrub-interval') ? [] : ['--no-repairer']));
+    // Stores far larger than what is written to them.
+    await this.tartan(
+      'up',
+      '--sparse',
+      ...this.options,
+      ...(this.options.includes('--scrub-interval') ? [] : ['--no-repairer']),
+    );
   }
 
   /** As `down` then `up`: every process is another one afterwards. */
