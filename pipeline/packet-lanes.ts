@@ -12,7 +12,7 @@ import { Status, ipv4Of } from 'tartan-rdma';
 import { readFileSync } from 'node:fs';
 import { networkInterfaces } from 'node:os';
 import { createSocket } from 'node:dgram';
-import { TartanError } from '../wire/errors.js';
+import { isOutOfFiles, TartanError } from '../wire/errors.js';
 import { IP_UDP_BYTES, PACKET_HEADER_BYTES } from '../wire/packet-header.js';
 import { DATA_HEADER_BYTES } from '../wire/unit-header.js';
 import type { SessionContext } from './session.js';
@@ -93,7 +93,8 @@ export class PacketLanes {
     try {
       return new PacketLanes(await device.openPacketSocket(address, 0), Math.min(mtu, mtuOf(address)));
     } catch (cause) {
-      throw new TartanError('ERR_CONNECT', `Cannot send packets to ${peer}: ${(cause as Error).message}`, { cause });
+      const code = isOutOfFiles(cause) ? 'ERR_TOO_MANY_FILES' : 'ERR_CONNECT';
+      throw new TartanError(code, `Cannot send packets to ${peer}: ${(cause as Error).message}`, { cause });
     }
   }
 

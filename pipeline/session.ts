@@ -15,7 +15,7 @@
 import { createHmac, randomBytes, timingSafeEqual } from 'node:crypto';
 import type { Device, QueuePair } from 'tartan-rdma';
 import type { Clock, TimerHandle } from '../wire/clock.js';
-import { codeOf, errorFromPeer, isOperating, TartanError } from '../wire/errors.js';
+import { codeOf, errorFromPeer, isOperating, isOutOfFiles, TartanError, TOO_MANY_FILES } from '../wire/errors.js';
 import { answerOrRefuse, detach, refusalOf } from '../wire/front-door.js';
 import { type Control, type Grant, Hello } from '../wire/generated/ring.js';
 import { PROTOCOL_VERSION } from '../wire/ring-messages.js';
@@ -109,6 +109,8 @@ export async function connectSession(
     qp = await device.connect(host, port, { transport: options.transport ?? 'auto', timeoutMs });
   } catch (cause) {
     if (!isOperating(cause)) throw cause;
+    if (isOutOfFiles(cause))
+      throw new TartanError('ERR_TOO_MANY_FILES', `Cannot connect to ${host}:${port}: ${TOO_MANY_FILES}`, { cause });
     // Nobody is down then: a wish that must not look like a failure of the peer.
     const code = codeOf(cause) === 'ERR_DEVICE_KIND' ? 'ERR_DEVICE_KIND' : 'ERR_CONNECT';
     throw new TartanError(code, cause.message, { cause });

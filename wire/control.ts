@@ -20,7 +20,7 @@ import {
 import type { EventEmitter } from 'node:events';
 import { isIPv6 } from 'node:net';
 import { PROOF_KEY, TOKEN_KEY, TokenChecker, isProof, makeProof, makeToken, type Token } from './control-token.js';
-import { TartanError, errorFromPeer, type ErrorCode } from './errors.js';
+import { isOutOfFiles, TartanError, TOO_MANY_FILES, errorFromPeer, type ErrorCode } from './errors.js';
 import { answerOrRefuse, detach } from './front-door.js';
 import {
   NodeControlService,
@@ -365,6 +365,8 @@ class Caller {
         : error?.code === status.DEADLINE_EXCEEDED
           ? `no answer within ${this.#deadlineMs} ms`
           : (refused ?? details);
+    if (isOutOfFiles(error))
+      return new TartanError('ERR_TOO_MANY_FILES', `Cannot ${attempt}: ${TOO_MANY_FILES}`, { cause: error });
     return new TartanError(codeOfStatus(error?.code), `Cannot ${attempt}: ${observation}`, { cause: error });
   }
 }

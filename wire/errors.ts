@@ -51,6 +51,7 @@ const ERROR_CODES = [
   'ERR_LOCAL_FILE',
   'ERR_CHANGED',
   'ERR_INTERRUPTED',
+  'ERR_TOO_MANY_FILES',
 ] as const;
 
 export type ErrorCode = (typeof ERROR_CODES)[number];
@@ -93,6 +94,19 @@ export function codeOf(error: unknown): string | undefined {
     ? error.code
     : undefined;
 }
+
+/**
+ * Whether a call failed because this process, or this machine, may open no more: that says nothing of whoever was to be
+ * reached. A native call and gRPC have only words for it.
+ */
+export function isOutOfFiles(error: unknown): boolean {
+  const code = codeOf(error);
+  if (code === 'EMFILE' || code === 'ENFILE') return true;
+  return error instanceof Error && /\b(EMFILE|ENFILE|Too many open files)\b/i.test(error.message);
+}
+
+/** What is said then. */
+export const TOO_MANY_FILES = 'this process has as many files open as it may; `ulimit -n` raises that';
 
 const known = new Set<string>(ERROR_CODES);
 

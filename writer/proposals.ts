@@ -15,7 +15,14 @@ import { codeOf } from '../wire/errors.js';
 export type Fault = 'gone' | 'busy' | 'ours';
 
 const GONE: readonly string[] = ['ERR_CONNECT', 'ERR_CLOSED', 'ERR_DEADLINE'];
-const BUSY: readonly string[] = ['ERR_RING_MEMORY', 'ERR_CAPACITY', 'ERR_MAP_UNAVAILABLE', 'ERR_STALE_MAP'];
+const BUSY: readonly string[] = [
+  'ERR_RING_MEMORY',
+  'ERR_CAPACITY',
+  'ERR_MAP_UNAVAILABLE',
+  'ERR_STALE_MAP',
+  // This process has no room; it may have when it has closed something.
+  'ERR_TOO_MANY_FILES',
+];
 
 /** Only a connection that fails or closes, and a deadline, speak of a node's death. */
 export function faultOf(error: unknown): Fault {
