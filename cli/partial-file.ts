@@ -7,12 +7,15 @@ import {
   linkSync,
   lstatSync,
   openSync,
+  readdirSync,
+  readlinkSync,
   realpathSync,
   renameSync,
   rmSync,
   statSync,
 } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
+import { isRunning, ownIdentity } from '../cluster/process-identity.js';
 import { TartanError, codeOf } from '../wire/errors.js';
 
 /** Of the target's name in the temporary one, which must not become too long. */
@@ -20,7 +23,9 @@ const NAME_LENGTH = 40;
 
 /**
  * Written beside its target under a name that nobody can foresee, made exclusively, and removed by discard() and by a
- * failed keep(). Who makes one sees to it that signals come to discard().
+ * failed keep(). Who makes one sees to it that signals come to discard(). What a process leaves that is killed goes with
+ * the next one for that target: the name says whose it is. (A file without a name could not be given one: link(2), all
+ * that Node has, does not follow /proc/self/fd.)
  */
 export class PartialFile {
   readonly stream: WriteStream;
@@ -40,7 +45,9 @@ export class PartialFile {
     this.mode = existing === undefined ? undefined : existing.mode & 0o777;
     this.target = existing === undefined ? target : realpathSync(target);
     const shown = basename(this.target).slice(0, NAME_LENGTH);
-    this.path = join(dirname(this.target), `.${shown}.${randomBytes(12).toString('hex')}.partial`);
+    const folder = dirname(this.target);
+    removeOrphans(folder, shown);
+    this.path = join(folder, `.${shown}.${ownTag()}.${randomBytes(12).toString('hex')}.partial`);
     // Nobody reads what replaces a private file before it has that file's permissions.
     // Opened at once: nothing can come into being after discard().
     const fd = openSync(this.path, 'wx', this.mode === undefined ? 0o666 : 0o600);
@@ -84,3 +91,39 @@ export class PartialFile {
 }
 
 function ignore(): void {}
+
+/** Which process, of those whose life can be told from here: of this boot, in this namespace of pids. */
+function ownTag(): string {
+  const { pid, startTime } = ownIdentity();
+  return `${pid}-${startTime}-${tagOfPlace()}`;
+}
+
+function tagOfPlace(): string {
+  const namespace = readlinkSync('/proc/self/ns/pid').replaceAll(/\D/g, '');
+  return `${namespace}-${ownIdentity().bootId.replaceAll('-', '')}`;
+}
+
+/** Removes what processes left beside a target that were killed. Those of other machines, on a shared disk, stay. */
+function removeOrphans(folder: string, shown: string): void {
+  const { bootId } = ownIdentity(),
+    place = tagOfPlace();
+  for (const name of namesIn(folder)) {
+    if (!name.startsWith(`.${shown}.`)) continue;
+    const found = /^(\d+)-(\d+)-(\d+-[0-9a-f]+)\.[0-9a-f]+\.partial$/.exec(name.slice(shown.length + 2));
+    if (found === null || found[3] !== place) continue;
+    if (isRunning({ bootId, pid: Number(found[1]), startTime: found[2]! })) continue;
+    try {
+      rmSync(join(folder, name), { force: true });
+    } catch {
+      /* another user's: it is theirs to remove */
+    }
+  }
+}
+
+function namesIn(folder: string): string[] {
+  try {
+    return readdirSync(folder);
+  } catch {
+    return []; // it may be written to, and not read; or making the file says what is wrong
+  }
+}

@@ -94,6 +94,44 @@ t.test('a file that is replaced keeps its permissions, links stay, and nothing h
   t.same(readdirSync(dir).sort(), ['link', 'made', 'private']);
 });
 
+t.test('what a killed process left beside a target goes with the next one; of one that lives it stays', async (t) => {
+  const dir = t.testdir({ b: 'other' }),
+    target = join(dir, 'a');
+  const program =
+    'const { PartialFile } = await import(process.argv[1]); const file = new PartialFile(process.argv[2]);' +
+    'file.stream.write("half", () => { console.log("there"); }); setInterval(() => {}, 1 << 30);';
+  const module = new URL('../../cli/partial-file.js', import.meta.url).href;
+  const start = async () => {
+    const child = spawn(process.execPath, ['--import', 'tsx', '--input-type=module', '-e', program, module, target], {
+      env: { ...process.env, NODE_OPTIONS: '' },
+      stdio: ['ignore', 'pipe', 'inherit'],
+    });
+    t.teardown(() => {
+      child.kill('SIGKILL');
+    });
+    await once(child.stdout, 'data');
+    return child;
+  };
+  const killed = await start();
+  killed.kill('SIGKILL');
+  await once(killed, 'exit');
+  const [left] = readdirSync(dir).filter((name) => name.endsWith('.partial'));
+  t.match(left, /^\.a\.\d+-\d+-\d+-[0-9a-f]{32}\.[0-9a-f]{24}\.partial$/);
+  const elsewhere = left!.replace(/-[0-9a-f]{32}\./, `-${'0'.repeat(32)}.`);
+  writeFileSync(join(dir, elsewhere), 'of another machine');
+  const living = await start();
+  const both = readdirSync(dir).filter((name) => name.endsWith('.partial'));
+  t.notOk(both.includes(left!), 'its successor has removed it');
+  new PartialFile(target).discard();
+  t.same(
+    readdirSync(dir).filter((name) => name.endsWith('.partial')),
+    both,
+    'that of a process at work stays, and that of another machine',
+  );
+  t.equal(both.length, 2);
+  living.kill('SIGKILL');
+});
+
 t.test(
   'work that is interrupted cleans up, and what is said of it is its outcome; else signals do as ever',
   async (t) => {
