@@ -55,7 +55,6 @@ const program = new Command('tartan')
   .option('--secret-file <file>', "holds the cluster's secret (default: TARTAN_SECRET in the environment)")
   .configureHelp({ showGlobalOptions: true })
   .configureOutput({
-    // One line, as any other failure.
     outputError: (text, write) => {
       const said = text
         .replace(/^error: /, '')

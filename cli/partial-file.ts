@@ -23,9 +23,9 @@ const NAME_LENGTH = 40;
 
 /**
  * Written beside its target under a name that nobody can foresee, made exclusively, and removed by discard() and by a
- * failed keep(). Who makes one sees to it that signals come to discard(). What a process leaves that is killed goes with
- * the next one for that target: the name says whose it is. (A file without a name could not be given one: link(2), all
- * that Node has, does not follow /proc/self/fd.)
+ * failed keep(). Who makes one sees to it that signals come to discard(). What a process leaves that is killed goes
+ * with the next one for that target: the name says whose it is. (A file without a name could not be given one: link(2),
+ * all that Node has, does not follow /proc/self/fd.)
  */
 export class PartialFile {
   readonly stream: WriteStream;

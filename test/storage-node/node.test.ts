@@ -95,7 +95,7 @@ t.test('Units are refused, each with its reason, and the connection goes on', as
   future.words[W.SHAPE] = (future.words[W.SHAPE]! & ~0xff) | 2;
   t.equal(await refusal(future), Refusal.MALFORMED);
   t.equal(rig.node.storeStats().unitsStored, 0);
-    await rig.own(2);
+  await rig.own(2);
   t.equal(await refusal(rig.unit({ epoch: 2, counter: 2 })), Refusal.NONE);
   t.equal(await refusal(rig.unit({ epoch: 2, counter: 2 })), Refusal.NONE, 'the same again');
   t.equal(await refusal(rig.unit({ epoch: 2, counter: 2, seed: 9 })), Refusal.NAME_CONFLICT);
