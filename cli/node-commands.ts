@@ -11,6 +11,7 @@ import { TartanError, codeOf } from '../wire/errors.js';
 import { stopProcess } from './child-process.js';
 import type { ClusterOptions } from './cluster-processes.js';
 import { againOptions, startNode } from './cluster-processes.js';
+import { interruptible } from './interruption.js';
 import type { ClientOptions } from './file-commands.js';
 import { table } from './quantities.js';
 import { repair } from './repair-commands.js';
@@ -125,7 +126,8 @@ export async function startNodeAgain(
  *
  * @throws {TartanError} ERR_WOULD_LOSE when so many nodes are down that its store is still needed; ERR_NOT_FOUND;
  *         ERR_IN_USE
- *   while another rebuilds; what rebuild throws: then the node runs, and `tartan rebuild` goes on
+ *   while another rebuilds; what rebuild throws: then the node runs, and `tartan rebuild` goes on. ERR_INTERRUPTED: it
+ *   runs with the one store or the other; killed at any step, the same command finishes it
  */
 export async function replaceNode(
   id: string,
@@ -137,7 +139,8 @@ export async function replaceNode(
   client: ClientOptions,
 ): Promise<void> {
   const { state } = client;
-  await state.locked(async () => {
+  let outcome = 'nothing has changed';
+  const replace = async (signal: AbortSignal): Promise<void> => {
     const running = state.requireRunning();
     const record = state.processes().find((each) => each.id === id && each.role === 'node');
     if (record === undefined)
@@ -156,12 +159,18 @@ export async function replaceNode(
             'those nodes back first',
         );
     });
+    signal.throwIfAborted();
+    const goOn = async (): Promise<void> => {
+      await startNode(state, startOptions(running, options), id);
+      outcome = `${id} goes on with the store that it had`;
+    };
+    outcome = `${id} is stopped; \`tartan node start ${id}\` starts it with the store that it had`;
     await stopProcess(record.identity, STOP_MS);
     // The others must do without it: whatever they lack is restored before its store is given up. Nodes that are only
     // being filled show here too: the map does not tell them from full ones.
     await repair({ ...client, names: [], verify: false, bytesPerSecond: options.bytesPerSecond, quiet: true }).catch(
       async (error: unknown) => {
-        await startNode(state, startOptions(running, options), id);
+        await goOn();
         if (codeOf(error) !== 'ERR_TOO_MANY_LOST') throw error;
         throw wouldLose(
           `replace the store of node ${id}`,
@@ -169,14 +178,24 @@ export async function replaceNode(
         );
       },
     );
+    if (signal.aborted) {
+      await goOn();
+      signal.throwIfAborted();
+    }
+    // From here to the next start it is not worth an interruption.
     const aside = setAside(state, id, options.discard);
     const started = await startNode(state, startOptions(running, options), id);
+    outcome = `${id} runs with a blank store; \`tartan rebuild\` fills it`;
     if (!client.json)
       process.stdout.write(
         `${id} runs with a blank store on ` +
           `port ${started.port}${aside === undefined ? '' : `; the old one is ${aside}`}\n`,
       );
-  });
+  };
+  await interruptible(
+    () => `Replacing the store of node ${id} was interrupted: ${outcome}`,
+    (signal) => state.locked(() => replace(signal)),
+  );
   if (options.rebuild) await repair({ ...client, names: [], verify: false, bytesPerSecond: options.bytesPerSecond });
 }
 

@@ -26,6 +26,13 @@ interface NodeRow {
   readonly pid: number | null;
 }
 
+/** Of SIGTERM in a mask of signals. */
+const TERM_BIT = 1 << 14;
+
+function statusOf(pid: number): string {
+  return readFileSync(`/proc/${pid}/status`, 'latin1');
+}
+
 async function cluster(t: Test, nodes: number) {
   // Not the test's own folder: that goes before the teardown that ends what runs in it.
   const dir = join(mkdtempSync(join(tmpdir(), 'tartan-node-')), 'state');
@@ -114,6 +121,83 @@ t.test(
     ] as const) {
       t.match((await run(...args)).stderr, new RegExp(`^tartan: ${code}: [^\\n]+\\n$`), args.join(' '));
     }
+  },
+);
+
+t.test(
+  'a replacement that is interrupted or killed leaves the old store or a new one, and is done again',
+  async (t) => {
+    const { dir, well, put, sha, list, store, env } = await cluster(t, 3);
+    const bytes = await put('a', 3_000_001, 'xor(2+1)');
+    const before = await list();
+    const replacing = (...args: string[]) => {
+      const child = spawn(
+        process.execPath,
+        [MAIN, '--dir', dir, 'node', 'replace', 'n2', '--size', '256MiB', ...args],
+        { env, stdio: ['ignore', 'ignore', 'pipe'] },
+      );
+      t.teardown(() => {
+        child.kill('SIGKILL');
+      });
+      let said = '';
+      child.stderr.setEncoding('utf8').on('data', (text: string) => {
+        said += text;
+      });
+      const ended = new Promise<readonly [string | null, string]>((done) => {
+        child.once('close', (_, signal) => {
+          done([signal, said]);
+        });
+      });
+      return { child, ended };
+    };
+    /** One that waits for n2, which has been told to end and can't hear it. */
+    const stopping = async () => {
+      const pid = (await list())[1]!.pid!;
+      process.kill(pid, 'SIGSTOP');
+      const replacement = replacing();
+      await until(
+        () => (parseInt(/^ShdPnd:\s*(\S+)/m.exec(statusOf(pid))![1]!.slice(-8), 16) & TERM_BIT) !== 0,
+        'the word to end',
+      );
+      return { ...replacement, goOn: () => process.kill(pid, 'SIGCONT') };
+    };
+
+    const first = await stopping();
+    first.child.kill('SIGINT');
+    first.goOn();
+    const [signal, said] = await first.ended;
+    t.equal(signal, 'SIGINT');
+    t.match(
+      said,
+      /^tartan: ERR_INTERRUPTED: Replacing the store of node n2 was interrupted: n2 goes on with the store/m,
+    );
+    t.match((await list())[1], { state: 'up', store: before[1]!.store });
+
+    const second = await stopping();
+    second.child.kill('SIGKILL');
+    await second.ended;
+    second.goOn();
+    await store((open) => until(async () => !(await presentNodes(open)).has('n2'), 'the end of its lease'));
+    t.equal(await sha('a'), bytes, 'read without it');
+    // Begun again, and killed when the new store is there and nothing in it.
+    const pidOf = () =>
+      (
+        JSON.parse(readFileSync(join(dir, 'processes.json'), 'utf8')) as {
+          processes: { id: string; identity: { pid: number } }[];
+        }
+      ).processes.find(({ id }) => id === 'n2')?.identity.pid;
+    const old = pidOf(),
+      third = replacing('--no-rebuild');
+    await until(() => pidOf() !== old, 'another process');
+    third.child.kill('SIGKILL');
+    await third.ended;
+    await well('node', 'replace', 'n2', '--size', '256MiB');
+    const after = await list();
+    t.match(after[1], { state: 'up' });
+    t.not(after[1]!.store, before[1]!.store);
+    process.kill(after[2]!.pid!, 'SIGKILL');
+    await store((open) => until(async () => !(await presentNodes(open)).has('n3'), 'the end of its lease'));
+    t.equal(await sha('a'), bytes, 'read without n3, so from what n2 was given');
   },
 );
 
