@@ -32,22 +32,22 @@ export interface Growth {
   readonly isFlat: boolean;
 }
 
-/** Fewer samples say nothing. */
-const LEAST_SAMPLES = 40;
+/** A shorter life says nothing: on a busy machine a process is still opening its first sessions in its second minute. */
+const LEAST_MINUTES = 10;
 /** What a heap may have moved by without a leak: garbage that has not been collected yet. */
 const SLACK_MIB = 24;
 const SLACK_SHARE = 0.15;
 const SLACK_DESCRIPTORS = 12;
 
-/** Of each process that lived long enough to tell. */
-export function growths(samples: readonly Sample[]): Growth[] {
+/** Of each process that lived long enough to tell; in a short run, for half of it. */
+export function growths(samples: readonly Sample[], runMinutes: number): Growth[] {
   const lives = new Map<string, Sample[]>();
   for (const sample of samples) {
     const key = `${sample.id} ${sample.pid}`;
     lives.set(key, [...(lives.get(key) ?? []), sample]);
   }
   return [...lives.values()]
-    .filter((life) => life.length >= LEAST_SAMPLES)
+    .filter((life) => minutesOf(life) >= Math.min(LEAST_MINUTES, runMinutes / 2))
     .map((life) => {
       const quarter = Math.floor(life.length / 4);
       const early = life.slice(quarter, 2 * quarter),
@@ -63,7 +63,7 @@ export function growths(samples: readonly Sample[]): Growth[] {
       return {
         id: life[0]!.id,
         pid: life[0]!.pid,
-        minutes: life.at(-1)!.minutes - life[0]!.minutes,
+        minutes: minutesOf(life),
         rssMib,
         descriptors,
         isFlat:
@@ -71,4 +71,8 @@ export function growths(samples: readonly Sample[]): Growth[] {
           descriptors[1] <= descriptors[0] + SLACK_DESCRIPTORS,
       };
     });
+}
+
+function minutesOf(life: readonly Sample[]): number {
+  return life.at(-1)!.minutes - life[0]!.minutes;
 }

@@ -81,10 +81,21 @@ async function strike(
         },
       };
     case 'kill switch':
-    case 'kill node': {
-      cluster.signal(fault === 'kill node' ? 'n3' : 's1', 'SIGKILL');
-      return { at, heal: () => cluster.restart() };
-    }
+      cluster.signal('s1', 'SIGKILL');
+      return {
+        at,
+        heal: async () => {
+          await cluster.tartan('switch', 'start');
+        },
+      };
+    case 'kill node':
+      cluster.signal('n3', 'SIGKILL');
+      return {
+        at,
+        heal: async () => {
+          await cluster.tartan('node', 'start', 'n3');
+        },
+      };
   }
 }
 
