@@ -30,9 +30,9 @@ export function takeFolder(path: string): void {
   writeFileSync(join(path, MARK), '');
 }
 
-/** It is empty, and may be anybody's again. */
+/** It is empty, and may be anybody's again. By whoever has it locked. */
 export function leaveFolder(path: string): void {
-  rmSync(join(path, MARK), { force: true });
+  for (const name of [MARK, LOCK_FILE]) rmSync(join(path, name), { force: true });
 }
 
 /** What lies in it, but for the mark and the lock. */
