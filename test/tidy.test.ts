@@ -215,7 +215,7 @@ t.test('every promise is awaited, detached, or said to be safe to forget', async
 
 t.test('a test waits for events, not for a time', (t) => {
   // Those of the simulation wait in its own time; the soak and the benchmarks are none.
-  const elsewhere = /^test\/(simulation|soak|bench|tidy-rules\.test|rdma\/soft\.test)\b/;
+  const elsewhere = /^test\/(simulation|soak|bench|tidy-rules\.test)\b/;
   t.same(
     typescript
       .filter((path) => path.startsWith('test/') && !elsewhere.test(path))

@@ -32,7 +32,7 @@ export interface Growth {
   readonly isFlat: boolean;
 }
 
-/** A shorter life says nothing: on a busy machine a process is still opening its first sessions in its second minute. */
+/** A shorter life says nothing: on a busy machine a process opens its first sessions in its second minute. */
 const LEAST_MINUTES = 10;
 /** What a heap may have moved by without a leak: garbage that has not been collected yet. */
 const SLACK_MIB = 24;
