@@ -32,6 +32,8 @@ export class Controller {
   onChange: () => void = () => undefined;
   /** Another controller was primary by the server's last word, which stays after the stream has ended. */
   isStandby = false;
+  /** How often another was primary, or nobody. What was true of the switch before is not any more. */
+  losses = 0;
 
   private constructor(private readonly client: P4RuntimeClient) {
     client.on('closed', (error) => {
@@ -40,6 +42,7 @@ export class Controller {
     });
     client.on('mastership', ({ primary, electionId }) => {
       this.isStandby = !primary && electionId !== undefined;
+      if (!primary) this.losses++;
       this.onChange();
     });
     client.on('stream-error', () => undefined);

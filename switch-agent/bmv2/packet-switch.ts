@@ -69,6 +69,8 @@ export class PacketSwitch {
   #isStandby = false;
   /** What the switch holds is what the book says. */
   #isReconciled = false;
+  /** Of the controller, when its switch was looked at last. */
+  #losses = 0;
   /** A restarted agent takes from the switch what it was doing, once. */
   #isFresh = true;
   /**
@@ -264,6 +266,7 @@ export class PacketSwitch {
         this.#controller = controller;
         this.#isReconciled = false;
         this.#running = undefined;
+        this.#losses = controller.losses;
         this.#forgetAnswers();
         this.#note(`controls the switch at ${address}`);
         while (!this.#isStopping && controller.ended === undefined) {
@@ -290,10 +293,14 @@ export class PacketSwitch {
 
   async #tend(controller: Controller): Promise<void> {
     if (controller.isVacant) await controller.stand();
-    if (!controller.primary) {
-      // Another controls it, and says what state it is in.
+    if (controller.losses !== this.#losses) {
+      // Also when another came and went since the last look.
+      this.#losses = controller.losses;
       this.#isReconciled = false;
       this.#running = undefined;
+    }
+    if (!controller.primary) {
+      // Another controls it, and says what state it is in.
       this.#note('another controller is primary');
       return;
     }

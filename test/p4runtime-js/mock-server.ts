@@ -62,8 +62,12 @@ export class MockServer {
   readonly #highest = new Map<string, bigint>();
   /** A push with this action is never answered, as BMv2 does at times. */
   hangsOn: v1.SetForwardingPipelineConfigRequest_Action | undefined;
+  /** What asks for the pipeline is answered when this is. */
+  holding: Promise<void> | undefined;
   /** Actions of the pushes so far. */
   readonly pushes: v1.SetForwardingPipelineConfigRequest_Action[] = [];
+  /** How often the pipeline was asked for. */
+  asked = 0;
   port = 0;
 
   /** @param maxReceiveBytes  of one request; −1: any */
@@ -104,13 +108,29 @@ export class MockServer {
           return {};
         })(call, done);
       },
-      getForwardingPipelineConfig: this.#unary((request: v1.GetForwardingPipelineConfigRequest) => {
-        this.#requireDevice(request.deviceId);
-        return { config: this.device.getPipeline(request.responseType) };
-      }),
+      getForwardingPipelineConfig: (
+        call: { request: v1.GetForwardingPipelineConfigRequest },
+        done: sendUnaryData<object>,
+      ) => {
+        const answer = this.#unary((request: v1.GetForwardingPipelineConfigRequest) => {
+          this.#requireDevice(request.deviceId);
+          return { config: this.device.getPipeline(request.responseType) };
+        });
+        this.asked++;
+        if (this.holding === undefined) answer(call, done);
+        else
+          void this.holding.then(() => {
+            answer(call, done);
+          });
+      },
       streamChannel: (stream: Stream) => this.#streamChannel(stream),
       capabilities: this.#unary(() => ({ p4runtimeApiVersion: '1.4.1' })),
     });
+  }
+
+  /** Whether one of the controllers is primary. */
+  get hasPrimary(): boolean {
+    return this.#primaryOf('') !== undefined;
   }
 
   /** @param port  0: any free one */

@@ -2,7 +2,7 @@
 import t, { type Test } from 'tap';
 import { connect as connectSocket, createServer, type AddressInfo, type Socket } from 'node:net';
 import { ServerCredentials } from '@grpc/grpc-js';
-import { readTableEntry, tableWildcard, v1 } from 'tartan-p4runtime';
+import { allMulticastGroups, connect, readTableEntry, tableWildcard, v1 } from 'tartan-p4runtime';
 import { readMap } from '../../cluster/membership.js';
 import { loadArtefact } from '../../switch-agent/bmv2/artefact.js';
 import { FLOOD_GROUP } from '../../switch-agent/bmv2/forwarding.js';
@@ -47,6 +47,30 @@ async function makeRig(): Promise<MockRig> {
 
 t.test('an agent controls a switch that follows the specification', async (t) => {
   stories(t, makeRig);
+});
+
+t.test('who came and went between two looks of the agent has left nothing behind', async (t) => {
+  const mock = await makeRig(),
+    { rig, switchAgent } = await begin(t, () => Promise.resolve(mock)),
+    server = mock.server();
+  const before = server.device.multicast(FLOOD_GROUP).sort();
+  let release!: () => void;
+  server.holding = new Promise((resolve) => {
+    release = resolve;
+  });
+  const { asked } = server;
+  await until(() => server.asked > asked, 'the agent in the middle of a look');
+  const other = await connect({ address: rig.address, deviceId: 1 });
+  await other.arbitrate(2n ** 100n);
+  await other.delete(...(await other.readAll(allMulticastGroups())));
+  t.not(server.device.multicast(FLOOD_GROUP).length, before.length);
+  other.close();
+  await until(() => !server.hasPrimary, 'the server to notice that it went');
+  server.holding = undefined;
+  release();
+  await until(() => server.device.multicast(FLOOD_GROUP).length === before.length, 'all is right again');
+  t.same(server.device.multicast(FLOOD_GROUP).sort(), before);
+  t.match(await switchAgent.counters(), { tartan_switch_pipelines_pushed: 1 }, 'without pushing the program');
 });
 
 t.test('a packet leaves once by each port, after however many pushes', async (t) => {
