@@ -36,7 +36,8 @@ export function realTimeWorld(a: Device, b: Device, address: string, connectOpti
     a,
     b,
     address,
-    connectOptions,
+    // Longer than any machine is slow; whoever is refused hears of it at once.
+    connectOptions: { timeoutMs: 60_000, ...connectOptions },
     drive: (promise) => promise,
     settle: async (until) => {
       for (let turns = 0; turns < 20_000; turns++) {
