@@ -89,7 +89,7 @@ export class StoreEngine {
 
   /** @returns the new lease's id, never given before */
   grantLease(ttlMs: number): string {
-    const number = successor(this.#tables.numbers.get('last-lease') ?? 0, 'grant a lease: its numbers are');
+    const number = (this.#tables.numbers.get('last-lease') ?? 0) + 1;
     this.#tables.numbers.put('last-lease', number);
     const id = number.toString(16);
     const owner = this.#clock.owner;
@@ -153,7 +153,7 @@ export class StoreEngine {
   /** @returns the revision of the changes, or the present one when nothing changed */
   #apply(mutations: readonly Mutation[]): number {
     const { keys, numbers, log, tombstones } = this.#tables;
-    const revision = successor(this.revision(), 'change anything: the revisions are');
+    const revision = this.revision() + 1;
     const changes: LoggedChange[] = [];
     for (const mutation of mutations) {
       if ('put' in mutation) {
@@ -256,12 +256,6 @@ export function checkTransaction(compares: readonly Compare[], mutations: readon
 export function checkTtl(ttlMs: number): void {
   if (!(ttlMs > 0 && Number.isFinite(ttlMs)))
     throw new TartanError('ERR_ARGUMENT', `Cannot grant a lease of ${ttlMs} ms: expected a positive number`);
-}
-
-/** @throws {TartanError} ERR_CAPACITY: beyond this, adding 1 changes nothing, and a number would be given twice */
-function successor(number: number, attempt: string): number {
-  if (number < Number.MAX_SAFE_INTEGER) return number + 1;
-  throw new TartanError('ERR_CAPACITY', `Cannot ${attempt} used up, at ${number}`);
 }
 
 function checkKey(key: string): void {

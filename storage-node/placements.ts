@@ -1,7 +1,6 @@
 /**
  * Which units of which files are this node's: file records from the cluster store, kept while the map stays the same.
- * A record's code, unit size, node list and moves never change under one map epoch, so what is kept of them can't be
- * wrong. Its writer epoch does: what is kept is one that was given.
+ * A record's code, unit size, node list and moves never change under one map epoch, so what is kept can't be wrong.
  */
 import type { ClusterStore } from '../cluster/cluster-store.js';
 import { readFile } from '../cluster/files.js';
@@ -16,8 +15,6 @@ const MOST_FILES = 4096;
 
 export class Placement {
   readonly layout: Layout;
-  /** The file's highest when the record was read, or one that could not be asked about. */
-  writerEpoch: number;
   private readonly codeId: number;
   /** This node's index in the file's list, or the one that it is about to take; or −1. */
   private readonly index: number;
@@ -26,7 +23,6 @@ export class Placement {
 
   constructor(record: FileRecord, nodeId: string) {
     const code = parseCode(record.code);
-    this.writerEpoch = record.writerEpoch;
     this.codeId = code.id;
     this.layout = layoutOf(record, code);
     const index = record.nodes.indexOf(nodeId);
@@ -90,26 +86,6 @@ export class Placements {
       this.fetching.set(fileId, fetching);
     }
     return fetching;
-  }
-
-  /**
-   * Whether a writer epoch was ever given to anybody: whoever makes one up would fence the file for good. A new one is
-   * in the file's record before its owner uses it, so the record is read when it must be newer than what is known. When
-   * it can't be read, the epoch is believed: open files do without the store.
-   *
-   * @returns NONE, MALFORMED (nobody has it), or NO_UNIT
-   */
-  async judgeEpoch(fileId: number, writerEpoch: number): Promise<number> {
-    if (writerEpoch <= (this.kept.get(fileId)?.writerEpoch ?? 0)) return Refusal.NONE;
-    // Not fetch(): what is being read already may be older than the epoch.
-    const found = await this.read(fileId);
-    if (found === Refusal.MAP_UNAVAILABLE) {
-      const kept = this.kept.get(fileId);
-      if (kept !== undefined) kept.writerEpoch = Math.max(kept.writerEpoch, writerEpoch);
-      return Refusal.NONE;
-    }
-    if (typeof found === 'number') return found;
-    return writerEpoch <= found.writerEpoch ? Refusal.NONE : Refusal.MALFORMED;
   }
 
   forget(fileId: number): void {

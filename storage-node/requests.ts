@@ -2,7 +2,7 @@
 import { TartanError } from '../wire/errors.js';
 import { answerOrRefuse } from '../wire/front-door.js';
 import { Control, type Reply, type Request, type UnitEntry } from '../wire/generated/ring.js';
-import { FRAME_WORDS, MESSAGE_BYTES, Refusal, refusalCode } from '../wire/ring-messages.js';
+import { FRAME_WORDS, MESSAGE_BYTES } from '../wire/ring-messages.js';
 import type { MapKeeper } from './map-keeper.js';
 import type { Placements } from './placements.js';
 import type { Checked, Scrubber } from './scrubber.js';
@@ -72,18 +72,8 @@ async function answer(
   reply: Reply,
 ): Promise<void> {
   const op = request.op;
-  const requireGiven = async (fileId: number, writerEpoch: number): Promise<void> => {
-    if (writerEpoch <= store.fileMark(fileId).writerEpoch) return;
-    const refusal = await placements.judgeEpoch(fileId, writerEpoch);
-    if (refusal !== Refusal.NONE)
-      throw new TartanError(
-        refusalCode(refusal),
-        `Cannot do '${op?.$case}' on node ${id}: nobody was given writer epoch ${writerEpoch} of file ${fileId}`,
-      );
-  };
   switch (op?.$case) {
     case 'fence':
-      await requireGiven(op.value.fileId, op.value.writerEpoch);
       reply.writerEpoch = await store.fence(op.value.fileId, op.value.writerEpoch);
       return;
     case 'inventory':
@@ -98,7 +88,6 @@ async function answer(
       return;
     case 'recordMissing': {
       const { fileId, stripe, writerEpoch, counter, mask, requestEpoch } = op.value;
-      await requireGiven(fileId, Math.max(writerEpoch, requestEpoch));
       await store.recordMissing(
         fileId,
         stripe,
@@ -125,7 +114,6 @@ async function answer(
       Object.assign(reply, store.fileMark(op.value.fileId));
       return;
     case 'discard':
-      await requireGiven(op.value.fileId, op.value.writerEpoch);
       await store.discard(op.value.fileId, op.value.fromStripe, op.value.writerEpoch);
       reply.writerEpoch = store.fileMark(op.value.fileId).writerEpoch;
       return;

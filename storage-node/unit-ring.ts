@@ -203,7 +203,7 @@ export class UnitRing implements AppendClient {
    *
    * @param fetched  what reading the file's record gave, the second time around
    */
-  private judge(slot: number, fetched: Placement | number | undefined, believed = 0): void {
+  private judge(slot: number, fetched: Placement | number | undefined): void {
     const w = this.wordOf(slot);
     const mapEpoch = this.words[w + W.MAP_EPOCH]!;
     if (mapEpoch < this.host.maps.epoch) {
@@ -232,14 +232,6 @@ export class UnitRing implements AppendClient {
     const refusal = typeof placement === 'number' ? placement : placement.judge(this.words, w);
     if (refusal !== Refusal.NONE) {
       this.answer(slot, refusal);
-      return;
-    }
-    const epoch = this.words[w + W.WRITER_EPOCH]!;
-    if (typeof placement !== 'number' && epoch > placement.writerEpoch && epoch > believed) {
-      this.wait(slot, this.host.placements.judgeEpoch(fileId, epoch), (judged) => {
-        if (judged === Refusal.NONE) this.judge(slot, undefined, epoch);
-        else this.answer(slot, judged);
-      });
       return;
     }
     if (this.rebuilds !== undefined && !this.mayRebuild(this.rebuilds, w)) {

@@ -1,7 +1,5 @@
 import t from 'tap';
 import { MemoryCluster } from '../../cluster/memory-store.js';
-import { StoreEngine } from '../../cluster/store-engine.js';
-import { memoryTables } from '../../cluster/store-tables.js';
 import { conformance } from './conformance.js';
 import { VirtualClock, settle } from './virtual-clock.js';
 import { collect } from './watching.js';
@@ -105,20 +103,4 @@ t.test('a call cut off on its way back rejects although it took effect', async (
   await clock.advance(5);
   await rejected;
   t.equal(cluster.engine.get('a')?.value, '1');
-});
-
-t.test('numbers that are used up are refused, and none is given twice', (t) => {
-  const tables = memoryTables(),
-    engine = new StoreEngine(tables, { nowMs: () => 0, isRunning: () => true });
-  tables.numbers.put('revision', Number.MAX_SAFE_INTEGER - 1);
-  tables.numbers.put('last-lease', Number.MAX_SAFE_INTEGER - 1);
-  t.equal(engine.transact([], [{ put: 'a', value: 'last' }]).revision, Number.MAX_SAFE_INTEGER);
-  t.equal(engine.grantLease(1), Number.MAX_SAFE_INTEGER.toString(16));
-  t.throws(() => engine.transact([], [{ put: 'a', value: 'more' }]), {
-    code: 'ERR_CAPACITY',
-    message: /the revisions are used up, at 9007199254740991$/,
-  });
-  t.throws(() => engine.grantLease(1), { code: 'ERR_CAPACITY' });
-  t.match(engine.get('a'), { value: 'last', modRevision: Number.MAX_SAFE_INTEGER });
-  t.end();
 });

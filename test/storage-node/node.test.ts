@@ -95,7 +95,6 @@ t.test('Units are refused, each with its reason, and the connection goes on', as
   future.words[W.SHAPE] = (future.words[W.SHAPE]! & ~0xff) | 2;
   t.equal(await refusal(future), Refusal.MALFORMED);
   t.equal(rig.node.storeStats().unitsStored, 0);
-  await rig.own(2);
   t.equal(await refusal(rig.unit({ epoch: 2, counter: 2 })), Refusal.NONE);
   t.equal(await refusal(rig.unit({ epoch: 2, counter: 2 })), Refusal.NONE, 'the same again');
   t.equal(await refusal(rig.unit({ epoch: 2, counter: 2, seed: 9 })), Refusal.NAME_CONFLICT);
@@ -153,7 +152,6 @@ t.test('A fence is durable before its reply, and refuses what is in flight insid
       release = resolve;
     });
   let replied = false;
-  await rig.own(3);
   const fencing = other
     .requestSoon({ $case: 'fence', value: { fileId: rig.file.id, writerEpoch: 3 } })
     .then((reply) => {
@@ -221,7 +219,6 @@ t.test('Requests: inventory in pages that fit a message, marks, missing units, d
     missing: 2 ** 35 + 2,
     mapEpoch: rig.node.mapEpoch,
   });
-  await rig.own(2);
   t.match(await peer.request({ $case: 'discard', value: { fileId, fromStripe: 2, writerEpoch: 2 } }), {
     code: '',
     writerEpoch: 2,
@@ -559,7 +556,6 @@ t.test('A full disk refuses units and serves reads', async (t) => {
   t.equal(peer.acks[peer.acks.length - 1]!.refusal, Refusal.DISK_FULL);
   t.ok(stripe > 10);
   t.equal((await peer.read({ fileId: rig.file.id, stripe: stripe - 1, unit: unitOf(stripe - 1) })).refusal, 0);
-  await rig.own(9);
   t.match(await peer.request({ $case: 'fence', value: { fileId: rig.file.id, writerEpoch: 9 } }), { code: '' });
 });
 

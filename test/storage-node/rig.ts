@@ -1,6 +1,6 @@
 /** One storage node in a simulated world, and peers that speak the ring protocol by hand, truthfully or not. */
 import { Access, Flag, SimWorld, type MemoryRegion } from 'tartan-rdma';
-import { createFile, readFile, takeOver } from '../../cluster/files.js';
+import { createFile } from '../../cluster/files.js';
 import { createCluster, registerNode, setNodeState } from '../../cluster/membership.js';
 import { MemoryCluster, type MemoryClient } from '../../cluster/memory-store.js';
 import type { ClusterIdentity, FileRecord } from '../../cluster/records.js';
@@ -86,13 +86,6 @@ export class Rig {
       nodes: ['n1', 'n2', 'n3'],
       modified: '2030-01-01T00:00:00.000Z',
     });
-  }
-
-  /** Takeovers, until the file's owner has this writer epoch. */
-  async own(writerEpoch: number): Promise<void> {
-    const { id } = this.file;
-    while ((await this.run(readFile(this.metadata, id))).writerEpoch < writerEpoch)
-      await this.run(takeOver(this.metadata, id));
   }
 
   async startNode(options: Partial<StorageNodeOptions> = {}): Promise<void> {
