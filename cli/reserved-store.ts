@@ -39,7 +39,7 @@ export function reserveUnits(folder: string, id: string, sizeBytes: number): boo
     throw new TartanError(
       'ERR_DISK_FULL',
       `Cannot set ${formatBytes(bytes)} aside for the store of ${id}: ${formatBytes(bavail * bsize)} are free in ` +
-        `${folder}; --size takes less`,
+        `${folder}; --size takes less, --sparse takes it bit by bit`,
     );
   return false;
 }

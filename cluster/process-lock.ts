@@ -7,7 +7,7 @@
  * Node has no call for record locks. SQLite takes them to say that a transaction will write (its RESERVED lock), and
  * then writes nothing before the commit, which never comes.
  */
-import { readFileSync, statSync, writeFileSync } from 'node:fs';
+import { lstatSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import Database from 'better-sqlite3';
 import { TartanError, codeOf } from '../wire/errors.js';
 import { oneLine } from './sqlite-database.js';
@@ -34,7 +34,11 @@ export function lockPath(path: string): ProcessLock | { readonly heldBy: string 
     for (;;) {
       make(path);
       const before = inodeOf(path);
-      if (before === undefined) continue;
+      if (before === undefined) {
+        if (lstatSync(path, { throwIfNoEntry: false })?.isSymbolicLink() === true)
+          throw new TartanError('ERR_LOCAL_FILE', `Cannot lock '${path}': it is a link that leads nowhere; remove it`);
+        continue; // its holder removed it just now
+      }
       const database = new Database(path, { fileMustExist: true, timeout: 0 });
       try {
         database.pragma('journal_mode = MEMORY'); // no file beside this one

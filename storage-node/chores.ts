@@ -12,8 +12,6 @@ import { detach } from '../wire/front-door.js';
 export const STEPS_A_TURN = 1000;
 
 export class Chores {
-  /** Steps done so far. */
-  steps = 0;
   private readonly queue: Iterator<unknown>[] = [];
   private running: Promise<void> | undefined;
   private isStopped = false;
@@ -60,7 +58,6 @@ export class Chores {
       const first = this.queue[0];
       if (first === undefined) return;
       if (first.next().done === true) this.queue.shift();
-      else this.steps++;
     }
   }
 }

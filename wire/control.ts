@@ -365,7 +365,8 @@ class Caller {
         : error?.code === status.DEADLINE_EXCEEDED
           ? `no answer within ${this.#deadlineMs} ms`
           : (refused ?? details);
-    if (isOutOfFiles(error))
+    // Only of a connection that could not be made: what a peer says of its own files comes with another status.
+    if (error?.code === status.UNAVAILABLE && isOutOfFiles(error))
       return new TartanError('ERR_TOO_MANY_FILES', `Cannot ${attempt}: ${TOO_MANY_FILES}`, { cause: error });
     return new TartanError(codeOfStatus(error?.code), `Cannot ${attempt}: ${observation}`, { cause: error });
   }

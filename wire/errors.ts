@@ -102,7 +102,7 @@ export function codeOf(error: unknown): string | undefined {
 export function isOutOfFiles(error: unknown): boolean {
   const code = codeOf(error);
   if (code === 'EMFILE' || code === 'ENFILE') return true;
-  return error instanceof Error && /\b(EMFILE|ENFILE|Too many open files)\b/i.test(error.message);
+  return error instanceof Error && /\b(E[MN]FILE|Too many open files)\b/.test(error.message);
 }
 
 /** What is said then. */

@@ -28,29 +28,24 @@ export async function readPresence(store: ClusterStore): Promise<Presence> {
  * @returns ids of those marked down
  */
 export async function markExpired(store: ClusterStore, { map, nodes, switches }: Presence): Promise<string[]> {
+  const gone = [
+    ...map.nodes
+      .filter(({ id, state }) => state === 'up' && !nodes.has(id))
+      .map(({ id }) => ({ id, propose: setNodeState })),
+    ...map.switches
+      .filter(({ id, state, packets }) => state !== 'down' && packets === undefined && !switches.has(id))
+      .map(({ id }) => ({ id, propose: setSwitchState })),
+  ];
   const marked: string[] = [];
   let { epoch } = map;
-  for (const { id, state } of map.nodes) {
-    if (state !== 'up' || nodes.has(id)) continue;
+  for (const { id, propose } of gone)
     try {
-      const next = await setNodeState(store, id, 'down', { ifEpoch: epoch });
-      if (next.epoch !== epoch) marked.push(id);
-      epoch = next.epoch;
+      ({ epoch } = await propose(store, id, 'down', { ifEpoch: epoch }));
+      marked.push(id);
     } catch (error) {
       // Something has changed meanwhile: it is judged again by the next look.
       if (codeOf(error) !== 'ERR_STALE_MAP' && codeOf(error) !== 'ERR_NOT_FOUND') throw error;
-      return marked;
+      break;
     }
-  }
-  for (const { id, state, packets } of map.switches) {
-    if (state === 'down' || packets !== undefined || switches.has(id)) continue;
-    try {
-      await setSwitchState(store, id, 'down', { ifEpoch: epoch });
-      marked.push(id);
-    } catch (error) {
-      if (codeOf(error) !== 'ERR_STALE_MAP' && codeOf(error) !== 'ERR_NOT_FOUND') throw error;
-      return marked;
-    }
-  }
   return marked;
 }

@@ -24,7 +24,7 @@ import { NOBODY } from '../erasure/layout/index.js';
 import { isOperating } from '../wire/errors.js';
 import { AbandonedFiles } from './abandoned.js';
 import type { ClientContext } from './context.js';
-import { markExpired, readPresence } from './expired-leases.js';
+import { markExpired, readPresence, type Presence } from './expired-leases.js';
 import { freeLeftovers } from './leftovers.js';
 import { moveShares, type Share } from './mover.js';
 import { NodeHistory } from './node-history.js';
@@ -130,9 +130,7 @@ class Repairer {
   private async tick(): Promise<void> {
     for (const name of await this.abandoned.collect())
       this.say(`'${name}' is removed: whoever wrote it went before it was complete`);
-    const expired = await markExpired(this.context.store, await readPresence(this.context.store));
-    if (expired.length > 0) this.say(`${expired.join(', ')} marked down: no lease`);
-    const view = await this.look(),
+    const view = this.observed(await this.judged()),
       from = this.homeless(view.map);
     if (from.length > 0 && this.now >= this.planAt) {
       const files = await listFiles(this.context.store),
@@ -162,8 +160,17 @@ class Repairer {
     await this.held('scrub', files, (hold, signal) => this.scrub(files, hold, signal));
   }
 
-  private async look(): Promise<View> {
-    const { map, nodes: present } = await readPresence(this.context.store);
+  /** Who is there, once those without a lease are marked down. */
+  private async judged(): Promise<Presence> {
+    const { store } = this.context,
+      presence = await readPresence(store),
+      expired = await markExpired(store, presence);
+    if (expired.length === 0) return presence;
+    this.say(`${expired.join(', ')} marked down: no lease`);
+    return readPresence(store);
+  }
+
+  private observed({ map, nodes: present }: Presence): View {
     this.history.observe(map, present, this.now);
     return { map, present };
   }
@@ -428,7 +435,7 @@ class Repairer {
 
   /** Whether a node needs attention, and something can be done. */
   private async isNeeded(): Promise<boolean> {
-    const view = await this.look(),
+    const view = this.observed(await readPresence(this.context.store)),
       from = this.homeless(view.map);
     if (this.history.returned(this.now, this.limits.settleMs).length > 0) return true;
     return from.length > 0 && this.plan(view, await listFiles(this.context.store), from).shares.length > 0;

@@ -1,7 +1,7 @@
 /** One process has a lock, whoever else tries, until it ends in whatever way; nothing of it is ever stale. */
 import t from 'tap';
 import { spawnSync } from 'node:child_process';
-import { existsSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { existsSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { lockPath } from '../../cluster/process-lock.js';
@@ -47,6 +47,10 @@ t.test('a lock is on the file that has the name, also when its holder removed th
   t.equal(statSync(path).size, 0);
   t.equal(statSync(path).mode & 0o777, 0o600);
   t.throws(() => lockPath(join(path, 'below')), { code: 'ERR_LOCAL_FILE', message: /^Cannot lock '[^\n]+$/ });
+  const folder = t.testdir({ full: 'text', folder: {} });
+  symlinkSync('nowhere', join(folder, 'link'));
+  for (const name of ['full', 'folder', 'link'])
+    t.throws(() => lockPath(join(folder, name)), { code: 'ERR_LOCAL_FILE', message: /^Cannot lock '[^\n]+$/ }, name);
   t.end();
 });
 

@@ -6,22 +6,14 @@ import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { Access, type Device, Flag, type MemoryRegion, openSoftDevice, type QueuePair, statusName } from 'tartan-rdma';
+import type { Entry } from './conformance-world.js';
 
 export const TRANSPORTS = ['tcp', 'shm'] as const;
 export const PEER = fileURLToPath(new URL('soft-peer.mjs', import.meta.url));
 
-export interface Seen {
-  opcode: number;
-  status: number;
-  wrId: number;
-  byteLength: number;
-  imm: number;
-  detail: number;
-}
-
 /** Collects a queue pair's completions and lets a test await a number of them. */
 export class Completions {
-  readonly seen: Seen[] = [];
+  readonly seen: Entry[] = [];
   #waiting: (() => void)[] = [];
 
   readonly handler = (
@@ -36,7 +28,7 @@ export class Completions {
     for (const wake of this.#waiting.splice(0)) wake();
   };
 
-  async first(count: number): Promise<Seen[]> {
+  async first(count: number): Promise<Entry[]> {
     while (this.seen.length < count) await new Promise<void>((resolve) => this.#waiting.push(resolve));
     return this.seen.slice(0, count);
   }

@@ -343,7 +343,7 @@ class Soak {
 
   /** @returns the exit status */
   private async close(): Promise<number> {
-    const found = growths(this.samples, minutes);
+    const found = growths(this.samples);
     for (const each of found) {
       const line = `${each.id} (${each.pid}), ${each.minutes.toFixed(0)} min: ${changesOf(each)}`;
       say(line);

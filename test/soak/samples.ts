@@ -26,31 +26,35 @@ export interface Growth {
   readonly id: string;
   readonly pid: number;
   readonly minutes: number;
-  /** Medians of the second and of the last quarter of its life; the first is its youth. */
+  /** Medians of the second (in a life of less than ten minutes the third) and of the last quarter of its life. */
   readonly rssMib: readonly [number, number];
   readonly descriptors: readonly [number, number];
   readonly isFlat: boolean;
 }
 
-/** A shorter life says nothing: on a busy machine a process opens its first sessions in its second minute. */
-const LEAST_MINUTES = 10;
+/** Fewer samples say nothing. */
+const LEAST_SAMPLES = 40;
+/** In a shorter life youth lasts until its half: on a busy machine a process opens its first sessions then. */
+const LONG_MINUTES = 10;
 /** What a heap may have moved by without a leak: garbage that has not been collected yet. */
 const SLACK_MIB = 24;
 const SLACK_SHARE = 0.15;
 const SLACK_DESCRIPTORS = 12;
 
-/** Of each process that lived long enough to tell; in a short run, for half of it. */
-export function growths(samples: readonly Sample[], runMinutes: number): Growth[] {
+/** Of each process that lived long enough to tell. */
+export function growths(samples: readonly Sample[]): Growth[] {
   const lives = new Map<string, Sample[]>();
   for (const sample of samples) {
     const key = `${sample.id} ${sample.pid}`;
     lives.set(key, [...(lives.get(key) ?? []), sample]);
   }
   return [...lives.values()]
-    .filter((life) => minutesOf(life) >= Math.min(LEAST_MINUTES, runMinutes / 2))
+    .filter((life) => life.length >= LEAST_SAMPLES)
     .map((life) => {
-      const quarter = Math.floor(life.length / 4);
-      const early = life.slice(quarter, 2 * quarter),
+      const quarter = Math.floor(life.length / 4),
+        minutes = life.at(-1)!.minutes - life[0]!.minutes,
+        from = minutes < LONG_MINUTES ? 2 * quarter : quarter;
+      const early = life.slice(from, from + quarter),
         late = life.slice(-quarter);
       const rssMib = [
         spread(early.map((each) => each.rssMib)).median,
@@ -63,7 +67,7 @@ export function growths(samples: readonly Sample[], runMinutes: number): Growth[
       return {
         id: life[0]!.id,
         pid: life[0]!.pid,
-        minutes: minutesOf(life),
+        minutes,
         rssMib,
         descriptors,
         isFlat:
@@ -71,8 +75,4 @@ export function growths(samples: readonly Sample[], runMinutes: number): Growth[
           descriptors[1] <= descriptors[0] + SLACK_DESCRIPTORS,
       };
     });
-}
-
-function minutesOf(life: readonly Sample[]): number {
-  return life.at(-1)!.minutes - life[0]!.minutes;
 }

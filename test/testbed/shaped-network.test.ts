@@ -231,7 +231,10 @@ t.test(
         Number(row['onLink']) >= (once ? 1 : 1.5) && Number(row['onLink']) < (once ? 1.15 : 1.7),
         `${String(row['unitKiB'])} KiB, ${String(row['parity'])}: ${String(row['onLink'])} bytes a byte`,
       );
-      t.ok(Number(row['mbPerS']) > 0);
+      t.ok(
+        Number(row['mbPerS']) > 0 && Number(row['mbPerS']) < (RATE_MBIT / 8) * 1.2,
+        `${String(row['mbPerS'])} MB/s on a link of ${RATE_MBIT / 8}`,
+      );
     }
     t.ok(
       result.rows.some((row) => Number(row['ratio']) > 0),

@@ -6,7 +6,14 @@ import { P4RuntimeError } from 'tartan-p4runtime';
 import { CodeError, parseCode } from '../../erasure/code/index.js';
 import { LayoutError } from '../../erasure/layout/errors.js';
 import { TestbedError } from '../../testbed/errors.js';
-import { errorFromPeer, isOperating, OperatingError, parseErrorCode, TartanError } from '../../wire/errors.js';
+import {
+  errorFromPeer,
+  isOperating,
+  isOutOfFiles,
+  OperatingError,
+  parseErrorCode,
+  TartanError,
+} from '../../wire/errors.js';
 import { Refusal, refusalCode } from '../../wire/ring-messages.js';
 
 function thrownBy(action: () => unknown): unknown {
@@ -69,4 +76,13 @@ t.test('every refusal number has a code, and room that is missing is not called 
     [],
   );
   t.equal(refusalCode(Refusal.CAPACITY), 'ERR_CAPACITY');
+});
+
+t.test('that a process may open no more is told by code or by what the system says, not by a name', (t) => {
+  const files = Object.assign(new Error('EMFILE: too many open files, open x'), { code: 'EMFILE' });
+  for (const error of [files, new Error('connect EMFILE 127.0.0.1:7000'), new Error('socket: Too many open files')])
+    t.ok(isOutOfFiles(error), error.message);
+  for (const message of ['getaddrinfo ENOTFOUND emfile', "Cannot open 'too many open files': there is no such file"])
+    t.notOk(isOutOfFiles(new Error(message)), message);
+  t.end();
 });
