@@ -183,7 +183,10 @@ async function sizeOf(handle: FileHandle, path: string, wanted: number | undefin
   if (size === 0)
     throw new TartanError(
       'ERR_ARGUMENT',
-      `Cannot use '${path}' as a store: it is empty, and no size was given to make one`,
+      `Cannot use '${path}' as a store: it is empty, and ` +
+        (wanted === undefined
+          ? 'no size was given to make one'
+          : `${wanted} bytes were to make one, expected ${BLOCK_BYTES} or more`),
     );
   return size;
 }
